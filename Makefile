@@ -1,0 +1,48 @@
+# Nothing but Python 3.11+ and make is needed. `make demo` and `make test` set up what they use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?=
+
+.PHONY: help setup demo test check fmt proto bench gpu-check clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
+
+setup: $(VENV)/.ready  ## make the virtual environment
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## the whole story on real data; DATA=path/to/parquet for another set
+	$(BIN)/python -m trainer_examples.demo $(if $(DATA),--data $(DATA))
+
+test: setup check  ## everything CI runs
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint, import contracts, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+fmt: setup  ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: setup  ## regenerate the protobuf code; the virtual path makes its imports right
+	$(BIN)/python -m grpc_tools.protoc -Isampler_client/_pb=protos/sampler/v1 \
+		--python_out=client --pyi_out=client --grpc_python_out=client protos/sampler/v1/sampler.proto
+
+bench: bench-variance bench-convex bench-sketching bench-serving bench-draws  ## every benchmark
+
+bench-%: setup  ## one benchmark: bench-variance, bench-convex, bench-sketching, bench-serving, bench-draws
+	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json
+
+gpu-check: setup  ## what needs a GPU: FAISS-GPU shards, sketching on CUDA
+	$(BIN)/python -m benchmarks.gpu_check --json benchmarks/results/gpu_check.json
+
+clean:
+	rm -rf $(VENV) build dist out

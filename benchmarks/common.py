@@ -1,0 +1,81 @@
+"""What every benchmark writes: rows, headline figures, and the machine and versions they were measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("numpy", "faiss-cpu", "faiss-gpu", "torch", "ray", "grpcio", "scikit-learn")
+
+
+def write_result(
+    path: Path | None,
+    *,
+    name: str,
+    rows: list[dict[str, Any]],
+    headline: dict[str, float],
+    notes: Sequence[str] = (),
+) -> None:
+    """Print the headline and, unless `path` is None, write everything as JSON.
+
+    Args:
+        rows: one dict per measurement, plain numbers and strings.
+        headline: the few figures the README quotes, by name.
+        notes: what a reader must know to compare the figures, one sentence each.
+    """
+    table = Table(title=name, title_justify="left")
+    table.add_column("headline")
+    table.add_column("value", justify="right")
+    for figure, value in headline.items():
+        table.add_row(figure, f"{value:.4g}")
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(f"- {note}")
+    if path is None:
+        return
+    result = {
+        "name": name,
+        "machine": machine(),
+        "versions": versions(),
+        "rows": rows,
+        "headline": headline,
+        "notes": list(notes),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    console.print(f"written to {path}")
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, cores this process may use, and system."""
+    return {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that are installed."""
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

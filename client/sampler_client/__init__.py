@@ -1,0 +1,77 @@
+"""Client of the sampling service. Importing it needs numpy, grpcio and protobuf; torch is loaded on first use.
+
+Example:
+    import sampler_client as sampler
+
+    loader = sampler.attach(loader, "localhost:50051", run="resnet-cifar10", policy="gradient_clustering")
+    sketcher = sampler.GradientSketcher(model, dim=64)
+    for (images, labels), batch in loader:
+        losses = loss_fn(model(images), labels)  # per example, reduction="none"
+        batch.weighted_mean(losses).backward()
+        optimizer.step()
+        batch.report(losses, sketcher)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sampler_client.batch import Batch
+from sampler_client.client import SamplerClient
+from sampler_client.config import RunOptions, Timeouts
+from sampler_client.errors import (
+    Busy,
+    ConfigError,
+    Conflict,
+    MessageTooLarge,
+    NotFound,
+    ReplyTimeout,
+    SamplerError,
+    ServiceUnavailable,
+    SketchError,
+    Stale,
+    VersionMismatch,
+)
+
+if TYPE_CHECKING:
+    from sampler_client.pytorch.loader import RemoteBatchSampler, SampledLoader, attach
+    from sampler_client.pytorch.sketcher import GradientSketcher
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Busy",
+    "ConfigError",
+    "Conflict",
+    "GradientSketcher",
+    "MessageTooLarge",
+    "NotFound",
+    "RemoteBatchSampler",
+    "ReplyTimeout",
+    "RunOptions",
+    "SampledLoader",
+    "SamplerClient",
+    "SamplerError",
+    "ServiceUnavailable",
+    "SketchError",
+    "Stale",
+    "Timeouts",
+    "VersionMismatch",
+    "attach",
+]
+
+_TORCH = {
+    "GradientSketcher": "sampler_client.pytorch.sketcher",
+    "RemoteBatchSampler": "sampler_client.pytorch.loader",
+    "SampledLoader": "sampler_client.pytorch.loader",
+    "attach": "sampler_client.pytorch.loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs torch when it is asked for (PEP 562)."""
+    if name not in _TORCH:
+        raise AttributeError(f"module 'sampler_client' has no attribute {name!r}")
+    return getattr(import_module(_TORCH[name]), name)

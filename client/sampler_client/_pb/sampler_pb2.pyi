@@ -1,0 +1,378 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RegisterDatasetRequest(_message.Message):
+    __slots__ = ("dataset", "num_examples", "protocol")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    num_examples: int
+    protocol: int
+    def __init__(self, dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., protocol: _Optional[int] = ...) -> None: ...
+
+class RegisterDatasetResponse(_message.Message):
+    __slots__ = ("protocol", "service_version")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    service_version: str
+    def __init__(self, protocol: _Optional[int] = ..., service_version: _Optional[str] = ...) -> None: ...
+
+class OpenRunRequest(_message.Message):
+    __slots__ = ("run", "dataset", "policy", "policy_options", "seed", "sketch_dim", "sketch_dtype", "num_clusters", "max_lead", "lease_seconds", "on_lost", "epochs")
+    class PolicyOptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    POLICY_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_DIM_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLUSTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LEAD_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ON_LOST_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    dataset: str
+    policy: str
+    policy_options: _containers.ScalarMap[str, str]
+    seed: int
+    sketch_dim: int
+    sketch_dtype: str
+    num_clusters: int
+    max_lead: int
+    lease_seconds: float
+    on_lost: str
+    epochs: int
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., policy: _Optional[str] = ..., policy_options: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., sketch_dim: _Optional[int] = ..., sketch_dtype: _Optional[str] = ..., num_clusters: _Optional[int] = ..., max_lead: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., on_lost: _Optional[str] = ..., epochs: _Optional[int] = ...) -> None: ...
+
+class OpenRunResponse(_message.Message):
+    __slots__ = ("created", "unbiased", "policies")
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    UNBIASED_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    created: bool
+    unbiased: bool
+    policies: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, created: _Optional[bool] = ..., unbiased: _Optional[bool] = ..., policies: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("run", "rank", "world_size", "batch_size", "drop_last", "lead", "trainer")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DROP_LAST_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    TRAINER_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    rank: int
+    world_size: int
+    batch_size: int
+    drop_last: bool
+    lead: int
+    trainer: str
+    def __init__(self, run: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., batch_size: _Optional[int] = ..., drop_last: _Optional[bool] = ..., lead: _Optional[int] = ..., trainer: _Optional[str] = ...) -> None: ...
+
+class JoinResponse(_message.Message):
+    __slots__ = ("session", "steps_per_epoch", "max_lead")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MAX_LEAD_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    steps_per_epoch: int
+    max_lead: int
+    def __init__(self, session: _Optional[str] = ..., steps_per_epoch: _Optional[int] = ..., max_lead: _Optional[int] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class LeaveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetReferenceRequest(_message.Message):
+    __slots__ = ("run", "losses")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    losses: bytes
+    def __init__(self, run: _Optional[str] = ..., losses: _Optional[bytes] = ...) -> None: ...
+
+class SetReferenceResponse(_message.Message):
+    __slots__ = ("table_version",)
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    table_version: int
+    def __init__(self, table_version: _Optional[int] = ...) -> None: ...
+
+class AnnounceDropRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class AnnounceDropResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CloseRunRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class CloseRunResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListRunsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListRunsResponse(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, runs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BatchRequest(_message.Message):
+    __slots__ = ("hello", "epoch", "credit")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    epoch: StartEpoch
+    credit: Credit
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., epoch: _Optional[_Union[StartEpoch, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("session", "last_batch_id", "held")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LAST_BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    last_batch_id: int
+    held: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[str] = ..., last_batch_id: _Optional[int] = ..., held: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StartEpoch(_message.Message):
+    __slots__ = ("epoch", "skip_examples", "first_step")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SKIP_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    skip_examples: int
+    first_step: int
+    def __init__(self, epoch: _Optional[int] = ..., skip_examples: _Optional[int] = ..., first_step: _Optional[int] = ...) -> None: ...
+
+class Credit(_message.Message):
+    __slots__ = ("count", "acked")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    ACKED_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    acked: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, count: _Optional[int] = ..., acked: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class BatchReply(_message.Message):
+    __slots__ = ("batch", "epoch_start", "epoch_end")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_START_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_END_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    epoch_start: EpochStart
+    epoch_end: EpochEnd
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ..., epoch_start: _Optional[_Union[EpochStart, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("batch_id", "epoch", "step", "table_version", "policy", "example_ids", "weights", "probabilities", "cluster_ids", "lease_deadline", "lead", "global_batch_size", "world_size")
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_IDS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    batch_id: int
+    epoch: int
+    step: int
+    table_version: int
+    policy: str
+    example_ids: bytes
+    weights: bytes
+    probabilities: bytes
+    cluster_ids: bytes
+    lease_deadline: float
+    lead: int
+    global_batch_size: int
+    world_size: int
+    def __init__(self, batch_id: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., table_version: _Optional[int] = ..., policy: _Optional[str] = ..., example_ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., probabilities: _Optional[bytes] = ..., cluster_ids: _Optional[bytes] = ..., lease_deadline: _Optional[float] = ..., lead: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., world_size: _Optional[int] = ...) -> None: ...
+
+class EpochStart(_message.Message):
+    __slots__ = ("epoch", "num_steps", "policy", "reason")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    num_steps: int
+    policy: str
+    reason: str
+    def __init__(self, epoch: _Optional[int] = ..., num_steps: _Optional[int] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class EpochEnd(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("session", "batch_id", "step", "example_ids", "losses", "norms", "sketches")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
+    SKETCHES_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    batch_id: int
+    step: int
+    example_ids: bytes
+    losses: bytes
+    norms: bytes
+    sketches: Array
+    def __init__(self, session: _Optional[str] = ..., batch_id: _Optional[int] = ..., step: _Optional[int] = ..., example_ids: _Optional[bytes] = ..., losses: _Optional[bytes] = ..., norms: _Optional[bytes] = ..., sketches: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
+class Array(_message.Message):
+    __slots__ = ("dtype", "shape", "data")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ReportSummary(_message.Message):
+    __slots__ = ("table_version", "accepted", "rejected")
+    class RejectedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    table_version: int
+    accepted: int
+    rejected: _containers.ScalarMap[str, int]
+    def __init__(self, table_version: _Optional[int] = ..., accepted: _Optional[int] = ..., rejected: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class FenceRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class FenceResponse(_message.Message):
+    __slots__ = ("table_version",)
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    table_version: int
+    def __init__(self, table_version: _Optional[int] = ...) -> None: ...
+
+class GetStatisticsRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class GetStatisticsResponse(_message.Message):
+    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes")
+    class RejectedRowsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_POLICY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    UNBIASED_FIELD_NUMBER: _ClassVar[int]
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    VARIANCE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_SAMPLE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLUSTERS_FIELD_NUMBER: _ClassVar[int]
+    REFRESHES_FIELD_NUMBER: _ClassVar[int]
+    MEAN_AGE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    MAX_LEAD_FIELD_NUMBER: _ClassVar[int]
+    TRAINERS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    dataset: str
+    num_examples: int
+    policy: str
+    active_policy: str
+    reason: str
+    unbiased: bool
+    table_version: int
+    epoch: int
+    batches: int
+    examples: int
+    reported_rows: int
+    rejected_rows: _containers.ScalarMap[str, int]
+    sketch_coverage: float
+    variance_ratio: float
+    effective_sample_ratio: float
+    num_clusters: int
+    refreshes: int
+    mean_age_steps: float
+    lead: int
+    max_lead: int
+    trainers: int
+    leases_expired: int
+    memory_bytes: int
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: _Optional[bool] = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StopResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,188 @@
+"""The handle that comes with every batch: what was drawn, with which weight, and how to report back.
+
+Shapes: b examples of this trainer's part, d sketch length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sampler_client import wire
+from sampler_client._pb import sampler_pb2 as pb
+from sampler_client.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sampler_client.reporter import ReportRows
+
+
+class Taken(Protocol):
+    """What a sketcher hands over for one backward pass."""
+
+    sketches: NDArray[Any]  # (b, d) float16 or float32
+    norms: NDArray[np.float32]  # (b,)
+    usable: NDArray[np.bool_]  # (b,) rows whose gradient could be told
+
+
+class Sketcher(Protocol):
+    """Anything that yields the sketches of the last backward pass, such as GradientSketcher."""
+
+    def take(self, coefficients: Any, /) -> Taken:
+        """Sketches, given dL/dloss_i of each example, or None when the caller reduced the losses alone."""
+        ...
+
+
+class Batch:
+    """One trainer's part of a global batch. Arrays are read-only and in the order of the data.
+
+    Attributes:
+        batch_id: rises within the run; 0 is no batch.
+        epoch, step: position of the global batch; step counts from 0 in each epoch.
+        table_version: the table that it was planned from.
+        policy: what planned it.
+        lead: batches this trainer held unreported when it was planned.
+        example_ids: (b,) int64.
+        weights: (b,) float32, factor on each example's loss.
+        probabilities: (b,) float32, chance of each example in one draw.
+        cluster_ids: (b,) int32, -1 for examples without a sketch.
+        lease_deadline: Unix seconds.
+        global_batch_size, world_size: examples and trainers of this step, for the scale of the loss.
+    """
+
+    __slots__ = (
+        "_coefficients",
+        "_message",
+        "_report",
+        "_steps_per_epoch",
+        "cluster_ids",
+        "example_ids",
+        "probabilities",
+        "weights",
+    )
+
+    def __init__(
+        self,
+        message: pb.Batch,
+        report: Callable[[ReportRows], None] | None = None,
+        steps_per_epoch: int = 0,
+    ) -> None:
+        self._message = message
+        self._report = report
+        self._steps_per_epoch = steps_per_epoch
+        self._coefficients: Any = None
+        self.example_ids = wire.to_array(message.example_ids, np.int64, "example_ids")
+        self.weights = wire.to_array(message.weights, np.float32, "weights")
+        self.probabilities = wire.to_array(message.probabilities, np.float32, "probabilities")
+        self.cluster_ids = wire.to_array(message.cluster_ids, np.int32, "cluster_ids")
+
+    @property
+    def batch_id(self) -> int:
+        return self._message.batch_id
+
+    @property
+    def epoch(self) -> int:
+        return self._message.epoch
+
+    @property
+    def step(self) -> int:
+        return self._message.step
+
+    @property
+    def run_step(self) -> int:
+        """Steps since the start of the run, the clock by which reports age."""
+        return self.epoch * self._steps_per_epoch + self.step
+
+    @property
+    def table_version(self) -> int:
+        return self._message.table_version
+
+    @property
+    def policy(self) -> str:
+        return self._message.policy
+
+    @property
+    def lead(self) -> int:
+        return self._message.lead
+
+    @property
+    def lease_deadline(self) -> float:
+        return self._message.lease_deadline
+
+    @property
+    def global_batch_size(self) -> int:
+        return self._message.global_batch_size
+
+    @property
+    def world_size(self) -> int:
+        return self._message.world_size
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"Batch(batch_id={self.batch_id}, epoch={self.epoch}, step={self.step}, examples={len(self)}, "
+            f"policy={self.policy!r}, table_version={self.table_version}, lead={self.lead})"
+        )
+
+    def weighted_mean(self, losses: Any) -> Any:
+        """The scalar to back-propagate: world/B sum_i w_i l_i over this trainer's part of a global batch of B.
+
+        With DistributedDataParallel's average over ranks this is (1/B) sum w_i l_i over the global batch, an
+        unbiased estimate of the mean loss when the policy is unbiased, also when the last batch is ragged.
+        The derivative with respect to each loss is noted on the way, so that sketches come out unscaled
+        whatever happens to the scalar afterwards (division by accumulation steps, a GradScaler).
+
+        Args:
+            losses: (b,) torch tensor of per-example losses (`reduction="none"`, averaged over positions).
+
+        Raises:
+            ConfigError: when `losses` is not a vector with one loss per example of this batch.
+        """
+        if tuple(losses.shape) != (len(self),):
+            raise ConfigError(
+                f"weighted_mean needs one loss per example, shape ({len(self)},), got {tuple(losses.shape)}; "
+                'use reduction="none" and average over positions'
+            )
+        if losses.requires_grad:
+            losses.register_hook(self._note_coefficients)
+        weights = losses.new_tensor(self.weights)
+        return (losses * weights).sum() * (self.world_size / self.global_batch_size)
+
+    def _note_coefficients(self, gradient: Any) -> None:
+        self._coefficients = gradient.detach()
+
+    def report(self, losses: Any, sketcher: Sketcher | None = None) -> None:
+        """Queue what this batch showed; returns at once, a background thread sends it.
+
+        Args:
+            losses: (b,) per-example losses, a torch tensor or an array.
+            sketcher: takes the sketches of the backward pass that just ended.
+
+        Raises:
+            ConfigError: when the number of losses is not that of the examples.
+            SketchError: when the sketcher saw no backward pass for this batch.
+        """
+        from sampler_client.reporter import ReportRows
+
+        losses_b = _to_numpy(losses)
+        if losses_b.shape != (len(self),):
+            raise ConfigError(f"report needs {len(self)} losses, one per example, got shape {losses_b.shape}")
+        rows = ReportRows(
+            batch_id=self.batch_id, step=self.run_step, example_ids=self.example_ids, losses=losses_b
+        )
+        if sketcher is not None:
+            taken = sketcher.take(self._coefficients)
+            rows = rows.with_sketches(taken.sketches, taken.norms, taken.usable)
+        self._coefficients = None
+        if self._report is not None:
+            self._report(rows)
+
+
+def _to_numpy(values: Any) -> NDArray[np.float32]:
+    """A float32 array from a tensor on any device or from anything numpy takes."""
+    if hasattr(values, "detach"):
+        values = values.detach().float().cpu().numpy()
+    return np.asarray(values, dtype=np.float32)

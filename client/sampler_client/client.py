@@ -1,0 +1,189 @@
+"""The control side of a connection: one lazy channel per process, and the unary calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from sampler_client import wire
+from sampler_client._pb import sampler_pb2 as pb
+from sampler_client._pb import sampler_pb2_grpc as pb_grpc
+from sampler_client.config import RunOptions, Timeouts
+from sampler_client.errors import ConfigError, VersionMismatch, grpc_errors
+
+_RETRY_BRIEFLY = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": f"sampler.v1.{name}"} for name in ("Datasets", "Runs", "Statistics")],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 3,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+"""All of these calls are idempotent, so a blip is worth a second try before the caller hears of it."""
+
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+class SamplerClient:
+    """Control calls to one service. Cheap to make: nothing is opened before the first call.
+
+    The channel belongs to the process that opened it; after a fork, or when unpickled elsewhere, the first call
+    opens another. Threads may share a client.
+
+    Args:
+        address: "host:port" of the service.
+        timeouts: deadlines; see Timeouts.
+    """
+
+    def __init__(self, address: str, *, timeouts: Timeouts | None = None) -> None:
+        if not address or ":" not in address:
+            raise ConfigError(f'address must be "host:port", got {address!r}')
+        self.address = address
+        self.timeouts = timeouts or Timeouts()
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._pid = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self.address, "timeouts": self.timeouts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["address"], timeouts=state["timeouts"])
+
+    def __enter__(self) -> SamplerClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def channel(self) -> grpc.Channel:
+        """The channel of this process, opened on first use."""
+        with self._lock:
+            if self._channel is None or self._pid != os.getpid():
+                # A channel inherited through fork is left alone: closing it here would disturb the parent's.
+                self._channel = grpc.insecure_channel(
+                    self.address,
+                    options=(*wire.CHANNEL_OPTIONS, *_KEEPALIVE, ("grpc.service_config", _RETRY_BRIEFLY)),
+                )
+                self._pid = os.getpid()
+            return self._channel
+
+    def close(self) -> None:
+        """Close the channel of this process; a later call opens a new one."""
+        with self._lock:
+            if self._channel is not None and self._pid == os.getpid():
+                self._channel.close()
+            self._channel = None
+
+    # --- calls ---
+
+    def register_dataset(self, dataset: str, num_examples: int) -> None:
+        """Name a set of examples with ids 0 … num_examples-1. Idempotent.
+
+        Raises:
+            VersionMismatch: this client speaks a newer protocol than the service.
+            Conflict: the dataset is registered with another size.
+        """
+        request = pb.RegisterDatasetRequest(
+            dataset=dataset, num_examples=num_examples, protocol=wire.PROTOCOL
+        )
+        self._call(pb_grpc.DatasetsStub(self.channel()).Register, request, f"register dataset {dataset!r}")
+
+    def open_run(self, run: str, dataset: str, options: RunOptions) -> pb.OpenRunResponse:
+        """Create a run, or find it again when it was opened alike. Idempotent."""
+        request = pb.OpenRunRequest(
+            run=run,
+            dataset=dataset,
+            policy=options.policy,
+            policy_options=dict(options.policy_options),
+            seed=options.seed,
+            sketch_dim=options.sketch_dim,
+            sketch_dtype=options.sketch_dtype,
+            num_clusters=options.num_clusters,
+            max_lead=options.max_lead,
+            lease_seconds=options.lease_s,
+            on_lost=options.on_lost,
+            epochs=options.epochs,
+        )
+        return self._call(pb_grpc.RunsStub(self.channel()).Open, request, f"open run {run!r}")
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
+        """Claim a rank of a run; see the proto for what a repeat does."""
+        what = f"join run {request.run!r} as rank {request.rank}"
+        return self._call(pb_grpc.RunsStub(self.channel()).Join, request, what)
+
+    def leave(self, session: str) -> None:
+        """Give a rank back."""
+        self._call(pb_grpc.RunsStub(self.channel()).Leave, pb.LeaveRequest(session=session), "leave the run")
+
+    def set_reference(self, run: str, losses: NDArray[np.float32]) -> int:
+        """Losses of all examples, (num_examples,), under a reference model; needed by `rho_loss`."""
+        data = np.ascontiguousarray(losses, dtype=np.float32).tobytes()
+        request = pb.SetReferenceRequest(run=run, losses=data)
+        what = f"set reference losses of run {run!r}"
+        return self._call(pb_grpc.RunsStub(self.channel()).SetReference, request, what).table_version
+
+    def announce_drop(self, run: str) -> None:
+        """Say that the learning rate drops now, so that the clusters are made anew."""
+        request = pb.AnnounceDropRequest(run=run)
+        self._call(pb_grpc.RunsStub(self.channel()).AnnounceDrop, request, f"announce a drop to run {run!r}")
+
+    def close_run(self, run: str) -> None:
+        """End a run and forget its sketches."""
+        self._call(pb_grpc.RunsStub(self.channel()).Close, pb.CloseRunRequest(run=run), f"close run {run!r}")
+
+    def runs(self) -> list[str]:
+        """Names of the runs that are open."""
+        return list(self._call(pb_grpc.RunsStub(self.channel()).List, pb.ListRunsRequest(), "list runs").runs)
+
+    def statistics(self, run: str) -> pb.GetStatisticsResponse:
+        """What the service knows of a run; fields are described in the proto."""
+        request = pb.GetStatisticsRequest(run=run)
+        return self._call(pb_grpc.StatisticsStub(self.channel()).Get, request, f"statistics of run {run!r}")
+
+    def fence(self, run: str) -> int:
+        """Return, with its version, when everything reported before is in the table of the next batch."""
+        request = pb.FenceRequest(run=run)
+        stub = pb_grpc.ReportsStub(self.channel())
+        return self._call(stub.Fence, request, f"fence of run {run!r}").table_version
+
+    def stop_service(self) -> None:
+        """Ask a service on this machine to drain and end."""
+        self._call(pb_grpc.ControlStub(self.channel()).Stop, pb.StopRequest(), "stop the service")
+
+    def send_reports(self, reports: Iterable[pb.Report]) -> pb.ReportSummary:
+        """Send reports and wait until they are in the table; safe to repeat."""
+        what = "send reports"
+        with grpc_errors(what, self.address):
+            stub = pb_grpc.ReportsStub(self.channel())
+            return stub.Send(iter(reports), timeout=self.timeouts.report_s)
+
+    def _call(self, method: Callable[..., Any], request: Any, what: str) -> Any:
+        try:
+            with grpc_errors(what, self.address):
+                return method(request, timeout=self.timeouts.call_s)
+        except VersionMismatch as error:
+            raise VersionMismatch(f"{error} (this client speaks protocol {wire.PROTOCOL})") from error
+
+
+def option_texts(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """Policy options as sorted (name, text) pairs, the form they have on the wire."""
+    return tuple(sorted((name, str(value)) for name, value in (options or {}).items()))

@@ -1,0 +1,56 @@
+"""What a person may set, with defaults that suit one service and a few trainers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sampler_client.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Deadlines, in seconds. Every wait of this client has one.
+
+    Example:
+        Timeouts(batch_s=600)  # a service that needs long to read its records
+    """
+
+    call_s: float = 20.0
+    """One control call: open, join, fence, statistics."""
+    batch_s: float = 120.0
+    """Waiting for one batch."""
+    report_s: float = 30.0
+    """Sending queued reports once, and `flush()`."""
+    reconnect_s: float = 60.0
+    """How long a service that went away is tried again before ServiceUnavailable is raised."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"Timeouts.{name} must be positive seconds, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run samples; sent when it is opened. A run opened twice must be opened alike."""
+
+    policy: str = "gradient_clustering"
+    """Name of the sampling policy; the service lists what it knows when the name is wrong."""
+    policy_options: tuple[tuple[str, str], ...] = ()
+    """Hyper-parameters of the policy as sorted (name, text) pairs."""
+    seed: int = 0
+    """All the service's randomness is a function of (seed, epoch, step)."""
+    sketch_dim: int = 64
+    """Numbers in one sketch; what the sketcher is made with."""
+    sketch_dtype: str = "float16"
+    """How the service keeps sketches: "float16" or "float32"."""
+    num_clusters: int = 0
+    """0: as many as examples in a global batch, the choice of gradient clustering."""
+    max_lead: int = 0
+    """Batches a trainer may hold unreported; 0: the service's default (64)."""
+    lease_s: float = 0.0
+    """Seconds for which a lost trainer's batches wait for its return; 0: the service's default (60)."""
+    on_lost: str = "redeliver"
+    """What becomes of a lost trainer's batches: "redeliver" (at least once) or "drop" (at most once)."""
+    epochs: int = 0
+    """Planned length of the run, for policies with phases; 0: unknown."""

@@ -1,0 +1,1 @@
+"""What needs torch: the DataLoader adapters and the gradient sketcher. Imported only when asked for."""

@@ -1,0 +1,276 @@
+"""The DataLoader a person already has, fed by the service: `attach`, and `RemoteBatchSampler` beneath it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, cast
+
+import torch.distributed
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+from sampler_client.batch import Batch
+from sampler_client.client import SamplerClient, option_texts
+from sampler_client.config import RunOptions, Timeouts
+from sampler_client.errors import ConfigError
+from sampler_client.session import EpochReader, Session, Source
+
+_READY = 2
+"""batches beside the DataLoader's own prefetch: one in the loop's hands, one under way"""
+
+
+class RemoteBatchSampler(Sampler[list[int]]):
+    """A torch batch sampler whose batches the service plans: `DataLoader(dataset, batch_sampler=…)`.
+
+    It runs in the main process, so the connection never meets a fork. The DataLoader asks it for
+    num_workers x prefetch_factor batches ahead of the loop; they are planned that much earlier.
+
+    Call `received()` once for each batch that the loop gets; it returns the batch's handle.
+
+    Args:
+        source: where batches come from; `connect` makes one.
+        run: name of the run, kept in saved positions.
+        num_examples: of the dataset.
+        lead: batches that may be unfinished at once; num_workers x prefetch_factor + 2.
+    """
+
+    def __init__(self, source: Source, *, run: str, num_examples: int, lead: int) -> None:
+        self.source = source
+        self.reader = EpochReader(source, run=run, num_examples=num_examples, lead=lead)
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        *,
+        run: str,
+        num_examples: int,
+        batch_size: int,
+        policy: str = "gradient_clustering",
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        **options: Any,
+    ) -> RemoteBatchSampler:
+        """Join a run. `options` are those of `attach`."""
+        lead = num_workers * prefetch_factor + _READY
+        session = _join(address, run, num_examples, batch_size, policy, lead, **options)
+        return cls(session, run=run, num_examples=num_examples, lead=lead)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.reader:
+            yield batch.example_ids.tolist()
+
+    def __len__(self) -> int:
+        """Batches of the present epoch, or of one that keeps every example before the first."""
+        known = self.reader.num_steps
+        return self.source.steps_per_epoch if known is None else known
+
+    def received(self) -> Batch:
+        """Handle of the batch that just came out of the DataLoader; the one before it counts as done."""
+        return self.reader.received()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.reader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.reader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reader.load_state_dict(state)
+
+    def close(self) -> None:
+        self.source.close()
+
+
+class SampledLoader:
+    """What `attach` returns: yields (what the loader yielded, the batch's handle)."""
+
+    def __init__(self, loader: DataLoader[Any], sampler: RemoteBatchSampler) -> None:
+        self.loader = loader
+        """the DataLoader beneath: dataset, workers, collate_fn and the rest as they were"""
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[tuple[Any, Batch]]:
+        reader = self.sampler.reader
+        data = iter(self.loader)
+        while True:
+            reader.finished()
+            try:
+                item = next(data)
+            except StopIteration:
+                break
+            yield item, reader.received()
+        reader.end_epoch()
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    @property
+    def dataset(self) -> Any:
+        return self.loader.dataset
+
+    @property
+    def reason(self) -> str:
+        """Why another policy than the run's planned the present epoch; empty when none did."""
+        return self.sampler.reader.reason
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is; without it each iteration is the next one."""
+        self.sampler.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-safe position, counting what the loop received and not what was prefetched."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position with the next iteration, whatever the world size or number of workers."""
+        self.sampler.load_state_dict(state)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until every report made so far is in the service's table."""
+        self.sampler.source.flush(timeout_s)
+
+    def fence(self) -> int:
+        """Like flush, and the next batch to be planned is planned from it; returns the table's version."""
+        return self.sampler.source.fence()
+
+    def close(self) -> None:
+        """Send what is queued and give the rank back."""
+        self.sampler.close()
+
+    def __enter__(self) -> SampledLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def attach(
+    loader: DataLoader[Any],
+    address: str,
+    *,
+    run: str,
+    policy: str = "gradient_clustering",
+    replace_sampler: bool = False,
+    **options: Any,
+) -> SampledLoader:
+    """Let the service decide what an existing DataLoader yields.
+
+    The dataset, workers, collate_fn, pin_memory and persistent_workers stay as they are; only the order of the
+    examples comes from the service. Batches keep the loader's batch_size and drop_last.
+
+    Args:
+        loader: over a map-style dataset; its batch_size is that of this trainer.
+        address: "host:port" of the service.
+        run: name of the training job; trainers of one job share it.
+        policy: which examples to prefer; "shuffle" is the plain baseline.
+        replace_sampler: allow the loader to have a sampler of its own, which is then not used.
+        options: policy_options (mapping), seed, rank, world_size (default: torch.distributed, then RANK and
+            WORLD_SIZE, then 0 of 1), dataset (name, default the run's), sketch_dim (64), sketch_dtype,
+            num_clusters, max_lead, lease_s, on_lost, epochs, timeouts, queue.
+
+    Raises:
+        ConfigError: a loader that can't be attached, or an argument that the service refuses.
+        ServiceUnavailable: nobody answers at `address`.
+
+    Example:
+        loader = attach(loader, "localhost:50051", run="resnet-cifar10")
+        for (images, labels), batch in loader: ...
+    """
+    _check(loader, replace_sampler)
+    prefetch = loader.num_workers * (loader.prefetch_factor or 0)
+    lead = prefetch + _READY
+    size = len(cast(Sized, loader.dataset))
+    assert loader.batch_size is not None
+    session = _join(
+        address, run, size, loader.batch_size, policy, lead, drop_last=loader.drop_last, **options
+    )
+    return over(loader, RemoteBatchSampler(session, run=run, num_examples=size, lead=lead))
+
+
+def over(loader: DataLoader[Any], sampler: RemoteBatchSampler) -> SampledLoader:
+    """The same DataLoader with another batch sampler."""
+    rebuilt = DataLoader(
+        loader.dataset,
+        batch_sampler=sampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+        pin_memory_device=loader.pin_memory_device,
+    )
+    return SampledLoader(rebuilt, sampler)
+
+
+def _check(loader: DataLoader[Any], replace_sampler: bool) -> None:
+    if isinstance(loader.dataset, IterableDataset):
+        raise ConfigError("attach needs a map-style dataset (with __getitem__ and __len__), got an IterableDataset")
+    if loader.batch_size is None:
+        raise ConfigError("attach needs a DataLoader with a batch_size, got one with batch_size=None or a batch_sampler")
+    if not getattr(loader, "in_order", True):
+        raise ConfigError("attach needs in_order=True: batches are matched to their handles by order")
+    plain = (SequentialSampler, RandomSampler, DistributedSampler)
+    if not isinstance(loader.sampler, plain) and not replace_sampler:
+        raise ConfigError(
+            f"the loader has a {type(loader.sampler).__name__}, whose order the service would replace; "
+            "pass replace_sampler=True if that is meant"
+        )
+
+
+def _join(
+    address: str,
+    run: str,
+    num_examples: int,
+    batch_size: int,
+    policy: str,
+    lead: int,
+    *,
+    policy_options: Mapping[str, Any] | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    dataset: str | None = None,
+    drop_last: bool = False,
+    timeouts: Timeouts | None = None,
+    queue: int = 256,
+    **options: Any,
+) -> Session:
+    unknown = options.keys() - RunOptions.__slots__
+    if unknown:
+        raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(RunOptions.__slots__)}")
+    rank, world_size = _place(rank, world_size)
+    return Session(
+        SamplerClient(address, timeouts=timeouts),
+        run=run,
+        dataset=dataset or run,
+        num_examples=num_examples,
+        options=RunOptions(policy=policy, policy_options=option_texts(policy_options), **options),
+        rank=rank,
+        world_size=world_size,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        lead=lead,
+        queue=queue,
+    )
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This trainer's rank and world: as given, else of torch.distributed, else of the environment, else alone."""
+    if (rank is None) != (world_size is None):
+        raise ConfigError(f"give both rank and world_size or neither, got {rank} and {world_size}")
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,0 +1,192 @@
+"""Sends reports in the background: a bounded queue that never blocks the step and counts what it drops.
+
+Shapes: r rows of a report, d sketch length.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sampler_client import wire
+from sampler_client._pb import sampler_pb2 as pb
+from sampler_client.client import SamplerClient
+from sampler_client.errors import Busy, NotFound, ReplyTimeout, SamplerError, ServiceUnavailable, Stale
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRows:
+    """What one backward pass showed of r examples."""
+
+    batch_id: int
+    step: int
+    example_ids: NDArray[np.int64]
+    losses: NDArray[np.float32] | None = None
+    norms: NDArray[np.float32] | None = None
+    sketches: NDArray[Any] | None = None
+
+    def with_sketches(
+        self, sketches: NDArray[Any], norms: NDArray[np.float32], usable: NDArray[np.bool_]
+    ) -> ReportRows:
+        """The same rows with sketches (r, d) and norms (r,); rows that are not usable are left out."""
+        if usable.all():
+            return replace(self, norms=norms, sketches=sketches)
+        return replace(
+            self,
+            example_ids=self.example_ids[usable],
+            losses=None if self.losses is None else self.losses[usable],
+            norms=norms[usable],
+            sketches=sketches[usable],
+        )
+
+    def messages(self, session: str) -> list[pb.Report]:
+        """Report messages of at most MAX_REPORT_ROWS rows each."""
+        # Only the first piece carries the batch_id: the service takes a second one for a repeat.
+        pieces = []
+        for start in range(0, max(len(self.example_ids), 1), wire.MAX_REPORT_ROWS):
+            piece = slice(start, start + wire.MAX_REPORT_ROWS)
+            pieces.append(
+                wire.encode_report(
+                    session=session,
+                    batch_id=self.batch_id if start == 0 else 0,
+                    step=self.step,
+                    example_ids=self.example_ids[piece],
+                    losses=None if self.losses is None else self.losses[piece],
+                    norms=None if self.norms is None else self.norms[piece],
+                    sketches=None if self.sketches is None else self.sketches[piece],
+                )
+            )
+        return pieces
+
+
+class Reporter:
+    """Background sender of one session.
+
+    A full queue drops its oldest report and counts it: fresh gradients are worth more than old ones, and the
+    training step is worth more than either.
+
+    Args:
+        client: connection to the service.
+        session: the present session token; asked for at each sending, since a reconnect changes it.
+        capacity: reports that may wait.
+    """
+
+    def __init__(self, client: SamplerClient, session: Callable[[], str], *, capacity: int = 256) -> None:
+        self._client = client
+        self._session = session
+        self._capacity = capacity
+        self._queue: deque[ReportRows] = deque()
+        self._changed = threading.Condition()
+        self._sending = 0
+        self._closed = False
+        self._error: SamplerError | None = None
+        self._thread: threading.Thread | None = None
+        self.dropped = 0
+        """Reports that were never sent: the queue was full, or the service stayed away."""
+        self.rejected: Counter[str] = Counter()
+        """Rows that the service did not take, by reason."""
+        self.accepted = 0
+        """Rows that the service took."""
+
+    def put(self, rows: ReportRows) -> None:
+        """Queue a report; never blocks.
+
+        Raises:
+            SamplerError: what the service answered to an earlier report that it refused as a whole.
+        """
+        with self._changed:
+            self._raise_pending()
+            if self._closed:
+                raise SamplerError("report after close(): open the loader again, or report before closing it")
+            if len(self._queue) >= self._capacity:
+                self._queue.popleft()
+                self.dropped += 1
+            self._queue.append(rows)
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="sampler-reporter", daemon=True)
+                self._thread.start()
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything queued is in the service's table.
+
+        Raises:
+            ReplyTimeout: when that takes longer than `timeout_s` (default: Timeouts.report_s).
+            SamplerError: what the service answered to a report that it refused as a whole.
+        """
+        limit_s = self._client.timeouts.report_s if timeout_s is None else timeout_s
+        with self._changed:
+            done = self._changed.wait_for(lambda: not self._queue and not self._sending, timeout=limit_s)
+            self._raise_pending()
+            if not done:
+                waiting = len(self._queue) + self._sending
+                raise ReplyTimeout(
+                    f"flush: {waiting} reports are not with {self._client.address} after {limit_s:g} s"
+                )
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what is queued, as far as `timeout_s` allows, and end the thread. Never raises; logs what it lost."""
+        try:
+            self.flush(timeout_s)
+        except SamplerError as error:
+            log.warning("closing with unsent reports: %s", error)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _raise_pending(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if self._closed:
+                    return
+                batch = list(self._queue)
+                self._queue.clear()
+                self._sending = len(batch)
+            try:
+                self._send(batch)
+            finally:
+                with self._changed:
+                    self._sending = 0
+                    self._changed.notify_all()
+
+    def _send(self, batch: list[ReportRows]) -> None:
+        """Send until it is through, refused, or the service has been away for too long."""
+        give_up = time.monotonic() + self._client.timeouts.reconnect_s
+        pause_s = 0.05
+        while True:
+            try:
+                session = self._session()
+                summary = self._client.send_reports(m for rows in batch for m in rows.messages(session))
+            except (ServiceUnavailable, ReplyTimeout, Busy, NotFound, Stale) as error:
+                # NotFound and Stale: the service restarted or the rank moved; the stream is rejoining meanwhile.
+                if time.monotonic() > give_up or self._closed:
+                    log.warning("dropping %d reports: %s", len(batch), error)
+                    self.dropped += len(batch)
+                    return
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 2.0)
+            except SamplerError as error:
+                self.dropped += len(batch)
+                self._error = error
+                return
+            else:
+                self.accepted += summary.accepted
+                self.rejected.update(summary.rejected)
+                return

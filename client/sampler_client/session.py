@@ -1,0 +1,224 @@
+"""One trainer's part in a run: joined, with a batch stream, a reporter and a position."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from sampler_client._pb import sampler_pb2 as pb
+from sampler_client.batch import Batch
+from sampler_client.client import SamplerClient
+from sampler_client.config import RunOptions
+from sampler_client.errors import ConfigError, Stale
+from sampler_client.reporter import Reporter, ReportRows
+from sampler_client.stream import BatchStream
+
+log = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+
+
+class Source(Protocol):
+    """What batches come from: a Session, or `testing.FakeSession`."""
+
+    steps_per_epoch: int
+
+    def start_epoch(self, epoch: int, skip_examples: int) -> pb.EpochStart: ...
+
+    def next(self) -> pb.Batch | None: ...
+
+    def done(self, batch_id: int) -> None: ...
+
+    def finish_epoch(self) -> None: ...
+
+    def put(self, rows: ReportRows) -> None: ...
+
+    def flush(self, timeout_s: float | None = None) -> None: ...
+
+    def fence(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Session:
+    """The real source: opens the run, claims a rank, streams and reports.
+
+    Args:
+        client: connection to the service; closed with the session.
+        run, dataset, num_examples, options: what to open; opened alike before, it is found again.
+        rank, world_size: this trainer among those that share each global batch.
+        batch_size: examples per trainer and step.
+        drop_last: leave out the last, smaller global batch of an epoch.
+        lead: batches that may be held at once.
+        queue: reports that may wait to be sent.
+    """
+
+    def __init__(
+        self,
+        client: SamplerClient,
+        *,
+        run: str,
+        dataset: str,
+        num_examples: int,
+        options: RunOptions,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+        drop_last: bool,
+        lead: int,
+        queue: int = 256,
+    ) -> None:
+        self.client = client
+        self.run = run
+        self.steps_per_epoch = 0
+        self._dataset = dataset
+        self._num_examples = num_examples
+        self._options = options
+        self._request = pb.JoinRequest(
+            run=run,
+            rank=rank,
+            world_size=world_size,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            lead=lead,
+            trainer=f"{socket.gethostname()}:{os.getpid()}",
+        )
+        self._stream = BatchStream(client, self._join, lead=lead)
+        self.reporter = Reporter(client, lambda: self._stream.session, capacity=queue)
+
+    def _join(self) -> str:
+        """Open and join, or do so again after the service was restarted; all of it is idempotent."""
+        self.client.register_dataset(self._dataset, self._num_examples)
+        self.client.open_run(self.run, self._dataset, self._options)
+        joined = self.client.join(self._request)
+        self.steps_per_epoch = joined.steps_per_epoch
+        return joined.session
+
+    def start_epoch(self, epoch: int, skip_examples: int) -> pb.EpochStart:
+        started = self._stream.start_epoch(epoch, skip_examples)
+        if started.reason:
+            log.info("run %s, epoch %d: %s", self.run, epoch, started.reason)
+        return started
+
+    def next(self) -> pb.Batch | None:
+        return self._stream.next()
+
+    def done(self, batch_id: int) -> None:
+        self._stream.done(batch_id)
+
+    def finish_epoch(self) -> None:
+        self._stream.finish_epoch()
+
+    def put(self, rows: ReportRows) -> None:
+        self.reporter.put(rows)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        self.reporter.flush(timeout_s)
+
+    def fence(self) -> int:
+        """Send what is queued, then wait until the next batch will be planned from it; the table's version."""
+        self.flush()
+        return self.client.fence(self.run)
+
+    def close(self) -> None:
+        self.reporter.close()
+        self._stream.close()
+        self.client.close()
+
+
+class EpochReader:
+    """Epochs and position over a source: which epoch is next, what the training loop has received of it.
+
+    Handed out and received are told apart, because a DataLoader asks for batches well before the loop gets them;
+    `state_dict` counts what the loop received.
+    """
+
+    def __init__(self, source: Source, *, run: str, num_examples: int, lead: int) -> None:
+        self._source = source
+        self._run = run
+        self._num_examples = num_examples
+        self._lead = lead
+        self._handed: list[Batch] = []
+        self._current: Batch | None = None
+        self._next_epoch = 0
+        self._next_skip = 0
+        self.epoch = 0
+        self._examples = 0
+        self._over = True
+        self.num_steps: int | None = None
+        self.reason = ""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start the next epoch and hand out its batches."""
+        self._handed, self._current = [], None
+        self.epoch, self._examples = self._next_epoch, self._next_skip
+        self._next_epoch, self._next_skip = self.epoch + 1, 0
+        self._over = False
+        started = self._source.start_epoch(self.epoch, min(self._examples, self._num_examples))
+        self.num_steps, self.reason = started.num_steps, started.reason
+        while True:
+            held = len(self._handed) + (self._current is not None)
+            if held >= self._lead:
+                raise ConfigError(
+                    f"a batch was asked for while {held} are unfinished, all that this trainer may hold: pass "
+                    "num_workers and prefetch_factor of the DataLoader, and call received() for every batch"
+                )
+            message = self._source.next()
+            if message is None:
+                break
+            batch = Batch(message, self._source.put, self._source.steps_per_epoch)
+            self._handed.append(batch)
+            yield batch
+
+    def received(self) -> Batch:
+        """The handle of the batch that the loop got just now; the one before it is finished."""
+        self.finished()
+        if not self._handed:
+            raise ConfigError("received() was called without a batch: call it once for each batch of the loader")
+        self._current = self._handed.pop(0)
+        self._examples += self._current.global_batch_size
+        return self._current
+
+    def finished(self) -> None:
+        """The loop is done with the batch it got last."""
+        if self._current is not None:
+            self._source.done(self._current.batch_id)
+            self._current = None
+
+    def end_epoch(self) -> None:
+        """The loop came to the epoch's end."""
+        self.finished()
+        self._source.finish_epoch()
+        self._over = True
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is. A position restored inside this very epoch is kept."""
+        if epoch < 0:
+            raise ConfigError(f"epoch must not be negative, got {epoch}")
+        if epoch != self._next_epoch:
+            self._next_epoch, self._next_skip = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-safe position: what the loop received. Restorable with any world size and number of workers."""
+        epoch, examples = (self._next_epoch, self._next_skip) if self._over else (self.epoch, self._examples)
+        return {"version": STATE_VERSION, "run": self._run, "epoch": epoch, "examples": examples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position; takes effect at the next iteration.
+
+        Raises:
+            Stale: the state is of another run or of a newer client.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise Stale(
+                f"the saved position has version {state.get('version')!r}, this client reads {STATE_VERSION}; "
+                "use the release that saved it"
+            )
+        if state["run"] != self._run:
+            raise Stale(f"the saved position is of run {state['run']!r}, this loader is attached to {self._run!r}")
+        self._next_epoch, self._next_skip = int(state["epoch"]), int(state["examples"])
+        self._over = True
+        log.info("run %s resumes at epoch %d, example %d", self._run, self._next_epoch, self._next_skip)

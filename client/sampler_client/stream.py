@@ -1,0 +1,244 @@
+"""The data side of a connection: one bidirectional stream per session, with credits and reconnection."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+from sampler_client._pb import sampler_pb2 as pb
+from sampler_client._pb import sampler_pb2_grpc as pb_grpc
+from sampler_client.client import SamplerClient
+from sampler_client.errors import ReplyTimeout, SamplerError, ServiceUnavailable, from_rpc
+
+log = logging.getLogger(__name__)
+
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+"""Codes of a stream that broke, rather than was refused."""
+
+
+class _Requests:
+    """Blocking iterator over what is sent; grpc reads it in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[pb.BatchRequest | None] = queue.SimpleQueue()
+
+    def send(self, **request: Any) -> None:
+        self._queue.put(pb.BatchRequest(**request))
+
+    def close(self) -> None:
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[pb.BatchRequest]:
+        return iter(self._queue.get, None)
+
+
+class BatchStream:
+    """Batches of one session, epoch by epoch. Not thread-safe: one loop reads it.
+
+    The service may send `lead` batches ahead of what the loop is done with, and no more. When the stream breaks
+    it is opened again, with back-off, and goes on where it was; when the service has forgotten the session (it
+    restarted), `rejoin` makes another and the epoch is resumed behind what was received.
+
+    Args:
+        client: connection to the service.
+        join: claims the rank (anew) and returns the session token.
+        lead: batches that may be held at once.
+    """
+
+    def __init__(self, client: SamplerClient, join: Callable[[], str], *, lead: int) -> None:
+        self._client = client
+        self._join = join
+        self._lead = lead
+        self.session = join()
+        self._requests: _Requests | None = None
+        self._replies: Any = None
+        self._waiting_since: float | None = None
+        self._timed_out = False
+        self._watchdog: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._broken_since: float | None = None
+        self._reset_epoch(0, 0)
+        self._last_batch_id = 0
+
+    def _reset_epoch(self, epoch: int, skip_examples: int) -> None:
+        self._epoch = epoch
+        self._skip = skip_examples
+        self._received = 0  # batches of this epoch received
+        self._held: dict[int, None] = {}  # batch_ids received and not done, in order
+        self._done: list[int] = []  # done, not yet told
+        self._ended = True
+
+    def start_epoch(self, epoch: int, skip_examples: int = 0) -> pb.EpochStart:
+        """Begin an epoch, at `skip_examples` of its global order; what was left of another epoch is dropped."""
+        self._reset_epoch(epoch, skip_examples)
+        self._ended = False
+        while True:
+            try:
+                if self._requests is None:
+                    self._open()
+                return self._begin()
+            except grpc.RpcError as error:
+                self._recover(error, resume=False)
+
+    def next(self) -> pb.Batch | None:
+        """The next batch, or None at the end of the epoch.
+
+        Raises:
+            ReplyTimeout: no batch within Timeouts.batch_s.
+            ServiceUnavailable: the service was away for longer than Timeouts.reconnect_s.
+        """
+        while not self._ended:
+            try:
+                if self._requests is None:
+                    raise ServiceUnavailable(f"the batch stream to {self._client.address} is not open")
+                reply = self._receive()
+            except grpc.RpcError as error:
+                self._recover(error, resume=True)
+                continue
+            kind = reply.WhichOneof("reply")
+            if kind == "batch":
+                batch = reply.batch
+                if batch.batch_id <= self._last_batch_id:
+                    continue  # sent again after a reconnect, and received before it
+                self._last_batch_id = batch.batch_id
+                self._held[batch.batch_id] = None
+                self._received += 1
+                return batch
+            if kind == "epoch_end":
+                self._ended = True
+        return None
+
+    def done(self, batch_id: int) -> None:
+        """The loop has finished with a batch: its lease ends and another may be sent."""
+        if self._held.pop(batch_id, self) is self:
+            return
+        self._done.append(batch_id)
+        if len(self._done) >= max(1, self._lead // 2) and self._requests is not None:
+            self._requests.send(credit=pb.Credit(count=len(self._done), acked=self._done))
+            self._done = []
+
+    def finish_epoch(self) -> None:
+        """Tell the service that everything received of this epoch is done."""
+        self._done.extend(self._held)
+        self._held.clear()
+        if self._done and self._requests is not None:
+            self._requests.send(credit=pb.Credit(count=0, acked=self._done))
+        self._done = []
+
+    def close(self) -> None:
+        """End the stream and give the rank back. Never raises: there is nobody left to wait for."""
+        self._closed.set()
+        if self._requests is not None:
+            self._requests.close()
+            self._replies.cancel()
+            self._requests = None
+        try:
+            self._client.leave(self.session)
+        except SamplerError as error:
+            log.info("leaving: %s", error)
+
+    # --- the stream -------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._requests = _Requests()
+        hello = pb.Hello(session=self.session, last_batch_id=self._last_batch_id, held=list(self._held))
+        self._requests.send(hello=hello)
+        self._replies = pb_grpc.BatchesStub(self._client.channel()).Stream(iter(self._requests))
+        if self._watchdog is None:
+            self._watchdog = threading.Thread(target=self._watch, name="sampler-deadline", daemon=True)
+            self._watchdog.start()
+
+    def _begin(self) -> pb.EpochStart:
+        """Ask for the epoch and wait for its start; batches of an epoch that was left early are passed over."""
+        assert self._requests is not None
+        self._requests.send(epoch=self._start_request())
+        while True:
+            reply = self._receive()
+            if reply.WhichOneof("reply") == "epoch_start" and reply.epoch_start.epoch == self._epoch:
+                self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))
+                return reply.epoch_start
+            if reply.WhichOneof("reply") == "batch":
+                self._last_batch_id = max(self._last_batch_id, reply.batch.batch_id)
+
+    def _start_request(self) -> pb.StartEpoch:
+        return pb.StartEpoch(epoch=self._epoch, skip_examples=self._skip, first_step=self._received)
+
+    def _receive(self) -> pb.BatchReply:
+        self._waiting_since = time.monotonic()
+        try:
+            reply = next(self._replies)
+            self._broken_since = None
+            return reply
+        except StopIteration:
+            raise ServiceUnavailable(
+                f"the service at {self._client.address} ended the batch stream"
+            ) from None
+        finally:
+            self._waiting_since = None
+
+    def _watch(self) -> None:
+        """Cancel a wait that is over its deadline; a blocking read of grpc has none of its own."""
+        limit_s = self._client.timeouts.batch_s
+        while not self._closed.wait(min(1.0, limit_s / 4)):
+            since = self._waiting_since
+            if since is not None and time.monotonic() - since > limit_s:
+                self._timed_out = True
+                self._replies.cancel()
+
+    def _recover(self, error: grpc.RpcError, *, resume: bool) -> None:
+        """Open a broken stream again, after a pause, or raise what the service answered.
+
+        Args:
+            resume: whether an epoch is under way that has to go on.
+        """
+        self._requests = None
+        what = f"batches of epoch {self._epoch}"
+        timeouts = self._client.timeouts
+        if self._timed_out:
+            self._timed_out = False
+            raise ReplyTimeout(
+                f"{what}: no batch from {self._client.address} within {timeouts.batch_s:g} s; "
+                "its log says which part is slow, Timeouts(batch_s=…) allows more"
+            ) from error
+        cause = from_rpc(error, what, self._client.address)
+        code = error.code() if isinstance(error, grpc.Call) else None
+        if code is not grpc.StatusCode.NOT_FOUND and code not in _BROKEN:
+            raise cause from error
+        if self._broken_since is None:
+            self._broken_since = time.monotonic()
+            log.warning("batch stream broke, reconnecting: %s", cause)
+        # NOT_FOUND: the service restarted and has forgotten the session.
+        forgotten = code is grpc.StatusCode.NOT_FOUND
+        while True:
+            away_s = time.monotonic() - self._broken_since
+            if away_s > timeouts.reconnect_s:
+                raise ServiceUnavailable(
+                    f"{what}: {self._client.address} was away for {away_s:.0f} s; start it again with "
+                    "`sampler-service up`, or allow more with Timeouts(reconnect_s=…)"
+                ) from error
+            time.sleep(min(2.0, 0.05 + away_s / 4))
+            try:
+                if forgotten:
+                    self.session = self._join()
+                break
+            except (ServiceUnavailable, ReplyTimeout) as again:
+                log.info("still away: %s", again)
+        self._open()
+        assert self._requests is not None
+        if resume and forgotten:
+            self._begin_later()
+        elif resume:
+            self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))
+            self._done = []
+
+    def _begin_later(self) -> None:
+        """Ask a restarted service for the rest of the epoch; its `epoch_start` is met by `next`."""
+        assert self._requests is not None
+        self._last_batch_id = 0
+        self._requests.send(epoch=self._start_request())
+        self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))

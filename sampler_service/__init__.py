@@ -1,0 +1,3 @@
+"""A sampling service for deep-learning training. Start with `sampler.py`."""
+
+__version__ = "0.1.0"

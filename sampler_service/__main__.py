@@ -1,0 +1,5 @@
+"""`python -m sampler_service` is `sampler-service`."""
+
+from sampler_service.cli import main
+
+main()

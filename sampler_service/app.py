@@ -1,0 +1,18 @@
+"""The composition root: the only place that knows both edges, gRPC and Ray."""
+
+from __future__ import annotations
+
+from sampler_service.config import ServiceConfig
+from sampler_service.rpc.server import Server
+from sampler_service.runtime.cluster import Cluster
+from sampler_service.service import Service
+
+
+def serve(service: Service, config: ServiceConfig) -> Server:
+    """A gRPC server in front of a service."""
+    return Server(service, config)
+
+
+def start(config: ServiceConfig, address: str | None = None) -> Cluster:
+    """The whole service: on a Ray cluster of its own, or on the one at `address`."""
+    return Cluster(serve, config, address)

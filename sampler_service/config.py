@@ -1,0 +1,123 @@
+"""How a run and the service are set up; every check of an argument is here.
+
+A run is named once and for all by its RunConfig: opening it again with another one is a Conflict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from sampler_service.errors import ConfigError, Conflict
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+
+Lost = Literal["redeliver", "drop"]
+
+
+def check_name(kind: str, name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ConfigError: when it is no name.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{kind} name {name!r} must be 1 to 200 characters of A-Z a-z 0-9 . _ / - and start with a letter or digit"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What a run is."""
+
+    run: str
+    dataset: str
+    num_examples: int
+    policy: str
+    policy_options: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    sketch_dim: int = 64
+    """d, numbers in one sketch"""
+    sketch_dtype: str = "float16"
+    """what rows are kept as; float32 doubles the memory"""
+    num_clusters: int = 0
+    """0: as many as examples in the first global batch (K = B, gradient clustering's choice)"""
+    max_lead: int = 64
+    """batches that a trainer may hold unreported: the bound on staleness"""
+    lease_s: float = 60.0
+    """seconds for which a lost trainer's batches wait for its return"""
+    on_lost: Lost = "redeliver"
+    epochs: int = 0
+    """planned length; 0: unknown, and policies with phases stay in their first"""
+    fresh_epochs: float = 3.0
+    """a report older than this many epochs does not count as fresh"""
+    refresh_coverage: float = 1.0
+    """clusters are made anew once this share of the examples has been reported since the last time"""
+
+    def __post_init__(self) -> None:
+        check_name("run", self.run)
+        check_name("dataset", self.dataset)
+        if self.num_examples < 1:
+            raise ConfigError(
+                f"dataset {self.dataset!r} has {self.num_examples} examples; it needs at least one"
+            )
+        if not 1 <= self.sketch_dim <= 4096:
+            raise ConfigError(f"sketch_dim must be 1 to 4096, got {self.sketch_dim}; 64 suits clustering")
+        if self.sketch_dtype not in ("float16", "float32"):
+            raise ConfigError(f"sketch_dtype must be 'float16' or 'float32', got {self.sketch_dtype!r}")
+        if not 1 <= self.max_lead <= 65536:
+            raise ConfigError(f"max_lead must be 1 to 65536 batches, got {self.max_lead}")
+        if not 0 < self.lease_s < float("inf"):
+            raise ConfigError(f"lease_s must be positive seconds, got {self.lease_s}")
+        if self.on_lost not in ("redeliver", "drop"):
+            raise ConfigError(f"on_lost must be 'redeliver' or 'drop', got {self.on_lost!r}")
+        if self.num_clusters > self.num_examples:
+            raise ConfigError(
+                f"num_clusters {self.num_clusters} is more than the {self.num_examples} examples of {self.dataset!r}"
+            )
+
+    def check_same(self, other: RunConfig) -> None:
+        """Raise Conflict, naming the fields, unless `other` says the same."""
+        differ = [
+            f"{f.name} is {getattr(self, f.name)!r}, asked for {getattr(other, f.name)!r}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(other, f.name)
+        ]
+        if differ:
+            raise Conflict(
+                f"run {self.run!r} is open with another configuration: {'; '.join(differ)}; "
+                "use another run name, or close the run first"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceConfig:
+    """How the service runs on its cluster."""
+
+    host: str = "127.0.0.1"
+    """interface to listen on; 0.0.0.0 for trainers on other machines"""
+    port: int = 50051
+    """0 takes a free one"""
+    shards: int = 1
+    """sketch shards per run; one holds about ten million examples of 64 float16 in 2 GB"""
+    gpus_per_shard: float = 0.0
+    """GPUs that each shard actor asks Ray for; FAISS uses one when it is there"""
+    threads_per_shard: int = 1
+    """OpenMP threads of FAISS in a shard"""
+    max_trainers: int = 256
+    """streams that the gateway serves at once"""
+    reflection: bool = False
+    """gRPC server reflection, for grpcurl"""
+    call_s: float = 20.0
+    """deadline of one call between actors"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be 0 to 65535, got {self.port}")
+        for name in ("shards", "threads_per_shard", "max_trainers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -1,0 +1,1 @@
+"""Stage 2: distances, clusters and neighbours of sketches; the only home of FAISS."""

@@ -1,0 +1,129 @@
+"""Who holds what: the trainers of a run, the batches lent to each, and what becomes of a lost one's.
+
+A batch is planned for a rank, waits in that rank's queue, is lent under a lease, and ends when the trainer
+acknowledges or reports it. The queues belong to ranks, not to trainers, so that a rank may change hands.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+
+from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
+from sampler_service.types import Batch
+
+UNCONNECTED_S = 10.0
+"""seconds within which a trainer that joined must open its stream before its rank may be taken"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Trainer:
+    """One session."""
+
+    session: str
+    rank: int
+    name: str
+    lead: int
+    """batches it may hold"""
+    joined_at: float
+    connected: bool = False
+    lost_at: float | None = None
+    """when its stream broke; None while it is connected or was never"""
+    leases: dict[int, Batch] = field(default_factory=dict)
+    """batches in its hands, by batch_id"""
+
+    def alive(self, now: float) -> bool:
+        return self.connected or (self.lost_at is None and now - self.joined_at < UNCONNECTED_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What all trainers of a run must agree on at a time."""
+
+    world_size: int
+    batch_size: int
+    drop_last: bool
+
+
+class Membership:
+    """The trainers of one run. Not thread-safe: the sampler holds its lock."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._of_rank: dict[int, Trainer] = {}
+        self._gone: deque[str] = deque(maxlen=1024)
+        self.group: Group | None = None
+
+    def __iter__(self):
+        return iter(list(self._of_rank.values()))
+
+    def connected(self) -> int:
+        return sum(trainer.connected for trainer in self)
+
+    def join(
+        self, group: Group, rank: int, lead: int, name: str, now: float
+    ) -> tuple[Trainer, Trainer | None]:
+        """Claim a rank; returns the trainer and the lost one that it replaces.
+
+        Raises:
+            Conflict: the rank is held by a trainer that is there, or others train with another geometry.
+        """
+        others = [trainer for trainer in self if trainer.rank != rank and trainer.alive(now)]
+        if self.group is not None and group != self.group and others:
+            raise Conflict(
+                f"run {self._run!r} is being trained with {self.group}, asked for {group}; all trainers of a "
+                "run must use the same world_size, batch_size and drop_last"
+            )
+        holder = self._of_rank.get(rank)
+        if holder is not None and holder.alive(now):
+            raise Conflict(
+                f"rank {rank} of run {self._run!r} is held by {holder.name}; give each trainer its own rank, "
+                "or another run name to a second job"
+            )
+        if group != self.group:
+            for trainer in self:
+                self.remove(trainer)
+            self.group = group
+        if holder is not None:
+            self._gone.append(holder.session)
+        trainer = Trainer(
+            session=f"{self._run}:{uuid.uuid4().hex}", rank=rank, name=name, lead=lead, joined_at=now
+        )
+        self._of_rank[rank] = trainer
+        return trainer, holder
+
+    def remove(self, trainer: Trainer) -> None:
+        """Forget a trainer; its session becomes stale."""
+        if self._of_rank.get(trainer.rank) is trainer:
+            del self._of_rank[trainer.rank]
+        self._gone.append(trainer.session)
+
+    def of_rank(self, rank: int) -> Trainer | None:
+        return self._of_rank.get(rank)
+
+    def find(self, session: str) -> Trainer:
+        """The trainer of a session.
+
+        Raises:
+            Stale: its rank was taken over, or it left.
+            NotFound: no such session; the service was restarted.
+        """
+        for trainer in self:
+            if trainer.session == session:
+                return trainer
+        if session in self._gone:
+            raise Stale(f"session {session!r} has ended: its rank was left or taken over; join again")
+        raise NotFound(f"run {self._run!r} knows no session {session!r}; join again")
+
+
+def run_of(session: str) -> str:
+    """Name of the run that a session belongs to.
+
+    Raises:
+        ConfigError: when it is no session.
+    """
+    run, colon, _ = session.rpartition(":")
+    if not colon:
+        raise ConfigError(f"{session!r} is no session; use the one that Join returned")
+    return run

@@ -1,0 +1,145 @@
+"""The variance ratio of the policy in use, measured on fresh reports only.
+
+A partition made from old sketches is judged by gradients that came later, so the ratio is out of sample. All
+variances are traces, of draws with replacement; planning without replacement does no worse.
+
+Shapes: r rows, d sketch length, k clusters or strata, n examples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sampler_service.types import Bool, Float32, Float64, Int32, Sketches
+
+
+class VarianceMonitor:
+    """A sliding window of reported rows, and Var[policy] / Var[i.i.d.] of equal batches estimated from it.
+
+    Estimates are for the mean parameters of the window: its rows were taken over as many steps as it spans.
+    """
+
+    def __init__(self, *, dim: int, window_rows: int = 4096, min_rows: int = 256) -> None:
+        """Keep `window_rows` rows of (dim + 3) float32; answer NaN while there are fewer than `min_rows`."""
+        self._sketch_rd: Float32 = np.full((window_rows, dim), np.nan, np.float32)
+        self._norm_r: Float32 = np.full(window_rows, np.nan, np.float32)
+        self._weight_r: Float32 = np.zeros(window_rows, np.float32)
+        self._cluster_r: Int32 = np.full(window_rows, -1, np.int32)
+        self._min_rows = min_rows
+        self._rows_seen = 0
+
+    def reset(self) -> None:
+        """Forget the window: clusters or rates changed their meaning."""
+        self._rows_seen = 0
+
+    def add(
+        self, *, sketch_rd: Sketches | None, norm_r: Float32, cluster_r: Int32, weight_r: Float32
+    ) -> None:
+        """Take rows that were drawn with probability 1 / (n weight) and reported since.
+
+        Args:
+            sketch_rd: (r, d) fresh sketches, or None when the trainer sends none.
+            norm_r: (r,) gradient norms, NaN where unknown; used only where there are no sketches.
+            cluster_r: (r,) cluster in the partition that drew the row; negative when it had none.
+            weight_r: (r,) weights 1 / (n p_i) the rows were drawn with; 1 for a sweep.
+        """
+        window = len(self._weight_r)
+        slot_r = (self._rows_seen + np.arange(len(weight_r))) % window
+        slot_r, last = slot_r[-window:], slice(-window, None)
+        self._sketch_rd[slot_r] = np.nan if sketch_rd is None else sketch_rd[last]
+        self._norm_r[slot_r] = norm_r[last]
+        self._cluster_r[slot_r] = cluster_r[last]
+        self._weight_r[slot_r] = weight_r[last]
+        self._rows_seen += len(weight_r)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the window."""
+        return min(self._rows_seen, len(self._weight_r))
+
+    def ratio_to_iid(self, *, size_k: Float64 | None = None, rate_k: Float64 | None = None) -> float:
+        """Var[policy] / Var[i.i.d.] of batches of the same size; NaN while there is too little to tell.
+
+        Args:
+            size_k: N_k of the partition, for a stratified policy.
+            rate_k: q_k, the share of a batch drawn from each stratum. Without these two the policy is the one
+                that drew the rows with their weights.
+        """
+        rows = slice(0, self.num_rows)
+        sketch_rd = self._sketch_rd[rows].astype(np.float64)
+        weight_r = self._weight_r[rows].astype(np.float64)
+        known_r = np.isfinite(sketch_rd).all(axis=1)
+        if size_k is not None and rate_k is not None:
+            known_r &= self._cluster_r[rows] >= 0
+            if np.count_nonzero(known_r) < self._min_rows:
+                return np.nan
+            return _stratified_ratio(
+                sketch_rd[known_r], self._cluster_r[rows][known_r], weight_r[known_r], size_k, rate_k
+            )
+        if np.count_nonzero(known_r) >= self._min_rows:
+            return _weighted_ratio(sketch_rd[known_r], weight_r[known_r])
+        return self._ratio_of_norms()
+
+    def _ratio_of_norms(self) -> float:
+        """Without sketches ||gbar||^2 is unknown; taken for 0, the ratio is nearer to 1 than the truth."""
+        square_r = self._norm_r[: self.num_rows].astype(np.float64) ** 2
+        known_r: Bool = np.isfinite(square_r)
+        if np.count_nonzero(known_r) < self._min_rows:
+            return np.nan
+        weight_r = self._weight_r[: self.num_rows][known_r].astype(np.float64)
+        return _ratio(
+            float(np.mean(weight_r**2 * square_r[known_r])), float(np.mean(weight_r * square_r[known_r]))
+        )
+
+
+def effective_sample_size(probability_n: Float64) -> float:
+    """1 / sum p_i^2 of probabilities that sum to 1: n for uniform draws, 1 for a single example."""
+    return 1.0 / float(probability_n @ probability_n)
+
+
+def tau(probability_n: Float64) -> float:
+    """sqrt(n sum p_i^2): 1 for uniform draws; what Katharopoulos & Fleuret (arXiv 1803.00942) gate on."""
+    return float(np.sqrt(len(probability_n) / effective_sample_size(probability_n)))
+
+
+def _weighted_ratio(sketch_rd: Float64, weight_r: Float64) -> float:
+    """(E_p[w^2 ||g||^2] - ||gbar||^2) / (E_p[w ||g||^2] - ||gbar||^2), with an unbiased ||gbar||^2."""
+    square_r = np.einsum("rd,rd->r", sketch_rd, sketch_rd)
+    rows, sum_d = len(weight_r), weight_r @ sketch_rd
+    second_moment = float(np.mean(weight_r**2 * square_r))
+    mean_square = (float(sum_d @ sum_d) - rows * second_moment) / (rows * (rows - 1))
+    return _ratio(second_moment - mean_square, float(np.mean(weight_r * square_r)) - mean_square)
+
+
+def _stratified_ratio(
+    sketch_rd: Float64, cluster_r: Int32, weight_r: Float64, size_k: Float64, rate_k: Float64
+) -> float:
+    """sum_k s_k^2 V_k / q_k over sum_k s_k (V_k + ||C_k - gbar||^2), with s_k = N_k / N.
+
+    Strata with fewer than two rows in the window are left out of both; NaN if they hold over a tenth of all.
+    """
+    num_strata, total = len(size_k), float(np.sum(size_k))
+    weight_k = np.bincount(cluster_r, weight_r, num_strata)
+    part_r = weight_r / weight_k[cluster_r]  # sums to 1 in each stratum
+    spread_k = np.bincount(cluster_r, part_r**2, num_strata)  # Var[mean] / V; 1 / rows for equal weights
+    known_k = (np.bincount(cluster_r, minlength=num_strata) >= 2) & (spread_k < 1.0) & (size_k > 0)
+    share_k = np.where(known_k, size_k, 0.0) / total
+    if share_k.sum() < 0.9:
+        return np.nan
+    mean_kd = np.zeros((num_strata, sketch_rd.shape[1]))
+    np.add.at(mean_kd, cluster_r, part_r[:, None] * sketch_rd)
+    away_rd = sketch_rd - mean_kd[cluster_r]
+    scatter_k = np.bincount(cluster_r, part_r * np.einsum("rd,rd->r", away_rd, away_rd), num_strata)
+    variance_k = scatter_k / np.where(known_k, 1.0 - spread_k, 1.0)
+    share_k /= share_k.sum()
+    # Both squared means carry the noise of the stratum means; its expectation is taken off.
+    mean_d = share_k @ mean_kd
+    square_k = np.einsum("kd,kd->k", mean_kd, mean_kd) - variance_k * spread_k
+    mean_square = float(mean_d @ mean_d - (share_k**2 * spread_k) @ variance_k)
+    iid = float(share_k @ (variance_k + square_k)) - mean_square
+    policy = float((share_k**2 / np.where(known_k, rate_k, 1.0)) @ variance_k)
+    return _ratio(policy, iid)
+
+
+def _ratio(policy: float, iid: float) -> float:
+    return policy / iid if iid > 0.0 and policy >= 0.0 else np.nan

@@ -1,0 +1,25 @@
+"""Random generators made from a position, so that there is no generator state to save."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What the randomness is for; streams of one position are independent."""
+
+    ORDER = 1
+    KEEP = 2
+    STRATA = 3
+    DRAW = 4
+
+
+def generator(stream: Stream, *, seed: int, epoch: int, position: int = 0) -> np.random.Generator:
+    """The generator of one purpose at one place: `position` examples into the epoch.
+
+    The seed comes last because it alone may exceed 32 bits, and SeedSequence joins the 32-bit words of its
+    list: anywhere else a long seed would collide with another position's words.
+    """
+    return np.random.default_rng([stream, epoch, position, seed])

@@ -1,0 +1,86 @@
+"""Draws with given probabilities, whole blocks of batches at a time: nested systematic sampling.
+
+A block of s batches of size b takes s b evenly spaced points, with one random offset, on the cumulative
+weights of the examples in random order. Each run of s neighbouring points is dealt to the s batches in random
+order. A batch thus gets one uniform point in each b-th part of the total, so E[copies of i] = b p_i exactly
+and the batch is spread over the order; and the block's points are evenly spaced, so it draws i between floor
+and ceil of s b p_i times: almost without replacement. Inside a block no batch is preferred, since the dealing
+is random.
+
+Source: Madow and Madow 1944 (systematic sampling); Chen and Asau, "On generating random variates from an
+empirical distribution", AIIE Transactions 6, 1974 (the guide table).
+
+Shapes: n examples, g guide cells, s batches, b batch size, m = s b points.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sampler_service.errors import ConfigError
+from sampler_service.types import Float64, Int64
+
+_ENTRIES_PER_CELL = 8  # a cell's sums then lie in one or two cache lines, and the guide is n/8 long
+
+
+class WeightedDrawer:
+    """Draws from up to 2^31 examples; float64 throughout, so that no entry drowns in the running sum."""
+
+    def __init__(self, weight_n: Float64, rng: np.random.Generator) -> None:
+        """Fix a random order of the examples and take the weights.
+
+        Args:
+            weight_n: (n,) at least 0, in any unit. An example with weight 0 is never drawn.
+
+        Raises:
+            ConfigError: a weight is negative, NaN or infinite (the message has its index), or all are zero.
+        """
+        self._order_n = rng.permutation(np.arange(len(weight_n), dtype=np.int32))
+        self.refresh(weight_n)
+
+    def refresh(self, weight_n: Float64) -> None:
+        """Replace all weights, keeping the order; O(n). Raises ConfigError as `__init__` does."""
+        with np.errstate(over="ignore"):  # reported below, in our own words
+            cumulative_n = np.cumsum(weight_n.take(self._order_n), dtype=np.float64)
+        total = float(cumulative_n[-1])
+        # One pass finds that something is wrong; only then do we look for what. A NaN fails both comparisons.
+        if not (np.min(weight_n) >= 0 and 0 < total < np.inf):
+            raise ConfigError(_complaint(weight_n))
+        num_cells = -(-len(weight_n) // _ENTRIES_PER_CELL)
+        # Sums in a lower cell than a point's are below the point, in a higher one above it: the same monotone
+        # function makes both cells, so rounding cannot break the bracket.
+        cell_n = (cumulative_n / total * num_cells).astype(np.int64)
+        entries_g = np.bincount(cell_n, minlength=num_cells + 1)
+        self._first_g = np.concatenate(([0], np.cumsum(entries_g)))
+        self._cumulative_n, self._num_cells, self.total = cumulative_n, num_cells, total
+
+    def draw(self, *, num_batches: int, size: int, rng: np.random.Generator) -> Int64:
+        """(num_batches, size) int64 example ids, each batch in random order."""
+        point_m = (rng.random() + np.arange(num_batches * size)) * (self.total / (num_batches * size))
+        point_m = np.minimum(point_m, np.nextafter(self.total, 0))
+        id_bs = self._order_n[self._locate(point_m)].reshape(size, num_batches)
+        dealt_sb = rng.permuted(id_bs, axis=1).T
+        return rng.permuted(dealt_sb, axis=1).astype(np.int64)
+
+    def _locate(self, point_m: Float64) -> Int64:
+        """First place in the order whose running sum exceeds the point, by bisection from the guide on."""
+        cell_m = (point_m / self.total * self._num_cells).astype(np.int64)
+        low_m, high_m = self._first_g[cell_m], self._first_g[cell_m + 1]
+        last = len(self._cumulative_n) - 1
+        for _ in range(int((high_m - low_m).max()).bit_length()):
+            middle_m = np.minimum((low_m + high_m) >> 1, last)
+            right_m = self._cumulative_n[middle_m] <= point_m
+            low_m = np.where(right_m, middle_m + 1, low_m)
+            high_m = np.where(right_m, high_m, middle_m)
+        return low_m
+
+
+def _complaint(weight_n: Float64) -> str:
+    bad = np.flatnonzero(~((weight_n >= 0) & np.isfinite(weight_n)))
+    if len(bad):
+        return (
+            f"weight {weight_n[bad[0]]} of example {bad[0]} must be finite and at least 0 ({len(bad)} such)"
+        )
+    if np.any(weight_n > 0):
+        return f"the sum of the weights overflows; example {np.argmax(weight_n)} has {weight_n.max()}"
+    return f"all {len(weight_n)} weights are 0, from example 0 on; at least one must be positive"

@@ -1,0 +1,53 @@
+"""Policies: what is known about the examples in, rates out. Pure numpy; `contract.py` has the promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from sampler_service.errors import ConfigError
+from sampler_service.policies.contract import Policy, choose, coverage
+from sampler_service.policies.gradient_clustering import GradientClustering
+from sampler_service.policies.importance import Importance
+from sampler_service.policies.infobatch import InfoBatch
+from sampler_service.policies.rho_loss import RhoLoss
+from sampler_service.policies.selective_backprop import SelectiveBackprop
+from sampler_service.policies.shuffle import Shuffle
+
+__all__ = ["POLICIES", "Policy", "choose", "coverage", "make_policy"]
+
+PolicyClass = (
+    type[Shuffle]
+    | type[GradientClustering]
+    | type[Importance]
+    | type[InfoBatch]
+    | type[SelectiveBackprop]
+    | type[RhoLoss]
+)
+
+POLICIES: dict[str, PolicyClass] = {
+    cls.name: cls for cls in (Shuffle, GradientClustering, Importance, InfoBatch, SelectiveBackprop, RhoLoss)
+}
+
+
+def make_policy(name: str, options: Mapping[str, float | str | bool]) -> Policy:
+    """The policy `name` with its options set; options left out keep their defaults.
+
+    Raises:
+        ConfigError: unknown policy or option, or a value of the wrong type or out of range; it names the
+        value and the choices.
+    """
+    if name not in POLICIES:
+        raise ConfigError(f"unknown policy {name!r}; choose one of {sorted(POLICIES)}")
+    cls = POLICIES[name]
+    types = {field.name: type(field.default) for field in fields(cls)}
+    for option, value in options.items():
+        if option not in types:
+            raise ConfigError(
+                f"policy {name!r} has no option {option!r} (= {value!r}); it has {sorted(types)}"
+            )
+        if types[option] is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(f"policy {name!r}: option {option!r} must be a number, got {value!r}")
+        if types[option] is str and not isinstance(value, str):
+            raise ConfigError(f"policy {name!r}: option {option!r} must be a word, got {value!r}")
+    return cls(**options)  # pyright: ignore[reportArgumentType]

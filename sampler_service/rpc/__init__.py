@@ -1,0 +1,1 @@
+"""The edge towards trainers, and the only home of grpc on this side."""

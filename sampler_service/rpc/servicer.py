@@ -1,0 +1,213 @@
+"""The unary calls and reports: decode, ask the service, encode. No decisions are made here."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import asdict
+from urllib.parse import unquote
+
+import grpc
+import numpy as np
+from sampler_client import wire
+from sampler_client._pb import sampler_pb2 as pb
+from sampler_client._pb import sampler_pb2_grpc as pb_grpc
+
+from sampler_service import __version__
+from sampler_service.config import RunConfig
+from sampler_service.errors import ConfigError
+from sampler_service.leases import Group
+from sampler_service.policies import POLICIES
+from sampler_service.rpc.status import errors_as_status
+from sampler_service.service import Service
+from sampler_service.types import Report
+
+REPORTS_PER_CALL = 32
+"""reports handed on together: one call to the run's actor instead of many"""
+
+
+class DatasetsServicer(pb_grpc.DatasetsServicer):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def Register(self, request: pb.RegisterDatasetRequest, context: grpc.ServicerContext):  # noqa: N802
+        if request.protocol > wire.PROTOCOL:
+            context.abort(
+                grpc.StatusCode.UNIMPLEMENTED,
+                f"the client speaks protocol {request.protocol}, this service ({__version__}) up to {wire.PROTOCOL}; "
+                "upgrade the service, or install the client's matching release",
+            )
+        with errors_as_status(context):
+            self._service.register_dataset(request.dataset, request.num_examples)
+        return pb.RegisterDatasetResponse(protocol=wire.PROTOCOL, service_version=__version__)
+
+
+class RunsServicer(pb_grpc.RunsServicer):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def Open(self, request: pb.OpenRunRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            config = _run_config(request, self._service.dataset_size(request.dataset))
+            if config.policy not in POLICIES:
+                raise ConfigError(f"unknown policy {config.policy!r}; choose one of {sorted(POLICIES)}")
+            created = self._service.open_run(config)
+            return pb.OpenRunResponse(
+                created=created, unbiased=POLICIES[config.policy].unbiased, policies=sorted(POLICIES)
+            )
+
+    def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            group = Group(
+                world_size=request.world_size, batch_size=request.batch_size, drop_last=request.drop_last
+            )
+            name = f"{request.trainer or 'a trainer'} at {unquote(context.peer())}"
+            joined = self._service.join(request.run, group, request.rank, request.lead, name)
+            return pb.JoinResponse(**asdict(joined))
+
+    def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            self._service.leave(request.session)
+        return pb.LeaveResponse()
+
+    def SetReference(self, request: pb.SetReferenceRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            losses = _array(request.losses, "f4", "losses")
+            return pb.SetReferenceResponse(table_version=self._service.set_reference(request.run, losses))
+
+    def AnnounceDrop(self, request: pb.AnnounceDropRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            self._service.announce_drop(request.run)
+        return pb.AnnounceDropResponse()
+
+    def Close(self, request: pb.CloseRunRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            self._service.close_run(request.run)
+        return pb.CloseRunResponse()
+
+    def List(self, request: pb.ListRunsRequest, context: grpc.ServicerContext):  # noqa: N802, ARG002
+        with errors_as_status(context):
+            return pb.ListRunsResponse(runs=self._service.runs())
+
+
+class ReportsServicer(pb_grpc.ReportsServicer):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def Send(self, request_iterator: Iterator[pb.Report], context: grpc.ServicerContext):  # noqa: N802
+        summary = pb.ReportSummary()
+        with errors_as_status(context):
+            session, waiting, malformed = "", [], None
+            for message in request_iterator:
+                if waiting and (message.session != session or len(waiting) >= REPORTS_PER_CALL):
+                    self._hand_on(session, waiting, summary)
+                    waiting = []
+                session = message.session
+                try:
+                    waiting.append(_report(message))
+                except ValueError as error:  # this report is lost, the ones beside it are not
+                    malformed = malformed or ConfigError(f"report of batch {message.batch_id}: {error}")
+            if waiting:
+                self._hand_on(session, waiting, summary)
+            if malformed:
+                raise malformed
+        return summary
+
+    def Fence(self, request: pb.FenceRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            return pb.FenceResponse(table_version=self._service.fence(request.run))
+
+    def _hand_on(self, session: str, reports: list[Report], summary: pb.ReportSummary) -> None:
+        result = self._service.report(session, reports)
+        summary.table_version = max(summary.table_version, result.table_version)
+        summary.accepted += result.accepted
+        for reason, count in result.rejected.items():
+            summary.rejected[reason] += count
+
+
+class StatisticsServicer(pb_grpc.StatisticsServicer):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def Get(self, request: pb.GetStatisticsRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            return pb.GetStatisticsResponse(**asdict(self._service.statistics(request.run)))
+
+
+class ControlServicer(pb_grpc.ControlServicer):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext):  # noqa: N802, ARG002
+        if not _is_loopback(context.peer()):
+            context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, "stop is answered only on the service's own machine"
+            )
+        with errors_as_status(context):
+            self._service.stop()
+        return pb.StopResponse()
+
+
+def _is_loopback(peer: str) -> bool:
+    """Whether a gRPC peer ("ipv4:127.0.0.1:5000", "ipv6:%5B::1%5D:5000", "unix:…") is on this machine."""
+    kind, _, rest = unquote(peer).partition(":")
+    if kind == "unix":
+        return True
+    try:
+        return ipaddress.ip_address(rest.rpartition(":")[0].strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _run_config(request: pb.OpenRunRequest, num_examples: int) -> RunConfig:
+    """The configuration a request asks for; zeros are left to the defaults."""
+    defaults = {
+        "sketch_dim": request.sketch_dim,
+        "sketch_dtype": request.sketch_dtype,
+        "max_lead": request.max_lead,
+        "lease_s": request.lease_seconds,
+        "on_lost": request.on_lost,
+    }
+    return RunConfig(
+        run=request.run,
+        dataset=request.dataset,
+        num_examples=num_examples,
+        policy=request.policy,
+        policy_options=dict(request.policy_options),
+        seed=request.seed,
+        num_clusters=request.num_clusters,
+        epochs=request.epochs,
+        **{name: value for name, value in defaults.items() if value},
+    )
+
+
+def _array(data: bytes, dtype: str, name: str, length: int | None = None) -> np.ndarray:
+    try:
+        return wire.to_array(data, dtype, name, length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _report(message: pb.Report) -> Report:
+    """A report with its arrays.
+
+    Raises:
+        ValueError: lengths that do not match, or too many rows.
+    """
+    ids = wire.to_array(message.example_ids, "i8", "example_ids")
+    rows = len(ids)
+    if rows > wire.MAX_REPORT_ROWS:
+        raise ValueError(f"{rows} rows are more than {wire.MAX_REPORT_ROWS}; send several reports")
+    sketches = None
+    if message.HasField("sketches"):
+        sketches = wire.decode_array(message.sketches, "sketches", wire.SKETCH_DTYPES)
+        if sketches.ndim != 2 or len(sketches) != rows:
+            raise ValueError(f"sketches have the shape {sketches.shape} where ({rows}, d) is needed")
+    return Report(
+        batch_id=message.batch_id,
+        step=message.step,
+        example_ids=ids,
+        losses=wire.to_array(message.losses, "f4", "losses", rows) if message.losses else None,
+        norms=wire.to_array(message.norms, "f4", "norms", rows) if message.norms else None,
+        sketches=sketches,
+    )

@@ -1,0 +1,1 @@
+"""The edge towards the cluster, and the only home of ray."""

@@ -1,0 +1,116 @@
+"""The Ray cluster: started here when there is none, joined when an address is given."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sampler_service.config import ServiceConfig
+from sampler_service.errors import SamplerError, Unavailable
+from sampler_service.runtime.actors import NAMESPACE, find_registry
+from sampler_service.runtime.calls import answer
+from sampler_service.runtime.ray_service import RayService
+
+log = logging.getLogger(__name__)
+
+EMBEDDED_STORE_BYTES = 256 * 1024 * 1024
+"""object store of an embedded cluster: calls carry arrays of some megabytes at most"""
+
+
+class StartedServer(Protocol):
+    """What the composition root's `serve` returns."""
+
+    port: int
+
+    def stop(self, grace_s: float = ...) -> None: ...
+
+
+Serve = Callable[[Any, ServiceConfig], StartedServer]
+"""(service, config) -> a server that listens"""
+
+
+class Gateway:
+    """One node's door: the server that trainers talk to, in an actor."""
+
+    def __init__(self, serve: Serve, config: ServiceConfig) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._stop_asked = threading.Event()
+        registry = find_registry(config)
+        self._server = serve(RayService(registry, config.call_s, self._stop_asked.set), config)
+
+    def port(self) -> int:
+        return self._server.port
+
+    def wait_for_stop(self, timeout_s: float) -> bool:
+        """Whether a Stop request has come; waits for one."""
+        return self._stop_asked.wait(timeout_s)
+
+    def drain(self, grace_s: float) -> None:
+        """Stop serving; what is under way may end within `grace_s`."""
+        self._server.stop(grace_s)
+
+
+class Cluster:
+    """The running service, seen from the process that started it.
+
+    Args:
+        serve: makes the server; given by the composition root, since this side knows no gRPC.
+        config: of the service.
+        address: of a Ray cluster to join ("auto", "host:6379", "ray://…"); None starts one in this process's care.
+
+    Raises:
+        ConfigError: the port is in use.
+        Unavailable: the cluster can't be reached, or its actors don't start.
+    """
+
+    def __init__(self, serve: Serve, config: ServiceConfig, address: str | None) -> None:
+        self._embedded = address is None
+        _connect(address)
+        try:
+            self._registry = find_registry(config)
+            node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            gateway = ray.remote(Gateway).options(num_cpus=0, max_concurrency=8, scheduling_strategy=node)
+            self._gateway = gateway.remote(serve, config)
+            self.port: int = answer(self._gateway.port.remote(), 6 * config.call_s, "the gateway to start")
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def wait_for_stop(self, timeout_s: float) -> bool:
+        """Whether a trainer's machine asked for a stop; waits for it."""
+        reference = self._gateway.wait_for_stop.remote(timeout_s)
+        return answer(reference, timeout_s + 20.0, "the gateway")
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Drain the gateway, end the actors that are ours, leave the cluster."""
+        try:
+            answer(self._gateway.drain.remote(grace_s), grace_s + 10.0, "the gateway to drain")
+            if self._embedded:
+                answer(self._registry.close.remote(), 10.0, "the registry to close its runs")
+        except SamplerError as error:
+            log.warning("stopping anyway: %s", error)
+        finally:
+            ray.kill(self._gateway)
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": True, "logging_level": "warning"}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"object_store_memory": EMBEDDED_STORE_BYTES}
+    else:
+        options |= {"address": address}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError) as error:
+        raise Unavailable(
+            f"no Ray cluster at {address!r}: {error}; start one with `ray start --head`"
+        ) from error

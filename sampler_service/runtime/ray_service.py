@@ -1,0 +1,106 @@
+"""The port `Service` on Ray: asks the registry for names, and a run's actor for everything else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from sampler_service.config import RunConfig
+from sampler_service.errors import Unavailable
+from sampler_service.leases import Group, run_of
+from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
+from sampler_service.runtime.calls import answer
+from sampler_service.types import Float32, Report
+
+
+class RayService:
+    """See `service.Service` for what each call does.
+
+    Args:
+        registry: the cluster's registry actor.
+        call_s: deadline of each call to an actor.
+        on_stop: what a Stop request does.
+    """
+
+    def __init__(self, registry: ActorHandle, call_s: float, on_stop: Callable[[], None]) -> None:
+        self._registry = registry
+        self._call_s = call_s
+        self._on_stop = on_stop
+        self._hosts: dict[str, ActorHandle] = {}
+        self._lock = threading.Lock()
+
+    def register_dataset(self, dataset: str, num_examples: int) -> None:
+        self._ask("register_dataset", dataset, num_examples)
+
+    def dataset_size(self, dataset: str) -> int:
+        return self._ask("dataset_size", dataset)
+
+    def open_run(self, config: RunConfig) -> bool:
+        # Starting a run's actors takes longer than a call to one.
+        return self._ask("open_run", config, timeout_s=4 * self._call_s)
+
+    def close_run(self, run: str) -> None:
+        with self._lock:
+            self._hosts.pop(run, None)
+        self._ask("close_run", run)
+
+    def runs(self) -> list[str]:
+        return self._ask("runs")
+
+    def join(self, run: str, group: Group, rank: int, lead: int, name: str) -> Joined:
+        return self._call(run, "join", group, rank, lead, name)
+
+    def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
+        self._call(run_of(session), "connect", session, last_batch_id, held)
+
+    def disconnect(self, session: str) -> None:
+        self._call(run_of(session), "disconnect", session)
+
+    def leave(self, session: str) -> None:
+        self._call(run_of(session), "leave", session)
+
+    def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted:
+        return self._call(run_of(session), "start_epoch", session, epoch, skip_examples, first_step)
+
+    def take(self, session: str, count: int, acked: Sequence[int]) -> Taken:
+        return self._call(run_of(session), "take", session, count, acked)
+
+    def report(self, session: str, reports: Sequence[Report]) -> ReportSummary:
+        return self._call(run_of(session), "report", session, reports)
+
+    def fence(self, run: str) -> int:
+        return self._call(run, "fence")
+
+    def set_reference(self, run: str, losses: Float32) -> int:
+        return self._call(run, "set_reference", losses)
+
+    def announce_drop(self, run: str) -> None:
+        self._call(run, "announce_drop")
+
+    def statistics(self, run: str) -> RunStatistics:
+        return self._call(run, "statistics")
+
+    def stop(self) -> None:
+        self._on_stop()
+
+    def _ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+        reference = getattr(self._registry, method).remote(*args)
+        return answer(reference, timeout_s or self._call_s, "the registry")
+
+    def _call(self, run: str, method: str, *args: Any) -> Any:
+        with self._lock:
+            host = self._hosts.get(run)
+        if host is None:
+            host = self._ask("host", run)
+            with self._lock:
+                self._hosts[run] = host
+        try:
+            return answer(host.call.remote(method, *args), self._call_s, f"the actor of run {run!r}")
+        except Unavailable:
+            # It may have been closed and opened again by another gateway: look it up next time.
+            with self._lock:
+                self._hosts.pop(run, None)
+            raise

@@ -1,0 +1,126 @@
+"""The port `Shards` on actors.
+
+Shapes: n examples, r rows, d sketch length, k clusters or neighbours, q queries.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+from ray.actor import ActorHandle
+
+from sampler_service.index.neighbours import Neighbours, merge
+from sampler_service.index.statistics import ClusterStatistics
+from sampler_service.runtime.calls import answer
+from sampler_service.shard import Refined
+from sampler_service.shards import CHUNK_ROWS, Columns, relay, sample_shares, total
+from sampler_service.sketch import routing
+from sampler_service.types import NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
+
+UPDATES_IN_FLIGHT = 64
+"""blocks per shard that may wait before a report is held up: back-pressure, and a bound on memory"""
+
+
+class RayShards:
+    """Storage of one run's sketches over S actors of `Shard`; see the port for what each call does."""
+
+    def __init__(self, actors: list[ActorHandle], num_examples: int, dim: int, call_s: float) -> None:
+        self._actors = actors
+        self._num_examples = num_examples
+        self._dim = dim
+        self._call_s = call_s
+        self._in_flight: list[deque[Any]] = [deque() for _ in actors]
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._actors)
+
+    @property
+    def num_examples(self) -> int:
+        return self._num_examples
+
+    @property
+    def dim(self) -> int:
+        return self._dim
+
+    def update(self, block: ReportBlock) -> None:
+        for shard, part in routing.split(block, self.num_shards):
+            waiting = self._in_flight[shard]
+            waiting.append(self._actors[shard].update.remote(part))
+            if len(waiting) > UPDATES_IN_FLIGHT:
+                self._answer(waiting.popleft(), shard, None)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        for shard, waiting in enumerate(self._in_flight):
+            # Calls to one actor run in order, so the newest being done means that all are.
+            if waiting:
+                newest = waiting[-1]
+                waiting.clear()
+                self._answer(newest, shard, timeout_s)
+
+    def sketched(self, timeout_s: float | None = None) -> int:
+        return sum(self._each("num_sketched", timeout_s))
+
+    def sample_rows(self, count: int, seed: int, timeout_s: float | None = None) -> Float32:
+        share_s = sample_shares(count, self._each("num_sketched", timeout_s))
+        references = [
+            actor.sample_rows.remote(share, seed) for actor, share in zip(self._actors, share_s, strict=True)
+        ]
+        return np.concatenate([self._answer(r, s, timeout_s) for s, r in enumerate(references)])
+
+    def assign(self, centre_kd: Float64, timeout_s: float | None = None) -> ClusterStatistics:
+        rows = routing.num_rows(self._num_examples, 0, self.num_shards)
+        for start in range(0, max(rows, 1), CHUNK_ROWS):
+            self._each("assign", timeout_s, centre_kd, start, start + CHUNK_ROWS)
+        return self.statistics(timeout_s)
+
+    def refine(self, timeout_s: float | None = None) -> Refined:
+        def call(shard: int, others: ClusterStatistics, start: int, stop: int) -> Refined:
+            return self._answer(self._actors[shard].refine.remote(others, start, stop), shard, timeout_s)
+
+        return relay(call, self._each("statistics", timeout_s), self._num_examples)
+
+    def statistics(self, timeout_s: float | None = None) -> ClusterStatistics:
+        return total(self._each("statistics", timeout_s))
+
+    def clusters(self, timeout_s: float | None = None) -> Int32:
+        cluster_n = np.full(self._num_examples, NO_CLUSTER, dtype=np.int32)
+        for shard, own in enumerate(self._each("clusters", timeout_s)):
+            cluster_n[shard :: self.num_shards] = own
+        return cluster_n
+
+    def columns(self, timeout_s: float | None = None) -> Columns:
+        n, step = self._num_examples, self.num_shards
+        loss_n, norm_n = np.empty(n, np.float32), np.empty(n, np.float32)
+        step_n = np.empty(n, np.int64)
+        for shard, own in enumerate(self._each("columns", timeout_s)):
+            loss_n[shard::step], norm_n[shard::step], step_n[shard::step] = own
+        return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
+
+    def nearest(
+        self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None
+    ) -> Neighbours:
+        return merge(self._each("nearest", timeout_s, sketch_qd, k, metric), k)
+
+    def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:
+        shard_r = routing.shard_of(example_ids, self.num_shards)
+        row_rd = np.empty((len(example_ids), self._dim), np.float32)
+        for shard in np.unique(shard_r):
+            own = shard_r == shard
+            reference = self._actors[shard].rows.remote(example_ids[own])
+            row_rd[own] = self._answer(reference, shard, timeout_s)
+        return row_rd
+
+    def memory_bytes(self, timeout_s: float | None = None) -> int:
+        return sum(self._each("memory_bytes", timeout_s))
+
+    def _each(self, method: str, timeout_s: float | None, *args: Any) -> list[Any]:
+        """The answers of all shards, which work at the same time."""
+        references = [getattr(actor, method).remote(*args) for actor in self._actors]
+        return [self._answer(reference, shard, timeout_s) for shard, reference in enumerate(references)]
+
+    def _answer(self, reference: Any, shard: int, timeout_s: float | None) -> Any:
+        limit_s = self._call_s if timeout_s is None else timeout_s
+        return answer(reference, limit_s, f"sketch shard {shard} of {self.num_shards}")

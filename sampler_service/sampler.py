@@ -1,0 +1,425 @@
+"""The whole story of a run: reports come in, sketches are clustered, rates are made, batches go out.
+
+    report ─▶ table, shards ─▶ clusters ─▶ policy ─▶ plan ─▶ lease
+
+Everything this file touches is a plain object behind a narrow face: the shards may be local or Ray actors, the
+policy and the planner are pure. Calls come from many threads; the lock is held for short, numpy-only work, and
+never while the shards cluster.
+
+Shapes: n examples, r reported rows, k strata.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sampler_service import reports
+from sampler_service.clustering import recluster, refresh_due
+from sampler_service.config import RunConfig
+from sampler_service.delivery import Chosen, Delivery
+from sampler_service.errors import ConfigError
+from sampler_service.leases import Group, Membership, Trainer
+from sampler_service.monitor import VarianceMonitor, effective_sample_size
+from sampler_service.planning import Planner
+from sampler_service.policies import Policy, choose, make_policy
+from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
+from sampler_service.shards import Shards
+from sampler_service.table import Table
+from sampler_service.types import Batch, Float32, Float64, Int64, Rates, Report, StratifiedDraw, WeightedDraw
+
+log = logging.getLogger(__name__)
+
+WORST_RATIO = 0.9
+"""above this measured variance ratio the partition is stale and the policy stands aside (methods of staleness)"""
+
+RATES_ROWS_PER_STEP = 1 << 17
+"""examples per step at which new rates may be made: bounds their cost per batch, whatever n is"""
+
+
+class Sampler:
+    """One run. Thread-safe.
+
+    Args:
+        config: what the run is.
+        shards: where its sketches live.
+        clock: Unix seconds; leases are measured by it, sampling never is.
+        timeout_s: deadline of a call to the shards.
+        first_batch_id: above every id the run used before a restart.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        shards: Shards,
+        *,
+        clock: Callable[[], float] = time.time,
+        timeout_s: float = 20.0,
+        first_batch_id: int = 0,
+    ) -> None:
+        self.config = config
+        self.policy: Policy = make_policy(config.policy, reports.option_values(config.policy_options))
+        self._shards = shards
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._first_batch_id = first_batch_id
+        self._lock = threading.RLock()
+        self._table = Table(config.num_examples)
+        self._members = Membership(config.run)
+        self._delivery: Delivery | None = None
+        self._monitor = VarianceMonitor(dim=config.sketch_dim)
+        self._chosen: Chosen | None = None
+        self._chosen_at = 0
+        self._aside = ""
+        self._stale_rates = True
+        self._steps_per_epoch = 0
+        self._lent: OrderedDict[int, Batch] = OrderedDict()
+        self._reported: OrderedDict[int, None] = OrderedDict()
+        self._fresh_rows = 0
+        self._dropped_rate = False
+        self._accepted = 0
+        self._rejected: Counter[str] = Counter()
+        self._refreshes = 0
+
+    # --- trainers ---
+
+    def join(self, group: Group, rank: int, lead: int, name: str) -> Joined:
+        """Claim a rank; see `Membership.join`."""
+        reports.check_group(self.config, group, rank, lead)
+        with self._lock:
+            trainer, lost = self._members.join(group, rank, lead, name, self._clock())
+            if self._delivery is None or self._delivery.group != group:
+                self._delivery = self._new_delivery(group)
+            elif lost is not None:
+                self._delivery.give_back(lost, heir=trainer)
+            size = group.batch_size * group.world_size
+            whole, rest = divmod(self.config.num_examples, size)
+            self._steps_per_epoch = whole + (0 if group.drop_last or rest < group.world_size else 1)
+            return Joined(
+                session=trainer.session,
+                steps_per_epoch=self._steps_per_epoch,
+                max_lead=self.config.max_lead,
+            )
+
+    def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
+        """A trainer's stream is open, for the first time or again."""
+        with self._lock:
+            trainer = self._members.find(session)
+            self._of(trainer).send_again(trainer, last_batch_id, set(held))
+            trainer.connected, trainer.lost_at = True, None
+
+    def disconnect(self, session: str) -> None:
+        """A trainer's stream broke; its batches wait for its return, as long as its lease."""
+        with self._lock:
+            trainer = self._members.find(session)
+            trainer.connected, trainer.lost_at = False, self._clock()
+
+    def leave(self, session: str) -> None:
+        """A trainer is done; what it still held goes to the others at once."""
+        with self._lock:
+            trainer = self._members.find(session)
+            self._of(trainer).give_back(trainer)
+            self._members.remove(trainer)
+
+    # --- batches ---
+
+    def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted:
+        """Put a trainer at an epoch's start, or behind what was delivered of it before."""
+        if not 0 <= skip_examples <= self.config.num_examples:
+            raise ConfigError(
+                f"skip_examples is {skip_examples}, outside of the epoch's 0 … {self.config.num_examples} examples; "
+                "the saved position belongs to another dataset"
+            )
+        with self._lock:
+            trainer = self._members.find(session)
+            delivery = self._of(trainer)
+            started = delivery.start_epoch(trainer, epoch, skip_examples, first_step)
+            return EpochStarted(
+                epoch=epoch,
+                num_steps=max(0, started.num_steps - first_step),
+                policy=started.first.policy,
+                reason=started.first.reason,
+            )
+
+    def take(self, session: str, count: int, acked: Sequence[int] = ()) -> Taken:
+        """End the leases of `acked` batches and lend up to `count` others."""
+        with self._lock:
+            trainer = self._members.find(session)
+            for batch_id in acked:
+                trainer.leases.pop(batch_id, None)
+            count = min(count, trainer.lead - len(trainer.leases))
+            batches, ended = self._of(trainer).take(trainer, count, self._clock())
+            for batch in batches:
+                self._lent[batch.batch_id] = batch
+            while len(self._lent) > 4 * self.config.max_lead * self._world:
+                self._lent.popitem(last=False)
+            return Taken(batches=batches, ended=ended)
+
+    # --- reports ---
+
+    def report(self, session: str, received: Sequence[Report]) -> ReportSummary:
+        """Take reports in. Sound rows are applied, the others counted; a repeat changes nothing.
+
+        Raises:
+            ConfigError: sketches of another width than the run's; the other reports are applied first.
+        """
+        accepted, rejected, malformed = 0, Counter[str](), ""
+        with self._lock:
+            trainer = self._members.find(session)
+            for report in received:
+                if report.batch_id and report.batch_id in self._reported:
+                    rejected["duplicate"] += len(report.example_ids)
+                    continue
+                malformed = malformed or reports.misfit(self.config, report)
+                if malformed:
+                    continue
+                block, reasons = reports.sound_rows(report, self.config.num_examples)
+                rejected.update(reasons)
+                self._watch(report)
+                self._table.apply(block)
+                self._shards.update(block)
+                self._fresh_rows += len(block) if block.sketches is not None else 0
+                accepted += len(block)
+                trainer.leases.pop(report.batch_id, None)
+                self._remember(report.batch_id)
+            self._accepted += accepted
+            self._rejected.update(rejected)
+            version = self._table.version
+        if malformed:
+            raise ConfigError(malformed)
+        return ReportSummary(table_version=version, accepted=accepted, rejected=dict(rejected))
+
+    def fence(self) -> int:
+        """Return when everything reported is stored; the next batch is planned from it."""
+        self._shards.flush(self._timeout_s)
+        with self._lock:
+            self._stale_rates = True
+            return self._table.version
+
+    def set_reference(self, reference_loss_n: Float32) -> int:
+        """Take losses under a reference model, (n,) float32."""
+        if len(reference_loss_n) != self.config.num_examples:
+            raise ConfigError(
+                f"reference losses: got {len(reference_loss_n)}, run {self.config.run!r} has "
+                f"{self.config.num_examples} examples"
+            )
+        if not np.isfinite(reference_loss_n).all():
+            bad = int(np.flatnonzero(~np.isfinite(reference_loss_n))[0])
+            raise ConfigError(
+                f"reference loss of example {bad} is {reference_loss_n[bad]}; it must be finite"
+            )
+        with self._lock:
+            self._table.set_reference(reference_loss_n.copy())
+            return self._table.version
+
+    # --- clusters ---
+
+    def announce_drop(self) -> None:
+        """The learning rate drops: gradients change abruptly, so the clusters are made anew soon."""
+        with self._lock:
+            self._dropped_rate = True
+
+    def refresh_due(self) -> str | None:
+        """Why the clusters should be made anew, or None."""
+        if "cluster" not in self.policy.needs:
+            return None
+        with self._lock:
+            ratio = self._measured_ratio()
+            if ratio > WORST_RATIO and self._refreshes and not self._aside:
+                self._aside = f"shuffle: the measured variance ratio is {ratio:.2f}, above {WORST_RATIO}"
+                self._stale_rates = True
+            first = self._refreshes == 0
+            return refresh_due(
+                fresh_rows=self._fresh_rows,
+                num_examples=self.config.num_examples,
+                ratio=ratio,
+                learning_rate_dropped=self._dropped_rate,
+                coverage=min(self.config.refresh_coverage, self.policy.min_coverage if first else 1.0),
+            )
+
+    def refresh(self) -> None:
+        """Make the clusters anew from the present sketches. Slow; batches go on meanwhile."""
+        neyman = getattr(self.policy, "allocation", "equal") == "neyman"
+        with self._lock:
+            self._fresh_rows, self._dropped_rate = 0, False
+        partition = recluster(
+            self._shards,
+            num_clusters=self._num_clusters(),
+            method="kmeans" if neyman else "hartigan",
+            seed=self.config.seed,
+            timeout_s=self._timeout_s,
+        )
+        with self._lock:
+            self._table.install(partition.cluster_n, partition.sse_k)
+            self._monitor.reset()
+            self._refreshes += 1
+            self._aside = ""
+            self._stale_rates = True
+        log.info(
+            "run %s: %d clusters, objective %.4g -> %.4g in %d passes",
+            self.config.run,
+            len(partition),
+            partition.objective_before,
+            partition.objective,
+            partition.passes,
+        )
+
+    def recover(self) -> None:
+        """After a restart: take back from the shards what was reported; trainers join again by themselves."""
+        columns = self._shards.columns(self._timeout_s)
+        with self._lock:
+            self._table.restore(columns.loss_n, columns.norm_n, columns.step_n)
+            self._fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
+
+    # --- statistics ---
+
+    def statistics(self) -> RunStatistics:
+        """Where the run stands."""
+        stored = self._shards.memory_bytes(self._timeout_s)
+        with self._lock:
+            chosen, table, delivery = self._chosen, self._table, self._delivery
+            known_n = table.cluster_n >= 0 if self._refreshes else ~np.isnan(table.norm_n)
+            return RunStatistics(
+                run=self.config.run,
+                dataset=self.config.dataset,
+                num_examples=self.config.num_examples,
+                policy=self.policy.name,
+                active_policy=chosen.policy if chosen else "",
+                reason=chosen.reason if chosen else "",
+                unbiased=self.policy.unbiased,
+                table_version=table.version,
+                epoch=delivery.epoch if delivery else 0,
+                batches=delivery.batches if delivery else 0,
+                examples=delivery.examples if delivery else 0,
+                reported_rows=self._accepted,
+                rejected_rows=dict(self._rejected),
+                sketch_coverage=float(known_n.mean()),
+                variance_ratio=self._measured_ratio(),
+                effective_sample_ratio=self._effective_sample_ratio(),
+                num_clusters=len(table.cluster_sse_k),
+                refreshes=self._refreshes,
+                mean_age_steps=table.mean_age(),
+                lead=max((len(trainer.leases) for trainer in self._members), default=0),
+                max_lead=self.config.max_lead,
+                trainers=self._members.connected(),
+                leases_expired=delivery.expired if delivery else 0,
+                memory_bytes=stored + table.memory_bytes,
+            )
+
+    # --- inside ---
+
+    @property
+    def _world(self) -> int:
+        return self._members.group.world_size if self._members.group else 1
+
+    def _new_delivery(self, group: Group) -> Delivery:
+        config = self.config
+        first = self._delivery.last_batch_id if self._delivery else self._first_batch_id
+        return Delivery(
+            Planner(config.num_examples, seed=config.seed, drop_last=group.drop_last),
+            self._members,
+            group=group,
+            choose=self._choose,
+            clusters=lambda: self._table.cluster_n,
+            lease_s=config.lease_s,
+            redeliver=config.on_lost == "redeliver",
+            redraw=self.policy.kind == "draw",
+            max_lead=config.max_lead,
+            first_batch_id=first,
+        )
+
+    def _of(self, trainer: Trainer) -> Delivery:
+        if self._delivery is None:
+            raise ConfigError(f"{trainer.name} has not joined run {self.config.run!r}")
+        return self._delivery
+
+    def _choose(self) -> Chosen:
+        """Present rates. Made anew when the table has moved on, at most every few steps when n is large."""
+        self._chosen_at += 1
+        every = 1
+        if self.policy.kind == "draw":
+            every = min(self.config.max_lead, 1 + self.config.num_examples // RATES_ROWS_PER_STEP)
+        same = self._chosen is not None and self._chosen.table_version == self._table.version
+        if self._chosen is not None and not self._stale_rates and (same or self._chosen_at < every):
+            return self._chosen
+        max_age = int(self.config.fresh_epochs * max(1, self._steps_per_epoch))
+        view = self._table.view()
+        if self._aside:
+            rates, reason = make_policy("shuffle", {}).rates(view, progress=0.0), self._aside
+        else:
+            rates, reason = choose(
+                self.policy, view, min_coverage=None, max_age=max_age, progress=self._progress()
+            )
+        if self._chosen is not None and reason != self._chosen.reason and reason:
+            log.info("run %s: %s", self.config.run, reason)
+        self._chosen = Chosen(
+            rates=rates,
+            policy="shuffle" if reason else self.policy.name,
+            reason=reason,
+            table_version=view.version,
+        )
+        self._chosen_at, self._stale_rates = 0, False
+        return self._chosen
+
+    def _progress(self) -> float:
+        if not self.config.epochs or self._delivery is None:
+            return 0.0
+        return min(1.0, self._delivery.epoch / self.config.epochs)
+
+    def _num_clusters(self) -> int:
+        """K = B unless it was set, and few enough for clusters to have members."""
+        group = self._members.group
+        batch = group.batch_size * group.world_size if group else 64
+        return self.config.num_clusters or max(1, min(batch, self.config.num_examples // 4))
+
+    def _watch(self, report: Report) -> None:
+        """Let the monitor see fresh gradients of a batch, with the clusters and weights it was drawn by."""
+        batch = self._lent.get(report.batch_id)
+        if batch is None or report.norms is None or report.sketches is None:
+            return
+        where = reports.positions(batch.rows.example_ids, report.example_ids)
+        if where is None:
+            return
+        sound = np.isfinite(report.sketches).all(axis=1) & np.isfinite(report.norms)
+        self._monitor.add(
+            sketch_rd=report.sketches[sound],
+            norm_r=report.norms[sound],
+            cluster_r=batch.cluster_ids[where][sound],
+            weight_r=batch.rows.weights[where][sound],
+        )
+
+    def _measured_ratio(self) -> float:
+        rates = self._chosen.rates if self._chosen else None
+        if isinstance(rates, StratifiedDraw):
+            size_k = np.bincount(rates.stratum_n, minlength=len(rates.rate_k)).astype(np.float64)
+            return self._monitor.ratio_to_iid(size_k=size_k, rate_k=rates.rate_k)
+        return self._monitor.ratio_to_iid() if isinstance(rates, WeightedDraw) else float("nan")
+
+    def _effective_sample_ratio(self) -> float:
+        """Effective sample size of one draw over n: 1 when all examples are as likely."""
+        rates = self._chosen.rates if self._chosen else None
+        if rates is None:
+            return float("nan")
+        n = self.config.num_examples
+        return effective_sample_size(_probabilities(rates)) / n
+
+    def _remember(self, batch_id: int) -> None:
+        if batch_id:
+            self._reported[batch_id] = None
+            while len(self._reported) > max(4096, 8 * self.config.max_lead * self._world):
+                self._reported.popitem(last=False)
+
+
+def _probabilities(rates: Rates) -> Float64:
+    """(n,) chance of each example in one draw, sum 1."""
+    if isinstance(rates, WeightedDraw):
+        return rates.probability_n
+    if isinstance(rates, StratifiedDraw):
+        size_k: Int64 = np.bincount(rates.stratum_n, minlength=len(rates.rate_k))
+        return (rates.rate_k / np.maximum(size_k, 1))[rates.stratum_n]
+    return rates.keep_n / rates.keep_n.sum()

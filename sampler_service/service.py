@@ -1,0 +1,187 @@
+"""The port between the wire and what serves it, and its in-process form.
+
+`rpc/` knows only this; `runtime/` has the form that runs on Ray actors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from sampler_service.config import RunConfig, check_name
+from sampler_service.errors import ConfigError, Conflict, NotFound
+from sampler_service.leases import Group, run_of
+from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
+from sampler_service.sampler import Sampler
+from sampler_service.shards import LocalShards
+from sampler_service.types import Float32, Report
+
+
+class Service(Protocol):
+    """All that a gateway can ask for. Every method may raise SamplerError."""
+
+    def register_dataset(self, dataset: str, num_examples: int) -> None:
+        """Name a set of examples; a repeat must say the same."""
+        ...
+
+    def dataset_size(self, dataset: str) -> int:
+        """Examples of a registered dataset."""
+        ...
+
+    def open_run(self, config: RunConfig) -> bool:
+        """Create a run, True, or find it opened alike, False."""
+        ...
+
+    def close_run(self, run: str) -> None: ...
+
+    def runs(self) -> list[str]: ...
+
+    def join(self, run: str, group: Group, rank: int, lead: int, name: str) -> Joined: ...
+
+    def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None: ...
+
+    def disconnect(self, session: str) -> None: ...
+
+    def leave(self, session: str) -> None: ...
+
+    def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted: ...
+
+    def take(self, session: str, count: int, acked: Sequence[int]) -> Taken: ...
+
+    def report(self, session: str, reports: Sequence[Report]) -> ReportSummary: ...
+
+    def fence(self, run: str) -> int: ...
+
+    def set_reference(self, run: str, losses: Float32) -> int: ...
+
+    def announce_drop(self, run: str) -> None: ...
+
+    def statistics(self, run: str) -> RunStatistics: ...
+
+    def stop(self) -> None:
+        """Ask the process that started the service to drain and end it."""
+        ...
+
+
+class Catalog:
+    """Names of datasets and the configurations of runs: what a registry remembers. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[str, int] = {}
+        self.runs: dict[str, RunConfig] = {}
+
+    def register_dataset(self, dataset: str, num_examples: int) -> None:
+        check_name("dataset", dataset)
+        if num_examples < 1:
+            raise ConfigError(f"dataset {dataset!r} has {num_examples} examples; it needs at least one")
+        known = self._datasets.setdefault(dataset, num_examples)
+        if known != num_examples:
+            raise Conflict(
+                f"dataset {dataset!r} is registered with {known} examples, asked for {num_examples}; "
+                "use another name for other data"
+            )
+
+    def dataset_size(self, dataset: str) -> int:
+        if dataset not in self._datasets:
+            raise NotFound(f"unknown dataset {dataset!r}; registered are {sorted(self._datasets)}")
+        return self._datasets[dataset]
+
+    def open_run(self, config: RunConfig) -> bool:
+        known = self.runs.setdefault(config.run, config)
+        if known is config:
+            return True
+        known.check_same(config)
+        return False
+
+    def run(self, run: str) -> RunConfig:
+        if run not in self.runs:
+            raise NotFound(f"unknown run {run!r}; open are {sorted(self.runs)}; open it first")
+        return self.runs[run]
+
+
+class LocalService:
+    """Everything in this process: for tests, and for trying a policy without a cluster.
+
+    Clusters are made anew inside `report`, when they are due, so that the same calls give the same batches.
+    """
+
+    def __init__(self, *, shards: int = 1, on_stop: Callable[[], None] = lambda: None) -> None:
+        self._shards = shards
+        self._on_stop = on_stop
+        self._catalog = Catalog()
+        self._samplers: dict[str, Sampler] = {}
+        self._lock = threading.Lock()
+
+    def register_dataset(self, dataset: str, num_examples: int) -> None:
+        with self._lock:
+            self._catalog.register_dataset(dataset, num_examples)
+
+    def dataset_size(self, dataset: str) -> int:
+        with self._lock:
+            return self._catalog.dataset_size(dataset)
+
+    def open_run(self, config: RunConfig) -> bool:
+        with self._lock:
+            if config.run in self._samplers:
+                return self._catalog.open_run(config)
+            shards = LocalShards(config.num_examples, config.sketch_dim, self._shards, config.sketch_dtype)
+            self._samplers[config.run] = Sampler(config, shards)
+            return self._catalog.open_run(config)
+
+    def close_run(self, run: str) -> None:
+        with self._lock:
+            self._catalog.runs.pop(run, None)
+            self._samplers.pop(run, None)
+
+    def runs(self) -> list[str]:
+        with self._lock:
+            return sorted(self._samplers)
+
+    def join(self, run: str, group: Group, rank: int, lead: int, name: str) -> Joined:
+        return self._sampler(run).join(group, rank, lead, name)
+
+    def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
+        self._of(session).connect(session, last_batch_id, held)
+
+    def disconnect(self, session: str) -> None:
+        self._of(session).disconnect(session)
+
+    def leave(self, session: str) -> None:
+        self._of(session).leave(session)
+
+    def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted:
+        return self._of(session).start_epoch(session, epoch, skip_examples, first_step)
+
+    def take(self, session: str, count: int, acked: Sequence[int]) -> Taken:
+        return self._of(session).take(session, count, acked)
+
+    def report(self, session: str, reports: Sequence[Report]) -> ReportSummary:
+        sampler = self._of(session)
+        summary = sampler.report(session, reports)
+        if sampler.refresh_due():
+            sampler.refresh()
+        return summary
+
+    def fence(self, run: str) -> int:
+        return self._sampler(run).fence()
+
+    def set_reference(self, run: str, losses: Float32) -> int:
+        return self._sampler(run).set_reference(losses)
+
+    def announce_drop(self, run: str) -> None:
+        self._sampler(run).announce_drop()
+
+    def statistics(self, run: str) -> RunStatistics:
+        return self._sampler(run).statistics()
+
+    def stop(self) -> None:
+        self._on_stop()
+
+    def _sampler(self, run: str) -> Sampler:
+        with self._lock:
+            self._catalog.run(run)
+            return self._samplers[run]
+
+    def _of(self, session: str) -> Sampler:
+        return self._sampler(run_of(session))

@@ -1,0 +1,143 @@
+"""Shard: the sketches of one shard, their clusters and statistics. A plain class; an actor at the edge.
+
+Shapes: n rows of the shard, r rows visited, d sketch length, k clusters or neighbours, q queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sampler_service.index import hartigan, neighbours, seeding
+from sampler_service.index.neighbours import Neighbours
+from sampler_service.index.statistics import ClusterStatistics
+from sampler_service.sketch import routing
+from sampler_service.sketch.store import SketchStore, finite_rows
+from sampler_service.types import NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refined:
+    """What a refinement did."""
+
+    moved: int
+    """Rows that changed from one cluster to another."""
+    placed: int
+    """Rows that got their first cluster: J counts them from now on, so it may have risen."""
+    statistics: ClusterStatistics
+    """After it: the shard's own from `Shard.refine`, the whole's from `Shards.refine`."""
+
+
+class Shard:
+    """Keeps `statistics()` equal to those of its clustered rows, in fp64, through every change of a row.
+
+    Calls are not safe to overlap: an actor runs them one after another. Each takes and returns plain arrays
+    and is bounded by its block or by start … stop.
+    """
+
+    def __init__(
+        self, shard: int, num_shards: int, num_examples: int, dim: int, dtype: str = "float16"
+    ) -> None:
+        """A shard of the ids 0 … num_examples-1 with id mod num_shards = shard."""
+        self._shard = shard
+        self._num_shards = num_shards
+        self._store = SketchStore(routing.num_rows(num_examples, shard, num_shards), dim, dtype)
+        self._cluster_n: Int32 = np.full(len(self._store), NO_CLUSTER, np.int32)
+        self._statistics = ClusterStatistics.zeros(0, dim)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def num_sketched(self) -> int:
+        return self._store.num_sketched
+
+    def memory_bytes(self) -> int:
+        return self._store.memory_bytes + self._cluster_n.nbytes
+
+    def update(self, block: ReportBlock) -> None:
+        """Store reported rows, all of this shard's; clustered rows keep their cluster."""
+        row_r = routing.row_of(block.example_ids, self._num_shards)
+        changed_r = np.empty(0, np.int64)
+        if block.sketches is not None:
+            changed_r = row_r[finite_rows(block.sketches) & (self._cluster_n[row_r] != NO_CLUSTER)]
+        self._statistics.remove(self._store.rows(changed_r), self._cluster_n[changed_r])
+        self._store.upsert(row_r, block)
+        self._statistics.insert(self._store.rows(changed_r), self._cluster_n[changed_r])
+
+    def statistics(self) -> ClusterStatistics:
+        """A copy of the statistics of this shard's clustered rows."""
+        return self._statistics.copy()
+
+    def sample_rows(self, count: int, seed: int) -> Float32:
+        """`count` sketches, uniform without replacement, (r, d) float32; all of them when there are fewer."""
+        row_n = np.flatnonzero(self._store.sketched_n)
+        rng = np.random.default_rng([seed, self._shard])
+        return self._store.rows(np.sort(rng.choice(row_n, min(count, len(row_n)), replace=False)))
+
+    def assign(self, centre_kd: Float64, start: int, stop: int) -> None:
+        """Put sketched rows start … stop-1 into the cluster of the nearest centre; start 0 begins anew.
+
+        Rows not visited yet have NO_CLUSTER and are in no statistics.
+        """
+        if start == 0:
+            self._cluster_n[:] = NO_CLUSTER
+            self._statistics = ClusterStatistics.zeros(*centre_kd.shape)
+        row_r = self._sketched_rows(start, stop)
+        row_rd = self._store.rows(row_r)
+        cluster_r = seeding.assign(row_rd, centre_kd)
+        self._statistics.remove(*self._clustered(row_r))
+        self._cluster_n[row_r] = cluster_r
+        self._statistics.insert(row_rd, cluster_r)
+
+    def refine(self, others: ClusterStatistics, start: int, stop: int) -> Refined:
+        """Hartigan's move test on rows start … stop-1, against the statistics of all shards together.
+
+        Args:
+            others: the statistics of all other shards. A shard that knows another number of clusters (it was
+                restarted) drops its own and takes its rows for new.
+        """
+        if len(self._statistics) != len(others):
+            self._cluster_n[:] = NO_CLUSTER
+            self._statistics = ClusterStatistics.zeros(*others.sum_kd.shape)
+        row_r = self._sketched_rows(start, stop)
+        row_rd = self._store.rows(row_r)
+        before_r = self._cluster_n[row_r]
+        after_r = before_r.copy()
+        hartigan.refine(row_rd, after_r, others + self._statistics)
+        moved_r = (after_r != before_r) & (before_r != NO_CLUSTER)
+        changed_r = after_r != before_r
+        self._statistics.remove(row_rd[moved_r], before_r[moved_r])
+        self._statistics.insert(row_rd[changed_r], after_r[changed_r])
+        self._cluster_n[row_r] = after_r
+        moved, changed = int(np.count_nonzero(moved_r)), int(np.count_nonzero(changed_r))
+        return Refined(moved=moved, placed=changed - moved, statistics=self.statistics())
+
+    def clusters(self) -> Int32:
+        """A copy of the cluster of every row, (n,) int32."""
+        return self._cluster_n.copy()
+
+    def columns(self) -> tuple[Float32, Float32, Int64]:
+        """Copies of loss (n,) float32, norm (n,) float32 and step (n,) int64."""
+        return self._store.loss_n.copy(), self._store.norm_n.copy(), self._store.step_n.copy()
+
+    def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2") -> Neighbours:
+        """The k nearest examples of this shard."""
+        row_n = np.flatnonzero(self._store.sketched_n)
+        id_n = routing.id_of(row_n, self._shard, self._num_shards)
+        return neighbours.nearest(self._store.rows, row_n, id_n, sketch_qd, k, metric)
+
+    def rows(self, example_ids: Int64) -> Float32:
+        """Sketches (r, d) float32 of examples of this shard; NaN where there is none."""
+        row_r = routing.row_of(example_ids, self._num_shards)
+        row_rd = self._store.rows(row_r)
+        row_rd[~self._store.sketched_n[row_r]] = np.nan
+        return row_rd
+
+    def _sketched_rows(self, start: int, stop: int) -> Int64:
+        return start + np.flatnonzero(self._store.sketched_n[start:stop])
+
+    def _clustered(self, row_r: Int64) -> tuple[Float32, Int32]:
+        """Sketches and clusters of those of the rows that have a cluster."""
+        row_r = row_r[self._cluster_n[row_r] != NO_CLUSTER]
+        return self._store.rows(row_r), self._cluster_n[row_r]

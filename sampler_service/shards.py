@@ -1,0 +1,240 @@
+"""The port `Shards`, all that the rest of the service knows of storage, and its in-process form.
+
+A shard keeps the sketches of the examples with id mod S = its number. The port's calls that visit many rows
+are loops over `Shard` calls of a bounded number of rows each, so that reports are served in between when the
+shards are actors; `relay` is that loop for the move test, and shared by every form of the port.
+
+Shapes: n examples, r rows, d sketch length, k clusters or neighbours, q queries.
+"""
+# ruff: noqa: ARG002  (LocalShards never waits, so it has no use for timeout_s)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sampler_service.index.neighbours import Neighbours, merge
+from sampler_service.index.statistics import ClusterStatistics
+from sampler_service.shard import Refined, Shard
+from sampler_service.sketch import routing
+from sampler_service.types import NEVER, NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock, freeze
+
+CHUNK_ROWS = 8192
+"""rows visited by one call to a shard: some milliseconds of work"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What was last reported of every example, in id order."""
+
+    loss_n: Float32
+    norm_n: Float32
+    step_n: Int64
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+
+class Shards(Protocol):
+    """Storage of one run's sketches over S shards.
+
+    `timeout_s` bounds the wait for an answer, in seconds; None leaves it to the implementation. Every call
+    may raise `Unavailable` when a shard is away; none of them does in process.
+    """
+
+    @property
+    def num_shards(self) -> int: ...
+
+    @property
+    def num_examples(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def update(self, block: ReportBlock) -> None:
+        """Take reported rows, ids 0 … num_examples-1; may return before they are stored (see `flush`)."""
+        ...
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Return when every block given to `update` so far is stored."""
+        ...
+
+    def sketched(self, timeout_s: float | None = None) -> int:
+        """How many examples have a sketch."""
+        ...
+
+    def sample_rows(self, count: int, seed: int, timeout_s: float | None = None) -> Float32:
+        """About `count` sketches (r, d) float32, uniform without replacement; all of them if fewer."""
+        ...
+
+    def assign(self, centre_kd: Float64, timeout_s: float | None = None) -> ClusterStatistics:
+        """Begin a new partition: every sketched row to its nearest centre. Returns the whole's statistics."""
+        ...
+
+    def refine(self, timeout_s: float | None = None) -> Refined:
+        """One Hartigan pass over all rows, shard by shard in relay; see `relay`."""
+        ...
+
+    def statistics(self, timeout_s: float | None = None) -> ClusterStatistics:
+        """Sum of the shards' statistics; of length 0 before the first partition."""
+        ...
+
+    def clusters(self, timeout_s: float | None = None) -> Int32:
+        """Cluster of every example, (n,) int32, NO_CLUSTER where it has none."""
+        ...
+
+    def columns(self, timeout_s: float | None = None) -> Columns:
+        """Losses, norms and steps of every example."""
+        ...
+
+    def nearest(
+        self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None
+    ) -> Neighbours:
+        """The k nearest examples of each sketch, by "l2" or "cosine"."""
+        ...
+
+    def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:
+        """Sketches (r, d) float32 of the examples; NaN where there is none."""
+        ...
+
+    def memory_bytes(self, timeout_s: float | None = None) -> int:
+        """Bytes held by the shards' columns."""
+        ...
+
+
+class LocalShards:
+    """The port in this process: S plain shards, for tests, benchmarks and one machine."""
+
+    def __init__(
+        self,
+        num_examples: int,
+        dim: int,
+        num_shards: int = 1,
+        dtype: str = "float16",
+        chunk_rows: int = CHUNK_ROWS,
+    ) -> None:
+        self._shards = [Shard(shard, num_shards, num_examples, dim, dtype) for shard in range(num_shards)]
+        self._num_examples = num_examples
+        self._dim = dim
+        self._chunk_rows = chunk_rows
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def num_examples(self) -> int:
+        return self._num_examples
+
+    @property
+    def dim(self) -> int:
+        return self._dim
+
+    def update(self, block: ReportBlock) -> None:
+        for shard, part in routing.split(block, self.num_shards):
+            self._shards[shard].update(part)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Nothing waits in process."""
+
+    def sketched(self, timeout_s: float | None = None) -> int:
+        return sum(shard.num_sketched() for shard in self._shards)
+
+    def sample_rows(self, count: int, seed: int, timeout_s: float | None = None) -> Float32:
+        count_s = sample_shares(count, [shard.num_sketched() for shard in self._shards])
+        return np.concatenate(
+            [shard.sample_rows(share, seed) for shard, share in zip(self._shards, count_s, strict=True)]
+        )
+
+    def assign(self, centre_kd: Float64, timeout_s: float | None = None) -> ClusterStatistics:
+        for shard in self._shards:
+            for start in range(0, max(len(shard), 1), self._chunk_rows):
+                shard.assign(centre_kd, start, start + self._chunk_rows)
+        return self.statistics()
+
+    def refine(self, timeout_s: float | None = None) -> Refined:
+        def call(shard: int, others: ClusterStatistics, start: int, stop: int) -> Refined:
+            return self._shards[shard].refine(others, start, stop)
+
+        local = [shard.statistics() for shard in self._shards]
+        return relay(call, local, self.num_examples, self._chunk_rows)
+
+    def statistics(self, timeout_s: float | None = None) -> ClusterStatistics:
+        return total([shard.statistics() for shard in self._shards])
+
+    def clusters(self, timeout_s: float | None = None) -> Int32:
+        cluster_n = np.full(self._num_examples, NO_CLUSTER, np.int32)
+        for number, shard in enumerate(self._shards):
+            cluster_n[number :: self.num_shards] = shard.clusters()
+        return cluster_n
+
+    def columns(self, timeout_s: float | None = None) -> Columns:
+        loss_n = np.full(self._num_examples, np.nan, np.float32)
+        norm_n = np.full(self._num_examples, np.nan, np.float32)
+        step_n = np.full(self._num_examples, NEVER, np.int64)
+        for number, shard in enumerate(self._shards):
+            own = slice(number, None, self.num_shards)
+            loss_n[own], norm_n[own], step_n[own] = shard.columns()
+        return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
+
+    def nearest(
+        self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None
+    ) -> Neighbours:
+        return merge([shard.nearest(sketch_qd, k, metric) for shard in self._shards], k)
+
+    def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:
+        shard_r = routing.shard_of(example_ids, self.num_shards)
+        row_rd = np.empty((len(example_ids), self._dim), np.float32)
+        for number in np.unique(shard_r):
+            row_rd[shard_r == number] = self._shards[number].rows(example_ids[shard_r == number])
+        return row_rd
+
+    def memory_bytes(self, timeout_s: float | None = None) -> int:
+        return sum(shard.memory_bytes() for shard in self._shards)
+
+
+def total(statistics: Sequence[ClusterStatistics]) -> ClusterStatistics:
+    """Sum over shards; one that knows another number of clusters (it came back empty) counts as nothing."""
+    size = max(len(part) for part in statistics)
+    summed = ClusterStatistics.zeros(size, statistics[0].sum_kd.shape[1])
+    for part in statistics:
+        if len(part) == size:
+            summed += part
+    return summed
+
+
+def sample_shares(count: int, sketched_s: Sequence[int]) -> list[int]:
+    """Rows to draw from each shard: in proportion to its sketched rows, rounded up."""
+    everything = max(sum(sketched_s), 1)
+    return [-(-min(count, everything) * own // everything) for own in sketched_s]
+
+
+def relay(
+    refine: Callable[[int, ClusterStatistics, int, int], Refined],
+    local: Sequence[ClusterStatistics],
+    num_examples: int,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Refined:
+    """One Hartigan pass: shards take turns, each seeing what the ones before it did (Gauss-Seidel).
+
+    Every shard keeps its own statistics exact and is told those of all others, so J of the whole never rises
+    while no report arrives in between, and a report that does arrive only makes `others` a little old.
+
+    Args:
+        refine: (shard, others, start, stop) -> what the shard did to its rows start … stop-1.
+        local: statistics of every shard before the pass.
+    """
+    latest = list(local)
+    empty = ClusterStatistics.zeros(max(map(len, latest)), latest[0].sum_kd.shape[1])
+    rows = routing.num_rows(num_examples, 0, len(latest))  # of the fullest shard
+    moved = placed = 0
+    for start in range(0, rows, chunk_rows):
+        for shard in range(len(latest)):
+            others = total([empty, *latest[:shard], *latest[shard + 1 :]])
+            done = refine(shard, others, start, start + chunk_rows)
+            latest[shard] = done.statistics
+            moved, placed = moved + done.moved, placed + done.placed
+    return Refined(moved=moved, placed=placed, statistics=total(latest))

@@ -1,0 +1,97 @@
+"""SketchStore: the last report of every row of one shard, in preallocated columns.
+
+Shapes: n rows of the shard, r reported rows, d sketch length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler_service.errors import ConfigError
+from sampler_service.types import NEVER, Bool, Float32, Int64, ReportBlock
+
+Index = NDArray[np.intp] | NDArray[np.int64] | slice
+
+
+class SketchStore:
+    """Rows of sketches with step, loss and norm; the row array is the truth, an index only a view of it.
+
+    A row is kept as float16 (or float32) numbers below 1 in magnitude times one power of two, so gradients of
+    1e-9 and of 1e+9 keep the same eleven bits and none overflows. What `rows` returns is what statistics are
+    made of, rounding included. The last arrival wins; a NaN loss or norm, or a sketch row that is not finite,
+    leaves the stored value as it was.
+    """
+
+    def __init__(self, num_rows: int, dim: int, dtype: str = "float16") -> None:
+        """Allocate (num_rows, dim) sketches of `dtype`, "float16" or "float32".
+
+        Raises:
+            ConfigError: another dtype, or a size that is not positive (num_rows may be 0).
+        """
+        if dtype not in ("float16", "float32"):
+            raise ConfigError(f"sketch dtype must be 'float16' or 'float32', got {dtype!r}")
+        if num_rows < 0 or dim < 1:
+            raise ConfigError(f"a store needs num_rows >= 0 and dim >= 1, got {num_rows} and {dim}")
+        self._mantissa_nd = np.zeros((num_rows, dim), dtype)
+        self._exponent_n = np.zeros(num_rows, np.int16)
+        self._sketched_n: Bool = np.zeros(num_rows, bool)
+        self.step_n: Int64 = np.full(num_rows, NEVER, np.int64)
+        """Trainer step of the last report; NEVER (-1) when there is none."""
+        self.loss_n: Float32 = np.full(num_rows, np.nan, np.float32)
+        self.norm_n: Float32 = np.full(num_rows, np.nan, np.float32)
+
+    def __len__(self) -> int:
+        return len(self._sketched_n)
+
+    @property
+    def dim(self) -> int:
+        return self._mantissa_nd.shape[1]
+
+    @property
+    def sketched_n(self) -> Bool:
+        """(n,) bool, True where the row has a sketch."""
+        return self._sketched_n
+
+    @property
+    def num_sketched(self) -> int:
+        return int(np.count_nonzero(self._sketched_n))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all columns; 151 a row for 64 float16."""
+        columns = (
+            self._mantissa_nd,
+            self._exponent_n,
+            self._sketched_n,
+            self.step_n,
+            self.loss_n,
+            self.norm_n,
+        )
+        return sum(column.nbytes for column in columns)
+
+    def upsert(self, row_r: Int64, block: ReportBlock) -> None:
+        """Write the block's rows at `row_r`, (r,) int64, unique, 0 … n-1."""
+        self.step_n[row_r] = block.step
+        for column_n, value_r in ((self.loss_n, block.losses), (self.norm_n, block.norms)):
+            known_r = ~np.isnan(value_r)
+            column_n[row_r[known_r]] = value_r[known_r]
+        if block.sketches is not None:
+            known_r = finite_rows(block.sketches)
+            self._write(row_r[known_r], np.asarray(block.sketches[known_r], np.float32))
+
+    def rows(self, index: Index) -> Float32:
+        """Sketches as stored, (r, d) float32; zeros where a row has none (see `sketched_n`)."""
+        return np.ldexp(self._mantissa_nd[index].astype(np.float32), self._exponent_n[index, None])
+
+    def _write(self, row_r: Int64, sketch_rd: Float32) -> None:
+        largest_r = np.abs(sketch_rd).max(axis=1, initial=0.0)
+        exponent_r = np.frexp(largest_r)[1].astype(np.int16)  # sketch = mantissa x 2^exponent, |mantissa| < 1
+        self._mantissa_nd[row_r] = np.ldexp(sketch_rd, -exponent_r[:, None])
+        self._exponent_n[row_r] = exponent_r
+        self._sketched_n[row_r] = True
+
+
+def finite_rows(sketch_rd: NDArray[np.floating]) -> Bool:
+    """(r,) bool, True where every number of the row is finite."""
+    return np.all(np.isfinite(sketch_rd), axis=1)

@@ -1,0 +1,87 @@
+"""The table: what a policy reads about every example, kept in arrays, with a version.
+
+The shards hold the rows of record; these columns are the run's own view of them, so that rates can be made
+without asking anybody.
+
+Shapes: n examples, r reported rows, k clusters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sampler_service.types import (
+    NEVER,
+    NO_CLUSTER,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    ReportBlock,
+    TableView,
+)
+
+
+class Table:
+    """Columns of one run. Not thread-safe: the sampler holds its lock."""
+
+    def __init__(self, num_examples: int) -> None:
+        self.loss_n: Float32 = np.full(num_examples, np.nan, dtype=np.float32)
+        self.norm_n: Float32 = np.full(num_examples, np.nan, dtype=np.float32)
+        self.step_n: Int64 = np.full(num_examples, NEVER, dtype=np.int64)
+        self.cluster_n: Int32 = np.full(num_examples, NO_CLUSTER, dtype=np.int32)
+        self.cluster_sse_k: Float64 = np.empty(0, dtype=np.float64)
+        self.reference_loss_n: Float32 | None = None
+        self.step = 0
+        self.version = 0
+
+    def apply(self, block: ReportBlock) -> None:
+        """Take reported rows in; a value that was not reported leaves the old one."""
+        ids = block.example_ids
+        known_r = ~np.isnan(block.losses)
+        self.loss_n[ids[known_r]] = block.losses[known_r]
+        known_r = ~np.isnan(block.norms)
+        self.norm_n[ids[known_r]] = block.norms[known_r]
+        self.step_n[ids] = block.step
+        self.step = max(self.step, block.step)
+        self.version += 1
+
+    def restore(self, loss_n: Float32, norm_n: Float32, step_n: Int64) -> None:
+        """Take over the columns that the shards have kept."""
+        self.loss_n, self.norm_n, self.step_n = loss_n.copy(), norm_n.copy(), step_n.copy()
+        self.step = max(0, int(step_n.max(initial=0)))
+        self.version += 1
+
+    def install(self, cluster_n: Int32, cluster_sse_k: Float64) -> None:
+        """Take a new partition in."""
+        self.cluster_n = cluster_n.copy()
+        self.cluster_sse_k = cluster_sse_k
+        self.version += 1
+
+    def set_reference(self, reference_loss_n: Float32) -> None:
+        """Take reference losses in."""
+        self.reference_loss_n = reference_loss_n
+        self.version += 1
+
+    def view(self) -> TableView:
+        """Read-only arrays for a policy; they change with the table, so rates are made before it moves on."""
+        return TableView(
+            loss_n=self.loss_n,
+            norm_n=self.norm_n,
+            step_n=self.step_n,
+            cluster_n=self.cluster_n,
+            cluster_sse_k=self.cluster_sse_k,
+            reference_loss_n=self.reference_loss_n,
+            step=self.step,
+            version=self.version,
+        )
+
+    def mean_age(self) -> float:
+        """Mean steps since the last report, over examples that were reported; NaN when none was."""
+        reported = self.step_n != NEVER
+        return float(self.step - self.step_n[reported].mean()) if reported.any() else float("nan")
+
+    @property
+    def memory_bytes(self) -> int:
+        columns = (self.loss_n, self.norm_n, self.step_n, self.cluster_n, self.cluster_sse_k)
+        return sum(column.nbytes for column in columns)

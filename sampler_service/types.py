@@ -1,0 +1,182 @@
+"""Frozen array views passed between the stages; no behaviour, numpy only.
+
+Shapes: n examples, r reported rows, d sketch length, k clusters or strata, b batch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+Sketches = NDArray[np.float16] | NDArray[np.float32]
+
+NO_CLUSTER = -1
+"""cluster id of an example that has no sketch yet"""
+
+NEVER = -1
+"""step of an example that was never reported"""
+
+
+def freeze(view: object) -> None:
+    """Mark every array field of a dataclass read-only, so that a stray write fails at the line at fault."""
+    for field in fields(view):  # pyright: ignore[reportArgumentType]
+        value = getattr(view, field.name)
+        if isinstance(value, np.ndarray):
+            value = value.view()
+            value.flags.writeable = False
+            object.__setattr__(view, field.name, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableView:
+    """All that a policy may know about the examples of a run, at one `table_version`."""
+
+    loss_n: Float32
+    """Last reported loss, in the trainer's unit; NaN when never reported."""
+    norm_n: Float32
+    """Last reported gradient norm; NaN when never reported."""
+    step_n: Int64
+    """Trainer step of the last report; NEVER (-1) when there is none."""
+    cluster_n: Int32
+    """Cluster of the example's sketch, 0 … k-1; NO_CLUSTER (-1) when it has no sketch."""
+    cluster_sse_k: Float64
+    """Scatter of every cluster, sum of squared distances to its mean; its length is k."""
+    reference_loss_n: Float32 | None = None
+    """Loss under a reference model (the irreducible loss of RHO-LOSS), when the run was given one."""
+    step: int = 0
+    """The latest trainer step heard of, so that `step - step_n` is an age in steps."""
+    version: int = 0
+    """table_version: rises each time reports or clusters change the table."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+    def __len__(self) -> int:
+        return len(self.loss_n)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Rates of a policy that visits each kept example once an epoch, in random order."""
+
+    keep_n: Float64
+    """Probability that the example is kept this epoch, in (0, 1]; independent over examples."""
+    weight_n: Float32
+    """Loss weight of the example when it is kept."""
+    score_n: Float32 | None = None
+    """When given, every run of `round(b / top_fraction)` examples in the epoch's order is cut to its b highest scores."""
+    top_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StratifiedDraw:
+    """Rates of a policy that draws a share of every batch from each stratum, uniformly inside a stratum."""
+
+    stratum_n: Int32
+    """Stratum of every example, 0 … k-1."""
+    rate_k: Float64
+    """Share of a batch that comes from the stratum; sums to 1, positive for every non-empty stratum."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedDraw:
+    """Rates of a policy that draws example i with probability p_i."""
+
+    probability_n: Float64
+    """Sums to 1, positive everywhere."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+
+Rates = Sweep | StratifiedDraw | WeightedDraw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What planning yields: examples with what a trainer must know of each. All arrays have length b."""
+
+    example_ids: Int64
+    weights: Float32
+    """Factor on the example's loss; 1 / (n p_i) for draws, 1 / keep_i for lossless sweeps."""
+    probabilities: Float64
+    """p_i of a draw (expected copies per unit batch); for a sweep the probability of being kept, over n."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def take(self, index: NDArray[np.intp] | slice) -> Rows:
+        return Rows(
+            example_ids=self.example_ids[index],
+            weights=self.weights[index],
+            probabilities=self.probabilities[index],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportBlock:
+    """Reported rows, already checked; r rows, each example at most once (the latest wins)."""
+
+    example_ids: Int64
+    losses: Float32
+    """NaN where the trainer sent none."""
+    norms: Float32
+    """NaN where the trainer sent none."""
+    sketches: Sketches | None
+    """(r, d), or None when the report carries no sketches."""
+    step: int
+    """Trainer step at which the gradients were taken."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One trainer's part of a global batch, as it is handed out under a lease."""
+
+    batch_id: int
+    epoch: int
+    step: int
+    table_version: int
+    policy: str
+    rows: Rows
+    cluster_ids: Int32
+    lease_deadline: float
+    """Unix seconds; meaningful once the trainer is gone."""
+    lead: int
+    """Batches its trainer held unreported when this one was handed out."""
+    global_batch_size: int
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One report as it came from a trainer, of the right lengths but with unchecked values."""
+
+    batch_id: int
+    """The batch it belongs to; 0 for rows that belong to none."""
+    step: int
+    example_ids: Int64
+    losses: Float32 | None
+    norms: Float32 | None
+    sketches: Sketches | None

@@ -1,0 +1,106 @@
+"""Each policy's rates against its paper's formula, on tables small enough to work out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from sampler_service.policies import make_policy
+from sampler_service.policies.importance import Importance
+from sampler_service.types import NEVER, NO_CLUSTER, Sweep, TableView
+
+
+def table(num_examples, *, loss=None, norm=None, cluster=None, sse=(), reference=None) -> TableView:
+    def column(values, dtype=np.float32):
+        return np.full(num_examples, np.nan, dtype) if values is None else np.array(values, dtype)
+
+    return TableView(
+        loss_n=column(loss),
+        norm_n=column(norm),
+        step_n=np.full(num_examples, NEVER),
+        cluster_n=np.full(num_examples, NO_CLUSTER, np.int32) if cluster is None else column(cluster, np.int32),
+        cluster_sse_k=np.array(sse, dtype=np.float64),
+        reference_loss_n=None if reference is None else column(reference),
+    )
+
+
+def rates_of(name, view, progress=0.0, **options):
+    return make_policy(name, options).rates(view, progress=progress)
+
+
+def test_equal_draws_share_half_the_batch_evenly_and_half_by_size():
+    view = table(8, cluster=[0, 0, 0, 0, 0, 0, 2, 2], sse=[1, 0, 1])
+    rates = rates_of("gradient_clustering", view, alpha=0.5)
+    assert_allclose(rates.rate_k, [0.25 + 0.5 * 6 / 8, 0, 0.25 + 0.5 * 2 / 8, 0])
+
+
+def test_neyman_draws_go_by_size_times_standard_deviation():
+    # N = (4, 4), V = SSE / N = (1, 9): N sqrt(V) = 4 : 12.
+    view = table(8, cluster=[0] * 4 + [1] * 4, sse=[4, 36])
+    rates = rates_of("gradient_clustering", view, alpha=0.5, allocation="neyman")
+    assert_allclose(rates.rate_k, [0.5 * 0.25 + 0.25, 0.5 * 0.75 + 0.25, 0])
+
+
+def test_neyman_without_any_scatter_is_proportional():
+    view = table(8, cluster=[0] * 6 + [1] * 2, sse=[0, 0])
+    rates = rates_of("gradient_clustering", view, allocation="neyman")
+    assert_allclose(rates.rate_k, [0.75, 0.25, 0])
+
+
+@pytest.mark.parametrize("allocation", ["equal", "neyman"])
+def test_unclustered_examples_are_a_stratum_with_their_proportion(allocation):
+    view = table(10, cluster=[-1, -1, -1, 0, 0, 1, 1, 1, 1, 1], sse=[1, 2])
+    rates = rates_of("gradient_clustering", view, allocation=allocation)
+    assert rates.rate_k[2] == pytest.approx(0.3)
+    assert rates.stratum_n.tolist() == [2, 2, 2, 0, 0, 1, 1, 1, 1, 1]
+    assert rates.rate_k.sum() == pytest.approx(1)
+
+
+def test_importance_mixes_norm_and_uniform_and_gives_unknown_norms_the_mean():
+    view = table(4, norm=[1, 3, np.nan, np.nan])  # the unknown count as 2 each, so the sum is 8
+    rates = rates_of("importance", view, alpha=0.5, gate=1)
+    assert_allclose(rates.probability_n, [0.5 * s / 8 + 0.125 for s in (1, 3, 2, 2)])
+
+
+def test_tau_is_one_for_equal_norms_and_root_n_for_a_single_one():
+    assert Importance().tau(table(9, norm=[5] * 9)) == pytest.approx(1)
+    assert Importance().tau(table(9, norm=[0] * 8 + [1])) == pytest.approx(3)
+    assert Importance().tau(table(9)) == pytest.approx(1)
+
+
+def test_importance_acts_exactly_from_its_gate_on():
+    view = table(2, norm=[0, 1])  # tau = sqrt(2), the default gate
+    assert Importance().tau(view) == pytest.approx(np.sqrt(2))
+    assert isinstance(Importance(gate=1.5).rates(view, progress=0), Sweep)
+    assert not isinstance(Importance(gate=1.4).rates(view, progress=0), Sweep)
+    assert "tau 1.41 is below the gate 1.50" in Importance(gate=1.5).aside(view)
+    assert Importance(gate=1.4).aside(view) == ""
+
+
+def test_infobatch_prunes_below_the_mean_of_the_known_losses():
+    view = table(5, loss=[0, 1, 2, 5, np.nan])  # mean 2, and 2 is not below it
+    rates = rates_of("infobatch", view, prune_ratio=0.75)
+    assert_allclose(rates.keep_n, [0.25, 0.25, 1, 1, 1])
+    assert_allclose(rates.weight_n, [4, 4, 1, 1, 1])
+
+
+@pytest.mark.parametrize(("progress", "full"), [(0.0, False), (0.87, False), (0.875, True), (1.0, True)])
+def test_infobatch_ends_on_full_epochs(progress, full):
+    rates = rates_of("infobatch", table(3, loss=[0, 1, 9]), progress=progress)
+    assert (rates.keep_n == 1).all() == full
+
+
+def test_selective_backprop_raises_the_rank_to_beta_and_never_below_s_min():
+    view = table(5, loss=[4, 1, 2, 2, np.nan])
+    rates = rates_of("selective_backprop", view, beta=2, s_min=0.1)
+    assert_allclose(rates.keep_n, [1, 0.1, 0.75**2, 0.75**2, 1])
+    assert (rates.weight_n == 1).all()
+
+
+def test_rho_loss_scores_by_the_reducible_loss_and_sees_the_unknown_first():
+    view = table(4, loss=[3, 5, np.nan, 2], reference=[1, 5, 1, np.nan])
+    rates = rates_of("rho_loss", view, top_fraction=0.2)
+    assert rates.score_n.tolist() == [2, 0, np.inf, 1]  # without a reference: the mean of the known scores
+    assert rates.top_fraction == 0.2
+    assert (rates.keep_n == 1).all()
