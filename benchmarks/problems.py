@@ -33,6 +33,11 @@ class Gradients:
             gram_nn += (a @ a.T) * (delta @ delta.T)
         return gram_nn
 
+    def rows(self) -> Float32:
+        """(n, p) the exact gradients themselves: for small models only."""
+        parts = [np.einsum("nf,no->nfo", a, delta).reshape(len(a), -1) for a, delta in self.layers]
+        return np.hstack(parts).astype(np.float32)
+
     def sketch(self, dim: int, seed: int) -> Float32:
         """(n, d) Khatri-Rao sketches, d^-1/2 sum over layers of (P a) o (Q delta), P and Q Gaussian."""
         rng, total_nd = np.random.default_rng(seed), 0.0
@@ -46,24 +51,24 @@ class RandomFeatures:
     """Binary softmax classifier on random ReLU features, labels from a random ReLU teacher (no noise).
 
     Setting of Faghri et al. (arXiv 2007.04532), after Mei and Montanari (arXiv 1908.05355): rows of all
-    random weights have norm 1, inputs are standard normal. Duplicates: the last r n examples are copies of
-    the first five.
+    random weights have norm 1, inputs are standard normal; the teacher's threshold is its median, so that no
+    seed is easy because one class is rare. Duplicates: the last r n examples are copies of the first five.
     """
 
-    def __init__(
-        self, num_examples: int, *, hidden: int = 1000, redundancy: float = 0.0, seed: int = 0
-    ) -> None:
+    def __init__(self, num_examples: int, *, hidden: int = 1000, redundancy: float = 0.0, seed: int = 0) -> None:
         rng = np.random.default_rng([seed, 1])
         input_ni = rng.standard_normal((num_examples, 100))
         teacher_no = np.maximum(input_ni @ _unit_rows(rng, 100, 100).T, 0.0) @ _unit_rows(rng, 2, 100).T
+        excess_n = teacher_no[:, 1] - teacher_no[:, 0]
+        label_n = (excess_n > np.median(excess_n)).astype(np.float64)
         if redundancy > 0:
             copies = round(redundancy * num_examples)
             source_n = np.arange(num_examples)
             source_n[num_examples - copies :] = np.arange(copies) % 5
-            input_ni, teacher_no = input_ni[source_n], teacher_no[source_n]
+            input_ni, label_n = input_ni[source_n], label_n[source_n]
         feature_nf = np.maximum(input_ni @ _unit_rows(rng, hidden, 100).T, 0.0)
         self._feature_nf = np.column_stack((feature_nf, np.ones(num_examples)))
-        self._label_n = (teacher_no[:, 1] > teacher_no[:, 0]).astype(np.float64)
+        self._label_n = label_n
         self._weight_fo = np.zeros((hidden + 1, 2))
         self._weight_fo[:-1] = _unit_rows(rng, 2, hidden).T
         self._rng = rng
@@ -111,9 +116,7 @@ class Perceptron:
     def __len__(self) -> int:
         return len(self._label_n)
 
-    def train(
-        self, steps: int, *, rate: float, batch: int = 128, momentum: float = 0.5, decay: float = 5e-4
-    ) -> None:
+    def train(self, steps: int, *, rate: float, batch: int = 128, momentum: float = 0.5, decay: float = 5e-4) -> None:
         for _ in range(steps):
             if len(self._order) < batch:
                 self._order = self._rng.permutation(len(self))
@@ -130,9 +133,7 @@ class Perceptron:
 
     def gradients(self) -> Gradients:
         """Without the weight decay, which is the same for every example."""
-        return Gradients(
-            [(a.astype(np.float64), g.astype(np.float64)) for a, g in self._layers(np.arange(len(self)))]
-        )
+        return Gradients([(a.astype(np.float64), g.astype(np.float64)) for a, g in self._layers(np.arange(len(self)))])
 
     def _layers(self, index_b: Int64) -> list[tuple[Float32, Float32]]:
         """Inputs and output gradients of every layer, for the sum of the losses."""

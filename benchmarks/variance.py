@@ -2,18 +2,16 @@
 
     python -m benchmarks.variance --json benchmarks/results/variance.json --plot docs/variance.png
 
-Partitions come from Khatri-Rao sketches through the service's shards, rates from its policies; sketches are used
-for nothing else. `ratio` is the closed form for these rates (Faghri et al., arXiv 2007.04532, section 3; draws with
-replacement inside a stratum, B q_k rows from it whether integer or not). `ratio_planned` is measured on batches
-of the service's planner, integer counts and all. SG-2B, a batch twice as large, has 0.5 by definition.
-
-Shapes: n examples, d sketch length, k clusters, b batch size, s simulated batches.
+Partitions come from Khatri-Rao sketches through the service's shards, and rates from its policies; the sketches
+serve for nothing else. `ratio` is the closed form for those rates (Faghri et al., arXiv 2007.04532), and
+`ratio_planned` is measured on batches of the service's planner, integer counts and all. A batch twice as large
+(SG-2B) has 0.5 by definition. About four minutes on one core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,89 +21,221 @@ from rich.progress import Progress
 
 from benchmarks.common import write_result
 from benchmarks.problems import Gradients, Perceptron, RandomFeatures, images
-from sampler_service.clustering import recluster
-from sampler_service.planning.draws import DrawPlanner
-from sampler_service.policies import make_policy
-from sampler_service.shards import LocalShards
-from sampler_service.types import Float32, Float64, Int32, ReportBlock, StratifiedDraw, TableView, WeightedDraw
+from benchmarks.ratios import Contender, contenders, exact_ratio, iid_variance, planned_ratio, table_of
+from sampler_service.types import Float64, TableView
 
 DIM = 64
-SEEDS = 3
-SIMULATED_BATCHES = 2000
-ALMOST_ZERO = 1e-9
-"""alpha of the policies that refuse 0"""
+SEEDS = range(5)
+REDUNDANCIES = (0.0, 0.5, 0.9)
+AGES = (0, 10, 100, 300)
+"""trainer steps since the partition was made"""
+MNIST_STEPS = (100, 1000, 2400)
+MNIST_IMAGES = 4096
+
+GC = Contender("gradient_clustering", 0.0, "hartigan", "equal")
+GC_ALPHA50 = Contender("gradient_clustering", 0.5, "hartigan", "equal")
+
+Key = tuple[str, float, int, Contender]
+"""problem, redundancy, age or training step, contender"""
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A policy with the partition that belongs to it."""
+class Ratios:
+    """Measured ratios of every problem and contender, one entry per seed."""
 
-    label: str
-    policy: str
-    options: dict[str, Any]
-    partition: str = ""
+    def __init__(self) -> None:
+        self._closed: dict[Key, list[float]] = defaultdict(list)
+        self._planned: dict[Key, list[float]] = defaultdict(list)
+
+    def measure(
+        self, where: tuple[str, float, int], gram_nn: Float64, tables: dict[str, TableView], batch: int, seed: int
+    ) -> None:
+        for contender in contenders():
+            rates = contender.rates(tables)
+            self._closed[*where, contender].append(exact_ratio(gram_nn, rates))
+            self._planned[*where, contender].append(planned_ratio(gram_nn, rates, batch, seed))
+
+    def mean(self, problem: str, redundancy: float, age: int, contender: Contender, *, planned: bool = False) -> float:
+        values = (self._planned if planned else self._closed)[problem, redundancy, age, contender]
+        return float(np.mean(values))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for key, closed in self._closed.items():
+            problem, redundancy, age, contender = key
+            yield {
+                "problem": problem,
+                "redundancy": redundancy,
+                "steps": age,
+                "policy": contender.policy,
+                "partition": contender.partition,
+                "allocation": contender.allocation,
+                "alpha": contender.alpha,
+                "ratio": float(np.mean(closed)),
+                "ratio_least": min(closed),
+                "ratio_most": max(closed),
+                "ratio_planned": float(np.mean(self._planned[key])),
+                "seeds": len(closed),
+            }
 
 
-def _contenders() -> list[Contender]:
-    found = [Contender("k-means + proportional", "gradient_clustering", {"alpha": 1.0}, "kmeans")]
-    for alpha in (0.0, 0.25, 0.5):
-        sharp = max(alpha, ALMOST_ZERO)
-        equal, neyman = {"alpha": alpha, "allocation": "equal"}, {"alpha": sharp, "allocation": "neyman"}
-        found += [
-            Contender("Hartigan + equal", "gradient_clustering", equal, "hartigan"),
-            Contender("k-means + Neyman", "gradient_clustering", neyman, "kmeans"),
-            Contender("Hartigan + Neyman", "gradient_clustering", neyman, "hartigan"),
-            Contender("exact-norm importance", "importance", {"alpha": sharp, "gate": 1.0}),
-        ]
-    found.append(Contender("k-means + equal (mismatched)", "gradient_clustering", {"alpha": 0.0}, "kmeans"))
-    return found
+def tables_of(gradients: Gradients, gram_nn: Float64, num_clusters: int, seed: int) -> dict[str, TableView]:
+    """Both partitions of the same sketches, with the exact norms."""
+    sketch_nd = gradients.sketch(DIM, seed)
+    norm_n = np.sqrt(np.diag(gram_nn)).astype(np.float32)
+    return {method: table_of(sketch_nd, norm_n, num_clusters, method, seed) for method in ("hartigan", "kmeans")}
 
 
-def table_of(row_nd: Float32, norm_n: Float32, num_clusters: int, method: str, seed: int) -> TableView:
-    """Report every example once and cluster the sketches, as a run does."""
-    shards = LocalShards(len(row_nd), row_nd.shape[1], dtype="float16" if row_nd.shape[1] == DIM else "float32")
-    ids, losses = np.arange(len(row_nd)), np.zeros(len(row_nd), np.float32)
-    shards.update(ReportBlock(example_ids=ids, losses=losses, norms=norm_n, sketches=row_nd, step=0))
-    partition = recluster(shards, num_clusters=num_clusters, method=method, seed=seed, warm=False)
-    columns = shards.columns()
-    return TableView(
-        loss_n=columns.loss_n,
-        norm_n=columns.norm_n,
-        step_n=columns.step_n,
-        cluster_n=partition.cluster_n,
-        cluster_sse_k=partition.sse_k,
+def fresh(ratios: Ratios, seed: int) -> list[float]:
+    """Random features, h/N = 1, lr .01, after 3000 steps. Returns the sketch's loss of variance reduction."""
+    losses = []
+    for redundancy in REDUNDANCIES:
+        problem = RandomFeatures(1000, redundancy=redundancy, seed=seed)
+        problem.train(3000, rate=0.01)
+        gradients = problem.gradients()
+        gram_nn = gradients.gram()
+        tables = tables_of(gradients, gram_nn, 10, seed)
+        ratios.measure(("random_features", redundancy, 0), gram_nn, tables, 10, seed)
+        norm_n = tables["hartigan"].norm_n
+        exact = {"hartigan": table_of(gradients.rows(), norm_n, 10, "hartigan", seed)}
+        reduction = {
+            name: 1 - exact_ratio(gram_nn, GC.rates(made)) for name, made in (("sketch", tables), ("exact", exact))
+        }
+        losses.append(1 - reduction["sketch"] / reduction["exact"])
+    return losses
+
+
+def stale(ratios: Ratios, seed: int) -> None:
+    """Random features, h/N = .5, lr .1: the partition is made once, then SGD goes on without a report."""
+    problem = RandomFeatures(2000, seed=seed)
+    problem.train(3000, rate=0.1)
+    gradients = problem.gradients()
+    tables = tables_of(gradients, gradients.gram(), 10, seed)
+    done = 0
+    for age in AGES:
+        problem.train(age - done, rate=0.1)
+        done = age
+        ratios.measure(("random_features_stale", 0.0, age), problem.gradients().gram(), tables, 10, seed)
+
+
+def perceptron(ratios: Ratios, data: Path | None, advance: Any) -> tuple[str, list[dict[str, Any]]]:
+    """An MLP at several points of its training; also the normalised variance of plain batches."""
+    name, input_nf, label_n = images(data, MNIST_IMAGES)
+    problem = Perceptron(input_nf, label_n, hidden=1024 if name == "mnist" else 256)
+    done, rows = 0, []
+    for steps in MNIST_STEPS:
+        problem.train(steps - done, rate=0.02)
+        done = steps
+        gradients = problem.gradients()
+        gram_nn = gradients.gram()
+        ratios.measure((f"{name}_mlp", 0.0, steps), gram_nn, tables_of(gradients, gram_nn, 128, 0), 128, 0)
+        variance = iid_variance(gram_nn) / 128
+        normalised = variance / (variance + float(gram_nn.mean()))
+        rows.append(
+            {
+                "problem": f"{name}_mlp",
+                "steps": steps,
+                "images": len(problem),
+                "accuracy": problem.accuracy(),
+                "normalised_variance_sgb": normalised,
+            }
+        )
+        advance()
+    return f"{name}_mlp", rows
+
+
+def headline_of(ratios: Ratios, sketch_losses: list[float], mlp: str) -> dict[str, float]:
+    found = {}
+    for redundancy in REDUNDANCIES:
+        label = f"gc_r{round(100 * redundancy)}"
+        found[label] = ratios.mean("random_features", redundancy, 0, GC)
+        found[f"{label}_alpha50"] = ratios.mean("random_features", redundancy, 0, GC_ALPHA50)
+        found[f"{label}_alpha50_planned"] = ratios.mean("random_features", redundancy, 0, GC_ALPHA50, planned=True)
+    late = MNIST_STEPS[-1]
+    return found | {
+        f"{mlp}_late": ratios.mean(mlp, 0.0, late, GC),
+        f"{mlp}_late_alpha50_planned": ratios.mean(mlp, 0.0, late, GC_ALPHA50, planned=True),
+        "sketch_loss_64": float(np.mean(sketch_losses)),
+        "stale_300": ratios.mean("random_features_stale", 0.0, 300, GC_ALPHA50),
+        "stale_300_planned": ratios.mean("random_features_stale", 0.0, 300, GC_ALPHA50, planned=True),
+    }
+
+
+def notes_of(ratios: Ratios, mlp: str) -> list[str]:
+    """What the figures mean, with the comparison of both pairs written from the figures."""
+    neyman = Contender("gradient_clustering", 0.5, "kmeans", "neyman")
+    verdict = []
+    for problem, age, what in (("random_features", 0, "fresh"), ("random_features_stale", 300, "300 steps old")):
+        ours, theirs = (ratios.mean(problem, 0.0, age, pair, planned=True) for pair in (GC_ALPHA50, neyman))
+        verdict.append(f"{what} {ours:.3f} against {theirs:.3f}")
+    return [
+        "Ratios are to an i.i.d. batch of the same size; SG-2B is 0.5. One shuffled batch has (N-B)/(N-1), 0.99.",
+        "Random features have balanced labels and five seeds; all SGD is on i.i.d. batches.",
+        f"{mlp}: one run on {MNIST_IMAGES} images or fewer, all gradients taken over those.",
+        "Both pairs at alpha .5 as planned, Hartigan + equal against k-means + Neyman: " + ", ".join(verdict) + ".",
+    ]
+
+
+def draw_bars(path: Path, ratios: Ratios) -> None:
+    """Fresh ratios by redundancy, and stale ones by age, as the planner draws them."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = {
+        "Hartigan + equal, alpha 0": GC,
+        "Hartigan + equal, alpha .5 (default)": GC_ALPHA50,
+        "k-means + Neyman, alpha .5": Contender("gradient_clustering", 0.5, "kmeans", "neyman"),
+        "exact-norm importance, alpha .5": Contender("importance", 0.5),
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for place, (label, contender) in enumerate(bars.items()):
+        x = np.arange(3) + (place - 1.5) * 0.2
+        axes[0].bar(x, [ratios.mean("random_features", r, 0, contender, planned=True) for r in REDUNDANCIES], 0.19)
+        x = np.arange(len(AGES)) + (place - 1.5) * 0.2
+        stale_ratios = [ratios.mean("random_features_stale", 0.0, a, contender, planned=True) for a in AGES]
+        axes[1].bar(x, stale_ratios, 0.19, label=label)
+    axes[0].set(title="fresh partition, N 1000, lr .01", ylabel="variance / i.i.d. batch")
+    axes[0].set_xticks(range(3), [f"{r:.0%} duplicates" for r in REDUNDANCIES])
+    axes[1].set(title="partition left alone, N 2000, lr .1 (worst case)")
+    axes[1].set_xticks(range(len(AGES)), [f"{age} steps old" for age in AGES])
+    for axis in axes:
+        axis.axhline(1.0, color="0.3", linewidth=0.8)
+        axis.axhline(0.5, color="0.3", linewidth=0.8, linestyle=":")
+        axis.text(axis.get_xlim()[1], 0.51, "batch of 2 B", ha="right", fontsize=8, color="0.3")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].set_ylim(0, 2.2)
+    axes[1].legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main(
+    json: Annotated[Path | None, typer.Option(help="where to write the rows and the headline")] = None,
+    plot: Annotated[Path | None, typer.Option(help="where to write the bars, PNG")] = None,
+    data: Annotated[Path, typer.Option(help="MNIST as Parquet; digits of scikit-learn where it is absent")] = Path(
+        "../shared/data/mnist/train.parquet"
+    ),
+) -> None:
+    """Measure, print the headline, write what was asked for."""
+    ratios, sketch_losses = Ratios(), []
+    with Progress() as progress:
+        task = progress.add_task("variance", total=2 * len(SEEDS) + len(MNIST_STEPS))
+        for seed in SEEDS:
+            sketch_losses += fresh(ratios, seed)
+            progress.advance(task)
+            stale(ratios, seed)
+            progress.advance(task)
+        mlp, mlp_rows = perceptron(ratios, data, lambda: progress.advance(task))
+    write_result(
+        json,
+        name="variance",
+        rows=[*ratios.rows(), *mlp_rows],
+        headline=headline_of(ratios, sketch_losses, mlp),
+        notes=notes_of(ratios, mlp),
     )
+    if plot is not None:
+        draw_bars(plot, ratios)
 
 
-def exact_ratio(gram_nn: Float64, rates: StratifiedDraw | WeightedDraw) -> float:
-    """Closed form of Var[policy] / Var[i.i.d.] from the Gram matrix of the exact gradients."""
-    square_n, mean_square = np.diag(gram_nn), float(gram_nn.mean())
-    iid = float(square_n.mean()) - mean_square
-    if isinstance(rates, WeightedDraw):
-        n = len(square_n)
-        return (float((square_n / (n**2 * rates.probability_n)).sum()) - mean_square) / iid
-    share_k, variance_k = _strata(gram_nn, rates.stratum_n, len(rates.rate_k))
-    drawn_k = share_k > 0
-    return float((share_k[drawn_k] ** 2 / rates.rate_k[drawn_k]) @ variance_k[drawn_k]) / iid
-
-
-def planned_ratio(gram_nn: Float64, rates: StratifiedDraw | WeightedDraw, batch: int, seed: int) -> float:
-    """The same, measured on batches of the real planner: E ||sum_i w_i g_i / b - gbar||^2 over Var[i.i.d.]."""
-    n = len(gram_nn)
-    iid = (float(np.diag(gram_nn).mean()) - float(gram_nn.mean())) / batch
-    planner = DrawPlanner(n, seed=seed)
-    rows = planner.block(rates, epoch=0, position=0, num_batches=SIMULATED_BATCHES, size=batch)
-    away_sn = np.full((SIMULATED_BATCHES, n), -1.0 / n)
-    batch_m = np.repeat(np.arange(SIMULATED_BATCHES), batch)
-    np.add.at(away_sn, (batch_m, rows.example_ids), rows.weights / batch)
-    return float(np.einsum("sn,sn->s", away_sn @ gram_nn, away_sn).mean()) / iid
-
-
-def _strata(gram_nn: Float64, stratum_n: Int32, num_strata: int) -> tuple[Float64, Float64]:
-    """N_k / N and the trace variance V_k of every stratum, from the Gram matrix."""
-    size_k = np.bincount(stratum_n, minlength=num_strata)
-    variance_k = np.zeros(num_strata)
-    for k in np.flatnonzero(size_k):
-        block = gram_nn[np.ix_(stratum_n == k, stratum_n == k)]
-        variance_k[k] = max(float(np.diag(block).mean()) - float(block.mean()), 0.0)
-    return size_k / len(stratum_n), variance_k
+if __name__ == "__main__":
+    typer.run(main)

@@ -42,9 +42,7 @@ def up(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    config = ServiceConfig(
-        host=host, port=port, shards=shards, gpus_per_shard=gpus_per_shard, reflection=reflection
-    )
+    config = ServiceConfig(host=host, port=port, shards=shards, gpus_per_shard=gpus_per_shard, reflection=reflection)
     console.print("starting Ray and the gateway …" if address is None else f"joining {address} …")
     cluster = start(config, address)
     try:

@@ -62,9 +62,7 @@ class RunConfig:
         check_name("run", self.run)
         check_name("dataset", self.dataset)
         if self.num_examples < 1:
-            raise ConfigError(
-                f"dataset {self.dataset!r} has {self.num_examples} examples; it needs at least one"
-            )
+            raise ConfigError(f"dataset {self.dataset!r} has {self.num_examples} examples; it needs at least one")
         if not 1 <= self.sketch_dim <= 4096:
             raise ConfigError(f"sketch_dim must be 1 to 4096, got {self.sketch_dim}; 64 suits clustering")
         if self.sketch_dtype not in ("float16", "float32"):

@@ -196,9 +196,7 @@ class Delivery:
         return self._epoch
 
     def _others_inside(self, trainer: Trainer, epoch: Epoch) -> bool:
-        return any(
-            other.connected and other is not trainer and self._inside(other, epoch) for other in self._members
-        )
+        return any(other.connected and other is not trainer and self._inside(other, epoch) for other in self._members)
 
     def _inside(self, trainer: Trainer, epoch: Epoch) -> bool:
         position = self._at.get(trainer.session)
@@ -269,8 +267,6 @@ class Delivery:
         if not self._redeliver or epoch is not self._epoch:
             return False
         return any(
-            other is not trainer
-            and other.lost_at is not None
-            and (other.leases or self._queues.get(other.rank))
+            other is not trainer and other.lost_at is not None and (other.leases or self._queues.get(other.rank))
             for other in self._members
         )

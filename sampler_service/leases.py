@@ -61,9 +61,7 @@ class Membership:
     def connected(self) -> int:
         return sum(trainer.connected for trainer in self)
 
-    def join(
-        self, group: Group, rank: int, lead: int, name: str, now: float
-    ) -> tuple[Trainer, Trainer | None]:
+    def join(self, group: Group, rank: int, lead: int, name: str, now: float) -> tuple[Trainer, Trainer | None]:
         """Claim a rank; returns the trainer and the lost one that it replaces.
 
         Raises:
@@ -87,9 +85,7 @@ class Membership:
             self.group = group
         if holder is not None:
             self._gone.append(holder.session)
-        trainer = Trainer(
-            session=f"{self._run}:{uuid.uuid4().hex}", rank=rank, name=name, lead=lead, joined_at=now
-        )
+        trainer = Trainer(session=f"{self._run}:{uuid.uuid4().hex}", rank=rank, name=name, lead=lead, joined_at=now)
         self._of_rank[rank] = trainer
         return trainer, holder
 

@@ -32,9 +32,7 @@ class VarianceMonitor:
         """Forget the window: clusters or rates changed their meaning."""
         self._rows_seen = 0
 
-    def add(
-        self, *, sketch_rd: Sketches | None, norm_r: Float32, cluster_r: Int32, weight_r: Float32
-    ) -> None:
+    def add(self, *, sketch_rd: Sketches | None, norm_r: Float32, cluster_r: Int32, weight_r: Float32) -> None:
         """Take rows that were drawn with probability 1 / (n weight) and reported since.
 
         Args:
@@ -87,9 +85,7 @@ class VarianceMonitor:
         if np.count_nonzero(known_r) < self._min_rows:
             return np.nan
         weight_r = self._weight_r[: self.num_rows][known_r].astype(np.float64)
-        return _ratio(
-            float(np.mean(weight_r**2 * square_r[known_r])), float(np.mean(weight_r * square_r[known_r]))
-        )
+        return _ratio(float(np.mean(weight_r**2 * square_r[known_r])), float(np.mean(weight_r * square_r[known_r])))
 
 
 def effective_sample_size(probability_n: Float64) -> float:

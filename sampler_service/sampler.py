@@ -210,9 +210,7 @@ class Sampler:
             )
         if not np.isfinite(reference_loss_n).all():
             bad = int(np.flatnonzero(~np.isfinite(reference_loss_n))[0])
-            raise ConfigError(
-                f"reference loss of example {bad} is {reference_loss_n[bad]}; it must be finite"
-            )
+            raise ConfigError(f"reference loss of example {bad} is {reference_loss_n[bad]}; it must be finite")
         with self._lock:
             self._table.set_reference(reference_loss_n.copy())
             return self._table.version
@@ -352,9 +350,7 @@ class Sampler:
         if self._aside:
             rates, reason = make_policy("shuffle", {}).rates(view, progress=0.0), self._aside
         else:
-            rates, reason = choose(
-                self.policy, view, min_coverage=None, max_age=max_age, progress=self._progress()
-            )
+            rates, reason = choose(self.policy, view, min_coverage=None, max_age=max_age, progress=self._progress())
         if self._chosen is not None and reason != self._chosen.reason and reason:
             log.info("run %s: %s", self.config.run, reason)
         self._chosen = Chosen(

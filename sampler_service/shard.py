@@ -36,9 +36,7 @@ class Shard:
     and is bounded by its block or by start … stop.
     """
 
-    def __init__(
-        self, shard: int, num_shards: int, num_examples: int, dim: int, dtype: str = "float16"
-    ) -> None:
+    def __init__(self, shard: int, num_shards: int, num_examples: int, dim: int, dtype: str = "float16") -> None:
         """A shard of the ids 0 … num_examples-1 with id mod num_shards = shard."""
         self._shard = shard
         self._num_shards = num_shards

@@ -90,9 +90,7 @@ class Shards(Protocol):
         """Losses, norms and steps of every example."""
         ...
 
-    def nearest(
-        self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None
-    ) -> Neighbours:
+    def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         """The k nearest examples of each sketch, by "l2" or "cosine"."""
         ...
 
@@ -180,9 +178,7 @@ class LocalShards:
             loss_n[own], norm_n[own], step_n[own] = shard.columns()
         return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
 
-    def nearest(
-        self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None
-    ) -> Neighbours:
+    def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         return merge([shard.nearest(sketch_qd, k, metric) for shard in self._shards], k)
 
     def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:

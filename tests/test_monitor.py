@@ -29,9 +29,7 @@ def rates(size_k: np.ndarray, alpha: float) -> np.ndarray:
     return (1 - alpha) / K + alpha * size_k / NUM
 
 
-def draw(
-    monitor: VarianceMonitor, row_nd: np.ndarray, probability_n: np.ndarray, rows: int, seed: int
-) -> None:
+def draw(monitor: VarianceMonitor, row_nd: np.ndarray, probability_n: np.ndarray, rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(rows // 100):
         index_r = rng.choice(NUM, 100, p=probability_n)

@@ -92,9 +92,7 @@ def test_many_shards_answer_as_one(num_shards: int):
     for field in ("loss_n", "norm_n", "step_n"):
         np.testing.assert_array_equal(getattr(one.columns(), field), getattr(many.columns(), field))
     query_qd = one.rows(np.array([3, 7]))
-    np.testing.assert_array_equal(
-        one.nearest(query_qd, 6).example_ids_qk, many.nearest(query_qd, 6).example_ids_qk
-    )
+    np.testing.assert_array_equal(one.nearest(query_qd, 6).example_ids_qk, many.nearest(query_qd, 6).example_ids_qk)
     np.testing.assert_array_equal(one.rows(np.array([9, 2, 5])), many.rows(np.array([9, 2, 5])))
     assert one.sketched() == many.sketched() == NUM
     assert one.memory_bytes() == many.memory_bytes()

@@ -170,9 +170,7 @@ class Batch:
         losses_b = _to_numpy(losses)
         if losses_b.shape != (len(self),):
             raise ConfigError(f"report needs {len(self)} losses, one per example, got shape {losses_b.shape}")
-        rows = ReportRows(
-            batch_id=self.batch_id, step=self.run_step, example_ids=self.example_ids, losses=losses_b
-        )
+        rows = ReportRows(batch_id=self.batch_id, step=self.run_step, example_ids=self.example_ids, losses=losses_b)
         if sketcher is not None:
             taken = sketcher.take(self._coefficients)
             rows = rows.with_sketches(taken.sketches, taken.norms, taken.usable)

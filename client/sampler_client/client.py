@@ -102,9 +102,7 @@ class SamplerClient:
             VersionMismatch: this client speaks a newer protocol than the service.
             Conflict: the dataset is registered with another size.
         """
-        request = pb.RegisterDatasetRequest(
-            dataset=dataset, num_examples=num_examples, protocol=wire.PROTOCOL
-        )
+        request = pb.RegisterDatasetRequest(dataset=dataset, num_examples=num_examples, protocol=wire.PROTOCOL)
         self._call(pb_grpc.DatasetsStub(self.channel()).Register, request, f"register dataset {dataset!r}")
 
     def open_run(self, run: str, dataset: str, options: RunOptions) -> pb.OpenRunResponse:
@@ -181,7 +179,7 @@ class SamplerClient:
             with grpc_errors(what, self.address):
                 return method(request, timeout=self.timeouts.call_s)
         except VersionMismatch as error:
-            raise VersionMismatch(f"{error} (this client speaks protocol {wire.PROTOCOL})") from error
+            raise VersionMismatch(f"{error} (this client speaks protocol {wire.PROTOCOL})") from None
 
 
 def option_texts(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

@@ -94,9 +94,7 @@ def from_rpc(error: grpc.RpcError, what: str, address: str) -> SamplerError:
         hint = "is `sampler-service up` running there and the port right?"
         return kind(f"{what}: no service at {address} ({details}); {hint}")
     if kind is ReplyTimeout:
-        return kind(
-            f"{what}: {address} did not answer in time ({details}); raise Timeouts or look at its log"
-        )
+        return kind(f"{what}: {address} did not answer in time ({details}); raise Timeouts or look at its log")
     return kind(f"{what}: {details}")
 
 
@@ -106,4 +104,5 @@ def grpc_errors(what: str, address: str) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc(error, what, address) from error
+        # grpc's own text repeats the details in a page of noise
+        raise from_rpc(error, what, address) from None

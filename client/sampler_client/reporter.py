@@ -129,9 +129,7 @@ class Reporter:
             self._raise_pending()
             if not done:
                 waiting = len(self._queue) + self._sending
-                raise ReplyTimeout(
-                    f"flush: {waiting} reports are not with {self._client.address} after {limit_s:g} s"
-                )
+                raise ReplyTimeout(f"flush: {waiting} reports are not with {self._client.address} after {limit_s:g} s")
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is queued, as far as `timeout_s` allows, and end the thread. Never raises; logs what it lost."""

@@ -96,6 +96,8 @@ class BatchStream:
             try:
                 if self._requests is None:
                     raise ServiceUnavailable(f"the batch stream to {self._client.address} is not open")
+                if len(self._held) + len(self._done) >= self._lead:
+                    self._send_credit()  # nothing is under way: the service waits for this as we would for it
                 reply = self._receive()
             except grpc.RpcError as error:
                 self._recover(error, resume=True)
@@ -118,7 +120,12 @@ class BatchStream:
         if self._held.pop(batch_id, self) is self:
             return
         self._done.append(batch_id)
-        if len(self._done) >= max(1, self._lead // 2) and self._requests is not None:
+        # A small lead is told at once, so that batches are planned late; a large one is told in bunches.
+        if len(self._done) >= max(1, self._lead // 8):
+            self._send_credit()
+
+    def _send_credit(self) -> None:
+        if self._done and self._requests is not None:
             self._requests.send(credit=pb.Credit(count=len(self._done), acked=self._done))
             self._done = []
 
@@ -175,9 +182,7 @@ class BatchStream:
             self._broken_since = None
             return reply
         except StopIteration:
-            raise ServiceUnavailable(
-                f"the service at {self._client.address} ended the batch stream"
-            ) from None
+            raise ServiceUnavailable(f"the service at {self._client.address} ended the batch stream") from None
         finally:
             self._waiting_since = None
 
@@ -204,11 +209,11 @@ class BatchStream:
             raise ReplyTimeout(
                 f"{what}: no batch from {self._client.address} within {timeouts.batch_s:g} s; "
                 "its log says which part is slow, Timeouts(batch_s=…) allows more"
-            ) from error
+            ) from None
         cause = from_rpc(error, what, self._client.address)
         code = error.code() if isinstance(error, grpc.Call) else None
         if code is not grpc.StatusCode.NOT_FOUND and code not in _BROKEN:
-            raise cause from error
+            raise cause from None
         if self._broken_since is None:
             self._broken_since = time.monotonic()
             log.warning("batch stream broke, reconnecting: %s", cause)
@@ -220,7 +225,7 @@ class BatchStream:
                 raise ServiceUnavailable(
                     f"{what}: {self._client.address} was away for {away_s:.0f} s; start it again with "
                     "`sampler-service up`, or allow more with Timeouts(reconnect_s=…)"
-                ) from error
+                ) from None
             time.sleep(min(2.0, 0.05 + away_s / 4))
             try:
                 if forgotten:

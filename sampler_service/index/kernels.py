@@ -89,9 +89,7 @@ def kmeans(row_nd: Float32, num_clusters: int, seed: int, iterations: int = 20) 
         ConfigError: fewer rows than clusters.
     """
     if len(row_nd) < num_clusters:
-        raise ConfigError(
-            f"k-means needs at least {num_clusters} rows for as many clusters, got {len(row_nd)}"
-        )
+        raise ConfigError(f"k-means needs at least {num_clusters} rows for as many clusters, got {len(row_nd)}")
     options: dict[str, Any] = {"min_points_per_centroid": 1, "max_points_per_centroid": len(row_nd)}
     if hasattr(faiss, "ClusteringInitMethod_KMEANS_PLUS_PLUS"):
         options["init_method"] = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS

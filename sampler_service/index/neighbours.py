@@ -58,9 +58,7 @@ def nearest(
     for start in range(0, len(row_n), _BLOCK):
         block_n = row_n[start : start + _BLOCK]
         distance_qb, index_qb = _search(query_qd, rows(block_n), min(k, len(block_n)), metric)
-        found.append(
-            Neighbours(example_ids_qk=id_n[start : start + _BLOCK][index_qb], distance_qk=distance_qb)
-        )
+        found.append(Neighbours(example_ids_qk=id_n[start : start + _BLOCK][index_qb], distance_qk=distance_qb))
     return merge(found, k)
 
 

@@ -90,9 +90,7 @@ def _totals(row_rd: Rows, cluster_r: Clusters, num_clusters: int) -> tuple[Int64
     """Count (k,), sum (k, d) and sum of squared norms (k,) of the rows of each cluster."""
     row_rd = np.asarray(row_rd, np.float64)
     count_k = np.bincount(cluster_r, minlength=num_clusters)
-    square_k = np.zeros(num_clusters) + np.bincount(
-        cluster_r, np.einsum("rd,rd->r", row_rd, row_rd), num_clusters
-    )
+    square_k = np.zeros(num_clusters) + np.bincount(cluster_r, np.einsum("rd,rd->r", row_rd, row_rd), num_clusters)
     sum_kd = np.zeros((num_clusters, row_rd.shape[1]))
     if len(row_rd):
         order_r = np.argsort(cluster_r, kind="stable")

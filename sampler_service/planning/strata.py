@@ -15,10 +15,9 @@ class StrataCursors:
     """One cursor per stratum over its members in random order.
 
     The only state is `seen_n`: whether an example was drawn in the present cycle of its stratum. It survives
-    new
-    strata: members not yet seen come first, in random order, and only then does the stratum start a new
-    cycle. So every member of a stratum that stands is drawn equally often, and draws are uniform inside it;
-    just after new strata were made the unseen members lead, which evens out within the cycle.
+    new strata: members not yet seen come first, in random order, and only then does the stratum start a new
+    cycle. While strata stand, every member is drawn equally often and each single draw is uniform. Just after
+    new strata were made the unseen lead, which makes those draws uniform over the cycle, not one by one.
 
     Within one batch an example repeats only when the stratum is smaller than what the batch asks of it.
     """

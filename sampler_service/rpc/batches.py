@@ -49,9 +49,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         session = hello.hello.session
         self._service.connect(session, hello.hello.last_batch_id, list(hello.hello.held))
         inbox: queue.SimpleQueue[pb.BatchRequest | None] = queue.SimpleQueue()
-        threading.Thread(
-            target=_read, args=(request_iterator, inbox), name="batch-requests", daemon=True
-        ).start()
+        threading.Thread(target=_read, args=(request_iterator, inbox), name="batch-requests", daemon=True).start()
         # Also wakes the answering thread when the trainer is gone and will never send again.
         context.add_callback(lambda: inbox.put(None))
         try:
@@ -59,9 +57,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         finally:
             self._disconnect(session)
 
-    def _answer(
-        self, session: str, inbox: queue.SimpleQueue[pb.BatchRequest | None]
-    ) -> Iterator[pb.BatchReply]:
+    def _answer(self, session: str, inbox: queue.SimpleQueue[pb.BatchRequest | None]) -> Iterator[pb.BatchReply]:
         """Turn credit into batches until the requests end."""
         credit, epoch, acked = 0, None, []
         while not self._draining.is_set():

@@ -34,7 +34,7 @@ _SERVICES = ("Datasets", "Runs", "Batches", "Reports", "Statistics", "Control")
 _OPTIONS = (
     *wire.CHANNEL_OPTIONS,
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind the first
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -58,9 +58,7 @@ class RunsServicer(pb_grpc.RunsServicer):
 
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
-            group = Group(
-                world_size=request.world_size, batch_size=request.batch_size, drop_last=request.drop_last
-            )
+            group = Group(world_size=request.world_size, batch_size=request.batch_size, drop_last=request.drop_last)
             name = f"{request.trainer or 'a trainer'} at {unquote(context.peer())}"
             joined = self._service.join(request.run, group, request.rank, request.lead, name)
             return pb.JoinResponse(**asdict(joined))
@@ -140,9 +138,7 @@ class ControlServicer(pb_grpc.ControlServicer):
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext):  # noqa: N802, ARG002
         if not _is_loopback(context.peer()):
-            context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, "stop is answered only on the service's own machine"
-            )
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "stop is answered only on the service's own machine")
         with errors_as_status(context):
             self._service.stop()
         return pb.StopResponse()

@@ -111,6 +111,4 @@ def _connect(address: str | None) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, ValueError) as error:
-        raise Unavailable(
-            f"no Ray cluster at {address!r}: {error}; start one with `ray start --head`"
-        ) from error
+        raise Unavailable(f"no Ray cluster at {address!r}: {error}; start one with `ray start --head`") from error

@@ -65,9 +65,7 @@ class RayShards:
 
     def sample_rows(self, count: int, seed: int, timeout_s: float | None = None) -> Float32:
         share_s = sample_shares(count, self._each("num_sketched", timeout_s))
-        references = [
-            actor.sample_rows.remote(share, seed) for actor, share in zip(self._actors, share_s, strict=True)
-        ]
+        references = [actor.sample_rows.remote(share, seed) for actor, share in zip(self._actors, share_s, strict=True)]
         return np.concatenate([self._answer(r, s, timeout_s) for s, r in enumerate(references)])
 
     def assign(self, centre_kd: Float64, timeout_s: float | None = None) -> ClusterStatistics:
@@ -99,9 +97,7 @@ class RayShards:
             loss_n[shard::step], norm_n[shard::step], step_n[shard::step] = own
         return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
 
-    def nearest(
-        self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None
-    ) -> Neighbours:
+    def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         return merge(self._each("nearest", timeout_s, sketch_qd, k, metric), k)
 
     def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:

@@ -55,9 +55,7 @@ def test_the_inner_product_search_finds_the_cheapest_cluster(seed: int):
     row_nd, cluster_n = problem(seed)
     statistics = statistics_of(row_nd, cluster_n, 4)
     best_n = hartigan._MoveSearch(row_nd, statistics).best_cluster(row_nd)
-    cost_nk = np.array(
-        [[hartigan.cost(row_d, k, statistics) for k in range(4)] for row_d in row_nd.astype(float)]
-    )
+    cost_nk = np.array([[hartigan.cost(row_d, k, statistics) for k in range(4)] for row_d in row_nd.astype(float)])
     found_n = np.take_along_axis(cost_nk, best_n[:, None], axis=1)[:, 0]
     np.testing.assert_allclose(found_n, cost_nk.min(axis=1), rtol=1e-3)  # fp32 may swap near-ties only
 
@@ -132,7 +130,5 @@ def test_the_unit_of_the_gradients_does_not_matter(scale: float):
     scaled_n = cluster_n.copy()
     hartigan.refine(row_nd, cluster_n, statistics_of(row_nd, cluster_n, 4))
     scaled_nd = row_nd.astype(np.float64) * scale
-    hartigan.refine(
-        scaled_nd.astype(np.float32), scaled_n, statistics_of(scaled_nd.astype(np.float32), scaled_n, 4)
-    )
+    hartigan.refine(scaled_nd.astype(np.float32), scaled_n, statistics_of(scaled_nd.astype(np.float32), scaled_n, 4))
     assert np.mean(scaled_n == cluster_n) > 0.9

@@ -35,9 +35,7 @@ def test_neighbours_equal_brute_force(row_nd: np.ndarray, metric: str, monkeypat
 def test_merged_shards_equal_one(row_nd: np.ndarray, num_shards: int):
     id_n, query_qd = np.arange(90), row_nd[:3]
     whole = search(row_nd, id_n, query_qd, 7)
-    parts = [
-        search(row_nd[shard::num_shards], id_n[shard::num_shards], query_qd, 7) for shard in range(num_shards)
-    ]
+    parts = [search(row_nd[shard::num_shards], id_n[shard::num_shards], query_qd, 7) for shard in range(num_shards)]
     np.testing.assert_array_equal(merge(parts, 7).example_ids_qk, whole.example_ids_qk)
 
 
@@ -45,9 +43,7 @@ def test_fewer_rows_than_k_are_padded(row_nd: np.ndarray):
     found = search(row_nd[:2], np.array([4, 9]), row_nd[:1], 3)
     assert found.example_ids_qk.tolist() == [[4, 9, NO_ROW]]
     assert np.isinf(found.distance_qk[0, 2])
-    assert (
-        search(row_nd[:0], np.empty(0, np.int64), row_nd[:2], 2).example_ids_qk.tolist() == [[NO_ROW] * 2] * 2
-    )
+    assert search(row_nd[:0], np.empty(0, np.int64), row_nd[:2], 2).example_ids_qk.tolist() == [[NO_ROW] * 2] * 2
 
 
 def test_cosine_survives_tiny_and_zero_sketches(row_nd: np.ndarray):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler_service.errors import ConfigError
@@ -44,6 +44,7 @@ def planned(planner: Planner, rates, counts=None) -> list:
     return batches
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 6), st.booleans(), st.integers(1, 5))
 def test_a_sweep_delivers_every_example_exactly_once(num_examples, batch, world, drop_last, block):
     planner = Planner(num_examples, seed=1, drop_last=drop_last)
@@ -65,6 +66,7 @@ def test_a_sweep_delivers_every_example_exactly_once(num_examples, batch, world,
         assert max(lengths) - min(lengths) <= 1
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.integers(10, 200),
     st.tuples(st.integers(1, 8), st.integers(1, 4)),
@@ -196,9 +198,9 @@ def test_new_rates_take_effect_at_once():
 
 
 PINNED = {
-    "shuffle": (full(12), [[2, 10], [7, 5], [0, 3], [8, 9], [6, 11], [4, 1]]),
-    "strata": (strata(12), []),
-    "weighted": (weighted(12), []),
+    "shuffle": (full(12), [[10, 5], [4, 0], [8, 3], [2, 11], [1, 9], [7, 6]]),
+    "strata": (strata(12), [[9, 8], [5, 10], [4, 2], [1, 11], [7, 2], [11, 6]]),
+    "weighted": (weighted(12), [[10, 8], [11, 9], [5, 11], [3, 6], [4, 10], [7, 1]]),
 }
 
 

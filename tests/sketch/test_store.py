@@ -42,9 +42,7 @@ def test_float16_input_and_float32_stores_are_kept_exactly():
     for dtype, given in (("float16", sketch_rd), ("float32", sketch_rd.astype(np.float32) * 1.001)):
         store = SketchStore(5, 8, dtype)
         store.upsert(np.arange(5), block(given, 5))
-        atol = (
-            2.0**-23 if dtype == "float16" else 0.0
-        )  # the smallest elements of a row lie below its exponent
+        atol = 2.0**-23 if dtype == "float16" else 0.0  # the smallest elements of a row lie below its exponent
         np.testing.assert_allclose(store.rows(np.arange(5)), given, rtol=0, atol=atol)
 
 

@@ -18,10 +18,11 @@ from sampler_client.pytorch.projection import gaussian
 from sampler_client.pytorch.taps import (
     AffineTap,
     KhatriRaoTap,
+    VectorTap,
     affine_positions,
     by_position,
     full_precision,
-    gram,
+    squared_length,
 )
 from torch import Tensor, nn
 
@@ -79,6 +80,8 @@ class KhatriRaoLayer(Layer):
     """What Linear and Embedding share: weight (rows, columns), matrices p for the inputs and q for the outputs."""
 
     module: nn.Linear | nn.Embedding
+    vector_ndim: int
+    """Dimensions of an input with one position per example."""
 
     def __init__(
         self, name: str, module: nn.Module, ledger: Ledger, *, norms: str, norm_budget: float
@@ -87,9 +90,9 @@ class KhatriRaoLayer(Layer):
         self.norms, self.norm_budget = norms, norm_budget
 
     def norm_form(self, x: Tensor) -> str:
-        inputs, outputs, positions = self.widths(x)
-        if positions == 1:
+        if x.ndim == self.vector_ndim:
             return "lengths"
+        inputs, outputs, positions = self.widths(x)
         if self.norms == "exact":
             return "gram" if positions * (inputs + outputs) <= inputs * outputs else "outer"
         # Flops of both Gram matrices over those of the layer's own training step, 6 t i o.
@@ -98,7 +101,7 @@ class KhatriRaoLayer(Layer):
 
     @abstractmethod
     def widths(self, x: Tensor) -> tuple[int, int, int]:
-        """Input features, output features and positions per example."""
+        """Input features, output features and positions per example of a sequence."""
 
     def tap(self, y: Tensor, z: Tensor, factors: tuple[Any, ...]) -> Tensor:
         tap = VectorTap if y.ndim == 2 else KhatriRaoTap
@@ -109,6 +112,7 @@ class LinearLayer(KhatriRaoLayer):
     """nn.Linear over the last dimension, its bias as one more input that is always 1."""
 
     module: nn.Linear
+    vector_ndim = 2
 
     def __init__(
         self, name: str, module: nn.Linear, ledger: Ledger, names: dict[str, str], **options: Any
@@ -127,7 +131,7 @@ class LinearLayer(KhatriRaoLayer):
 
     def widths(self, x: Tensor) -> tuple[int, int, int]:
         outputs, inputs = self.module.weight.shape
-        return inputs, outputs, 1 if x.ndim == 2 else x.numel() // inputs // x.shape[self.ledger.batch_dim]
+        return inputs, outputs, x.numel() // inputs // x.shape[self.ledger.batch_dim]
 
     def factors(self, x: Tensor, batch_dim: int) -> tuple[Any, ...]:
         p, bias, q = self.matrices
@@ -164,6 +168,7 @@ class EmbeddingLayer(KhatriRaoLayer):
     """nn.Embedding: a one-hot input, so P a is a row of a table of num_embeddings x d float32."""
 
     module: nn.Embedding
+    vector_ndim = 1
 
     def __init__(
         self, name: str, module: nn.Embedding, ledger: Ledger, names: dict[str, str], **options: Any
@@ -175,9 +180,8 @@ class EmbeddingLayer(KhatriRaoLayer):
         self.matrices = (p, gaussian(seed, names["weight"], "columns", (columns, d)))
 
     def widths(self, x: Tensor) -> tuple[int, int, int]:
-        # No product forms the output, so only one position per example is ever cheap; see `norm_form`.
-        size = x.shape[self.ledger.batch_dim if x.ndim > 1 else 0]
-        return 1, self.module.embedding_dim, x.numel() // max(size, 1)
+        # No product forms the output, so no Gram matrix is cheap beside it.
+        return 1, self.module.embedding_dim, x.numel() // x.shape[self.ledger.batch_dim]
 
     def norm_form(self, x: Tensor) -> str:
         form = super().norm_form(x)
@@ -185,14 +189,13 @@ class EmbeddingLayer(KhatriRaoLayer):
 
     def factors(self, x: Tensor, batch_dim: int) -> tuple[Any, ...]:
         p, q = self.matrices
+        padding = self.module.padding_idx
+        # The padding's row has no gradient.
+        live = torch.ones_like(x, dtype=torch.bool) if padding is None else x != padding
         if x.ndim == 1:
-            live = (x != self.module.padding_idx).float()  # the padding's row has no gradient
-            return p[x] * live.unsqueeze(1), live, q
-        index = x.movedim(batch_dim, 0).flatten(1)
-        u = p[index]
-        live = index != self.module.padding_idx
-        if self.module.padding_idx is not None:
-            u = u * live.unsqueeze(2)
+            return p[x] * live.unsqueeze(1), live.float(), q
+        index, live = (ids.movedim(batch_dim, 0).flatten(1) for ids in (x, live))
+        u = p[index] * live.unsqueeze(2)
         norm = self.norm_form(x)
         known = u.new_empty(0)
         if norm == "gram":
