@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sampler_service.types import Batch
+import numpy as np
+
+from sampler_service.types import Batch, Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,11 @@ class Taken:
     batches: list[Batch]
     ended: bool
     """the epoch is over; when not, and there are no batches, ask again a little later"""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes the batches' arrays travel joined: pickling four small ones for each batch costs
+        # more than planning it.
+        return _unpack, (_pack(self.batches), self.ended)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,3 +73,55 @@ class RunStatistics:
     trainers: int
     leases_expired: int
     memory_bytes: int
+
+
+Packed = tuple[list[tuple[Any, ...]], list[int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _pack(batches: list[Batch]) -> Packed | None:
+    """Scalars of each batch, where each one's rows end, and the joined arrays."""
+    if not batches:
+        return None
+    scalars = [
+        (
+            *(b.batch_id, b.epoch, b.step, b.table_version, b.policy),
+            *(b.lease_deadline, b.lead, b.global_batch_size, b.world_size),
+        )
+        for b in batches
+    ]
+    return (
+        scalars,
+        np.cumsum([len(b.rows) for b in batches]).tolist(),
+        np.concatenate([b.rows.example_ids for b in batches]),
+        np.concatenate([b.rows.weights for b in batches]),
+        np.concatenate([b.rows.probabilities for b in batches]),
+        np.concatenate([b.cluster_ids for b in batches]),
+    )
+
+
+def _unpack(packed: Packed | None, ended: bool) -> Taken:
+    if packed is None:
+        return Taken(batches=[], ended=ended)
+    scalars, ends, *joined = packed
+    for array in joined:
+        array.flags.writeable = False
+    batches, start = [], 0
+    for (batch_id, epoch, step, version, policy, deadline, lead, size, world), end in zip(scalars, ends, strict=True):
+        ids, weights, probabilities, clusters = (array[start:end] for array in joined)
+        start = end
+        batches.append(
+            Batch(
+                batch_id=batch_id,
+                epoch=epoch,
+                step=step,
+                table_version=version,
+                policy=policy,
+                rows=Rows(example_ids=ids, weights=weights, probabilities=probabilities),
+                cluster_ids=clusters,
+                lease_deadline=deadline,
+                lead=lead,
+                global_batch_size=size,
+                world_size=world,
+            )
+        )
+    return Taken(batches=batches, ended=ended)

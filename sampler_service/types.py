@@ -6,6 +6,7 @@ Shapes: n examples, r reported rows, d sketch length, k clusters or strata, b ba
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,17 @@ NEVER = -1
 
 def freeze(view: object) -> None:
     """Mark every array field of a dataclass read-only, so that a stray write fails at the line at fault."""
-    for field in fields(view):  # pyright: ignore[reportArgumentType]
-        value = getattr(view, field.name)
-        if isinstance(value, np.ndarray):
+    for name in _field_names(type(view)):
+        value = getattr(view, name)
+        if isinstance(value, np.ndarray) and value.flags.writeable:
             value = value.view()
             value.flags.writeable = False
-            object.__setattr__(view, field.name, value)
+            object.__setattr__(view, name, value)
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,10 @@ _RETRY_BRIEFLY = json.dumps(
     {
         "methodConfig": [
             {
-                "name": [{"service": f"sampler.v1.{name}"} for name in ("Datasets", "Runs", "Statistics")],
+                "name": [
+                    *({"service": f"sampler.v1.{name}"} for name in ("Datasets", "Runs", "Statistics")),
+                    {"service": "sampler.v1.Reports", "method": "Fence"},
+                ],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.1s",
@@ -35,7 +38,11 @@ _RETRY_BRIEFLY = json.dumps(
 )
 """All of these calls are idempotent, so a blip is worth a second try before the caller hears of it."""
 
-_KEEPALIVE = (
+_CONNECTION = (
+    # gRPC's own pause between attempts grows to two minutes: longer than a service is given to come back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -81,7 +88,7 @@ class SamplerClient:
                 # A channel inherited through fork is left alone: closing it here would disturb the parent's.
                 self._channel = grpc.insecure_channel(
                     self.address,
-                    options=(*wire.CHANNEL_OPTIONS, *_KEEPALIVE, ("grpc.service_config", _RETRY_BRIEFLY)),
+                    options=(*wire.CHANNEL_OPTIONS, *_CONNECTION, ("grpc.service_config", _RETRY_BRIEFLY)),
                 )
                 self._pid = os.getpid()
             return self._channel

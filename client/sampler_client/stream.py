@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,12 +14,19 @@ import grpc
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.client import SamplerClient
-from sampler_client.errors import ReplyTimeout, SamplerError, ServiceUnavailable, from_rpc
+from sampler_client.errors import Busy, Conflict, ReplyTimeout, SamplerError, ServiceUnavailable, from_rpc
 
 log = logging.getLogger(__name__)
 
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 """Codes of a stream that broke, rather than was refused."""
+
+_DRAIN_S = 2.0
+"""How long `close` waits for the service to read what is done."""
+
+
+class _Ended(Exception):
+    """The service ended the stream in good order: it is being stopped, perhaps to be started again."""
 
 
 class _Requests:
@@ -71,6 +79,7 @@ class BatchStream:
         self._received = 0  # batches of this epoch received
         self._held: dict[int, None] = {}  # batch_ids received and not done, in order
         self._done: list[int] = []  # done, not yet told
+        self._inbox: deque[pb.Batch] = deque()  # arrived, not yet handed out
         self._ended = True
 
     def start_epoch(self, epoch: int, skip_examples: int = 0) -> pb.EpochStart:
@@ -82,7 +91,7 @@ class BatchStream:
                 if self._requests is None:
                     self._open()
                 return self._begin()
-            except grpc.RpcError as error:
+            except (grpc.RpcError, _Ended) as error:
                 self._recover(error, resume=False)
 
     def next(self) -> pb.Batch | None:
@@ -92,28 +101,32 @@ class BatchStream:
             ReplyTimeout: no batch within Timeouts.batch_s.
             ServiceUnavailable: the service was away for longer than Timeouts.reconnect_s.
         """
-        while not self._ended:
+        while self._inbox or not self._ended:
+            if self._inbox:
+                return self._hand_out()
             try:
                 if self._requests is None:
                     raise ServiceUnavailable(f"the batch stream to {self._client.address} is not open")
                 if len(self._held) + len(self._done) >= self._lead:
                     self._send_credit()  # nothing is under way: the service waits for this as we would for it
                 reply = self._receive()
-            except grpc.RpcError as error:
+            except (grpc.RpcError, _Ended) as error:
                 self._recover(error, resume=True)
                 continue
             kind = reply.WhichOneof("reply")
-            if kind == "batch":
-                batch = reply.batch
-                if batch.batch_id <= self._last_batch_id:
-                    continue  # sent again after a reconnect, and received before it
-                self._last_batch_id = batch.batch_id
-                self._held[batch.batch_id] = None
-                self._received += 1
-                return batch
-            if kind == "epoch_end":
+            if kind == "block":
+                # What was sent again after a reconnect, and received before it, is passed over.
+                self._inbox.extend(b for b in reply.block.batch if b.batch_id > self._last_batch_id)
+            elif kind == "epoch_end":
                 self._ended = True
         return None
+
+    def _hand_out(self) -> pb.Batch:
+        batch = self._inbox.popleft()
+        self._last_batch_id = batch.batch_id
+        self._held[batch.batch_id] = None
+        self._received += 1
+        return batch
 
     def done(self, batch_id: int) -> None:
         """The loop has finished with a batch: its lease ends and another may be sent."""
@@ -141,13 +154,25 @@ class BatchStream:
         """End the stream and give the rank back. Never raises: there is nobody left to wait for."""
         self._closed.set()
         if self._requests is not None:
-            self._requests.close()
-            self._replies.cancel()
+            self._end(self._requests)
             self._requests = None
         try:
             self._client.leave(self.session)
         except SamplerError as error:
             log.info("leaving: %s", error)
+
+    def _end(self, requests: _Requests) -> None:
+        """Let the service read what is done, lest it give it to another; then end the stream."""
+        requests.close()
+        late = threading.Timer(_DRAIN_S, self._replies.cancel)
+        late.start()
+        try:
+            for _ in self._replies:
+                pass
+        except grpc.RpcError as error:
+            log.info("ending the batch stream: %s", from_rpc(error, "close", self._client.address))
+        finally:
+            late.cancel()
 
     # --- the stream -------------------------------------------------------------------------------------------
 
@@ -169,8 +194,8 @@ class BatchStream:
             if reply.WhichOneof("reply") == "epoch_start" and reply.epoch_start.epoch == self._epoch:
                 self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))
                 return reply.epoch_start
-            if reply.WhichOneof("reply") == "batch":
-                self._last_batch_id = max(self._last_batch_id, reply.batch.batch_id)
+            if reply.WhichOneof("reply") == "block":
+                self._last_batch_id = max(b.batch_id for b in reply.block.batch)
 
     def _start_request(self) -> pb.StartEpoch:
         return pb.StartEpoch(epoch=self._epoch, skip_examples=self._skip, first_step=self._received)
@@ -182,7 +207,7 @@ class BatchStream:
             self._broken_since = None
             return reply
         except StopIteration:
-            raise ServiceUnavailable(f"the service at {self._client.address} ended the batch stream") from None
+            raise _Ended from None
         finally:
             self._waiting_since = None
 
@@ -195,55 +220,62 @@ class BatchStream:
                 self._timed_out = True
                 self._replies.cancel()
 
-    def _recover(self, error: grpc.RpcError, *, resume: bool) -> None:
+    def _recover(self, error: grpc.RpcError | _Ended, *, resume: bool) -> None:
         """Open a broken stream again, after a pause, or raise what the service answered.
 
         Args:
             resume: whether an epoch is under way that has to go on.
         """
-        self._requests = None
-        what = f"batches of epoch {self._epoch}"
-        timeouts = self._client.timeouts
+        if self._requests is not None:
+            self._requests.close()  # grpc's thread that reads them would wait for ever
+            self._requests = None
+        what, address, timeouts = f"batches of epoch {self._epoch}", self._client.address, self._client.timeouts
         if self._timed_out:
             self._timed_out = False
             raise ReplyTimeout(
-                f"{what}: no batch from {self._client.address} within {timeouts.batch_s:g} s; "
+                f"{what}: no batch from {address} within {timeouts.batch_s:g} s; "
                 "its log says which part is slow, Timeouts(batch_s=…) allows more"
             ) from None
-        cause = from_rpc(error, what, self._client.address)
-        code = error.code() if isinstance(error, grpc.Call) else None
-        if code is not grpc.StatusCode.NOT_FOUND and code not in _BROKEN:
-            raise cause from None
+        code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNAVAILABLE
+        if isinstance(error, grpc.RpcError) and code is not grpc.StatusCode.NOT_FOUND and code not in _BROKEN:
+            raise from_rpc(error, what, address) from None
         if self._broken_since is None:
             self._broken_since = time.monotonic()
-            log.warning("batch stream broke, reconnecting: %s", cause)
+            log.warning("%s: the stream from %s broke (%s), reconnecting", what, address, code.name)
         # NOT_FOUND: the service restarted and has forgotten the session.
         forgotten = code is grpc.StatusCode.NOT_FOUND
+        self._await_service(what, self._broken_since, join=forgotten)
+        if forgotten:
+            self._last_batch_id, self._done = 0, []  # of the session that is no more
+        self._open()
+        assert self._requests is not None
+        if resume:
+            if forgotten:  # its `epoch_start` is met by `next`
+                self._requests.send(epoch=self._start_request())
+            self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))
+            self._done = []
+
+    def _await_service(self, what: str, since: float, *, join: bool) -> None:
+        """Pause before another attempt, and with `join` claim the rank anew, until the time for it is over."""
+        limit_s = self._client.timeouts.reconnect_s
+        refused: Conflict | None = None
         while True:
-            away_s = time.monotonic() - self._broken_since
-            if away_s > timeouts.reconnect_s:
+            away_s = time.monotonic() - since
+            if away_s > limit_s:
+                self._broken_since = None
+                if refused is not None:
+                    raise refused
                 raise ServiceUnavailable(
                     f"{what}: {self._client.address} was away for {away_s:.0f} s; start it again with "
                     "`sampler-service up`, or allow more with Timeouts(reconnect_s=…)"
                 ) from None
-            time.sleep(min(2.0, 0.05 + away_s / 4))
+            time.sleep(min(2.0, 0.05 + away_s / 4, limit_s - away_s))
+            if not join:
+                return
             try:
-                if forgotten:
-                    self.session = self._join()
-                break
-            except (ServiceUnavailable, ReplyTimeout) as again:
+                self.session = self._join()
+                return
+            except Conflict as again:  # an attempt whose answer was lost may have claimed the rank
+                refused = again
+            except (ServiceUnavailable, ReplyTimeout, Busy) as again:
                 log.info("still away: %s", again)
-        self._open()
-        assert self._requests is not None
-        if resume and forgotten:
-            self._begin_later()
-        elif resume:
-            self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))
-            self._done = []
-
-    def _begin_later(self) -> None:
-        """Ask a restarted service for the rest of the epoch; its `epoch_start` is met by `next`."""
-        assert self._requests is not None
-        self._last_batch_id = 0
-        self._requests.send(epoch=self._start_request())
-        self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))

@@ -82,10 +82,13 @@ class _MoveSearch:
             spread = float(np.mean((row_rd - self._centre_d) ** 2)) * row_rd.shape[1]
         self._scale = 1.0 / np.sqrt(spread) if spread > 0.0 else 1.0
         self._cost_kp = np.empty((len(statistics), row_rd.shape[1] + 2), np.float32)
-        self._refresh(np.arange(len(statistics)))
+        self._changed = set(range(len(statistics)))
 
     def best_cluster(self, row_cd: Float32) -> Int64:
-        """The cluster with the least cost of every row, (c,) int64."""
+        """The cluster with the least cost of every row, (c,) int64, as things stand."""
+        if self._changed:
+            self._refresh(np.array(sorted(self._changed)))
+            self._changed.clear()
         centred_cd = (row_cd - self._centre_d) * self._scale
         square_c = np.einsum("cd,cd->c", centred_cd, centred_cd)
         query_cp = np.column_stack((centred_cd, square_c, np.ones_like(square_c)))
@@ -105,7 +108,7 @@ class _MoveSearch:
                 statistics.count_k[cluster] += sign
                 statistics.sum_kd[cluster] += sign * row_d
                 statistics.square_k[cluster] += sign * square
-        self._refresh(np.array([before, after] if before != NO_CLUSTER else [after]))
+                self._changed.add(cluster)
 
     def _refresh(self, cluster_m: Int64) -> None:
         """Rewrite the negated cost vectors (-2 N C, N, N ||C||^2 + SSE) of some clusters."""

@@ -50,9 +50,7 @@ class Planner:
         """Steps that `start_epoch` promised for the (rest of the) present epoch."""
         return len(self._edge_t) - 1
 
-    def start_epoch(
-        self, epoch: int, rates: Rates, *, batch_size: int, world: int, skip_examples: int = 0
-    ) -> int:
+    def start_epoch(self, epoch: int, rates: Rates, *, batch_size: int, world: int, skip_examples: int = 0) -> int:
         """Fix the epoch's order and its number of steps.
 
         Args:
@@ -70,8 +68,7 @@ class Planner:
         """
         if epoch < 0 or batch_size < 1 or world < 1:
             raise ConfigError(
-                "epoch must be at least 0, batch_size and world at least 1; "
-                f"got {epoch}, {batch_size} and {world}"
+                f"epoch must be at least 0, batch_size and world at least 1; got {epoch}, {batch_size} and {world}"
             )
         if not 0 <= skip_examples <= self._num_examples:
             raise ConfigError(f"skip_examples must lie in 0 … {self._num_examples}, got {skip_examples}")

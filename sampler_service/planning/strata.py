@@ -81,9 +81,7 @@ class StrataCursors:
         return id_r
 
 
-def _cycles_of_few(
-    segment: Int64, rest: Int64, count_s: Int64, rng: np.random.Generator
-) -> tuple[Int64, int]:
+def _cycles_of_few(segment: Int64, rest: Int64, count_s: Int64, rng: np.random.Generator) -> tuple[Int64, int]:
     """A stratum smaller than its share of a batch: whole cycles at once, since repeats cannot be avoided."""
     need = int(count_s.sum()) - len(rest)
     num_cycles = -(-need // len(segment))
@@ -93,9 +91,7 @@ def _cycles_of_few(
     return id_r, need - (num_cycles - 1) * len(segment)
 
 
-def _cycles_of_many(
-    segment: Int64, rest: Int64, count_s: Int64, rng: np.random.Generator
-) -> tuple[Int64, int]:
+def _cycles_of_many(segment: Int64, rest: Int64, count_s: Int64, rng: np.random.Generator) -> tuple[Int64, int]:
     """Cycle by cycle; the batch that a cycle's end cuts in two does not meet the same example again."""
     end_s = np.cumsum(count_s)
     id_r = np.empty(end_s[-1], dtype=np.int64)

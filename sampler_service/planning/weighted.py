@@ -20,7 +20,7 @@ import numpy as np
 from sampler_service.errors import ConfigError
 from sampler_service.types import Float64, Int64
 
-_ENTRIES_PER_CELL = 2  # 1, 2 and 4 draw about equally fast; fewer entries cost a longer guide
+_ENTRIES_PER_CELL = 8  # 2 to 16 draw about equally fast; more entries make a shorter guide
 
 
 class WeightedDrawer:
@@ -58,29 +58,26 @@ class WeightedDrawer:
         """(num_batches, size) int64 example ids, each batch in random order."""
         point_m = (rng.random() + np.arange(num_batches * size)) * (self.total / (num_batches * size))
         point_m = np.minimum(point_m, np.nextafter(self.total, 0))
-        id_bs = self._order_n[self._locate(point_m)].reshape(size, num_batches)
-        dealt_sb = rng.permuted(id_bs, axis=1).T
-        return rng.permuted(dealt_sb, axis=1).astype(np.int64)
+        id_m = self._order_n.take(self._locate(point_m)).astype(np.int64)
+        dealt_bs = rng.permuted(id_m.reshape(size, num_batches), axis=1)
+        return rng.permuted(dealt_bs.T, axis=1)
 
     def _locate(self, point_m: Float64) -> Int64:
         """First place in the order whose running sum exceeds the point, by bisection from the guide on."""
         cell_m = (point_m / self.total * self._num_cells).astype(np.int64)
-        low_m, high_m = self._first_g[cell_m], self._first_g[cell_m + 1]
-        last = len(self._cumulative_n) - 1
-        for _ in range(int((high_m - low_m).max()).bit_length()):
-            middle_m = np.minimum((low_m + high_m) >> 1, last)
-            right_m = self._cumulative_n[middle_m] <= point_m
-            low_m = np.where(right_m, middle_m + 1, low_m)
-            high_m = np.where(right_m, high_m, middle_m)
-        return low_m
+        place_m = self._first_g.take(cell_m)
+        width = int((self._first_g.take(cell_m + 1) - place_m).max())
+        step = (1 << width.bit_length()) >> 1
+        while step:  # the place sought is fewer than 2 step ahead; past the end nothing is passed over
+            place_m += step * (self._cumulative_n.take(place_m + (step - 1), mode="clip") <= point_m)
+            step >>= 1
+        return place_m
 
 
 def _complaint(weight_n: Float64) -> str:
     bad = np.flatnonzero(~((weight_n >= 0) & np.isfinite(weight_n)))
     if len(bad):
-        return (
-            f"weight {weight_n[bad[0]]} of example {bad[0]} must be finite and at least 0 ({len(bad)} such)"
-        )
+        return f"weight {weight_n[bad[0]]} of example {bad[0]} must be finite and at least 0 ({len(bad)} such)"
     if np.any(weight_n > 0):
         return f"the sum of the weights overflows; example {np.argmax(weight_n)} has {weight_n.max()}"
     return f"all {len(weight_n)} weights are 0, from example 0 on; at least one must be positive"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -13,6 +14,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 
 from sampler_service.errors import ConfigError, SamplerError
+from sampler_service.replies import Taken
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
 from sampler_service.types import Batch
@@ -22,12 +24,26 @@ log = logging.getLogger(__name__)
 WAIT_S = 0.1
 """pause before asking again for batches that another trainer may give back"""
 
+MESSAGE_BYTES = 128 * 1024
+"""batches that are ready together are sent together, up to about this size"""
+
+
+class _Stream:
+    """An open stream of a session. One that is opened later displaces it: a broken connection can go unnoticed here
+    for long, and what it still took from the run would be lent to nobody."""
+
+    def __init__(self) -> None:
+        self.taking = threading.Lock()
+        self.displaced = False
+
 
 class BatchesServicer(pb_grpc.BatchesServicer):
     """One Stream call per trainer session."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._lock = threading.Lock()
+        self._streams: dict[str, _Stream] = {}
         self._draining = threading.Event()
 
     def drain(self) -> None:
@@ -47,33 +63,46 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         if hello is None or hello.WhichOneof("request") != "hello":
             raise ConfigError("the first request of a batch stream must be hello")
         session = hello.hello.session
+        stream = self._displace(session)
         self._service.connect(session, hello.hello.last_batch_id, list(hello.hello.held))
         inbox: queue.SimpleQueue[pb.BatchRequest | None] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(request_iterator, inbox), name="batch-requests", daemon=True).start()
         # Also wakes the answering thread when the trainer is gone and will never send again.
         context.add_callback(lambda: inbox.put(None))
         try:
-            yield from self._answer(session, inbox)
+            yield from self._answer(session, stream, inbox)
         finally:
-            self._disconnect(session)
+            self._disconnect(session, stream)
 
-    def _answer(self, session: str, inbox: queue.SimpleQueue[pb.BatchRequest | None]) -> Iterator[pb.BatchReply]:
+    def _displace(self, session: str) -> _Stream:
+        with self._lock:
+            former, stream = self._streams.get(session), _Stream()
+            self._streams[session] = stream
+        if former is not None:
+            with former.taking:
+                former.displaced = True
+        return stream
+
+    def _answer(
+        self, session: str, stream: _Stream, inbox: queue.SimpleQueue[pb.BatchRequest | None]
+    ) -> Iterator[pb.BatchReply]:
         """Turn credit into batches until the requests end."""
-        credit, epoch, acked = 0, None, []
+        # A stream that was opened again goes on with its epoch: credit for it comes with no other request.
+        credit, epoch, inside, acked = 0, 0, True, []
         while not self._draining.is_set():
-            wanted = credit if epoch is not None else 0
+            wanted = credit if inside else 0
             try:
                 request = inbox.get(block=not wanted, timeout=1.0 if not wanted else None)
             except queue.Empty:
                 request = pb.BatchRequest()
             if request is None:
-                return
+                break
             kind = request.WhichOneof("request")
             if kind == "epoch":
                 started = self._service.start_epoch(
                     session, request.epoch.epoch, request.epoch.skip_examples, request.epoch.first_step
                 )
-                credit, epoch = 0, started.epoch
+                credit, epoch, inside = 0, started.epoch, True
                 yield pb.BatchReply(
                     epoch_start=pb.EpochStart(
                         epoch=started.epoch,
@@ -89,19 +118,31 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                 raise ConfigError("a batch stream has one hello; open another stream for another session")
             if not inbox.empty():
                 continue  # several requests may be waiting: one call to the run serves them all
-            if acked or (epoch is not None and credit > 0):
-                taken = self._service.take(session, credit if epoch is not None else 0, acked)
+            if acked or (inside and credit > 0):
+                taken = self._take(session, stream, credit if inside else 0, acked)
+                if taken is None:
+                    return
                 acked = []
                 credit -= len(taken.batches)
-                for batch in taken.batches:
-                    yield encode_batch(batch)
-                if taken.ended and epoch is not None and credit > 0:
+                yield from encode_batches(taken.batches)
+                if taken.ended and inside and credit > 0:
                     yield pb.BatchReply(epoch_end=pb.EpochEnd(epoch=epoch))
-                    epoch = None
+                    inside = False
                 elif not taken.batches and credit > 0:
-                    threading.Event().wait(WAIT_S)
+                    time.sleep(WAIT_S)
+        if acked:  # the last word of a trainer that leaves: what it has done must not go to others
+            self._take(session, stream, 0, acked)
 
-    def _disconnect(self, session: str) -> None:
+    def _take(self, session: str, stream: _Stream, count: int, acked: list[int]) -> Taken | None:
+        """Batches for this stream, or None when another has displaced it."""
+        with stream.taking:
+            return None if stream.displaced else self._service.take(session, count, acked)
+
+    def _disconnect(self, session: str, stream: _Stream) -> None:
+        with self._lock:
+            if self._streams.get(session) is not stream:
+                return  # the trainer is here, on another stream
+            del self._streams[session]
         try:
             self._service.disconnect(session)
         except SamplerError as error:  # it left, or its rank was taken over: there is nothing to mark
@@ -118,23 +159,34 @@ def _read(requests: Iterator[pb.BatchRequest], inbox: queue.SimpleQueue[pb.Batch
         inbox.put(None)
 
 
-def encode_batch(batch: Batch) -> pb.BatchReply:
+def encode_batches(batches: list[Batch]) -> Iterator[pb.BatchReply]:
+    """Messages of about MESSAGE_BYTES; the cost of one message is that of some ten batches."""
+    waiting, size = [], 0
+    for batch in batches:
+        waiting.append(encode_batch(batch))
+        size += waiting[-1].ByteSize()
+        if size >= MESSAGE_BYTES:
+            yield pb.BatchReply(block=pb.BatchBlock(batch=waiting))
+            waiting, size = [], 0
+    if waiting:
+        yield pb.BatchReply(block=pb.BatchBlock(batch=waiting))
+
+
+def encode_batch(batch: Batch) -> pb.Batch:
     """The message of one batch."""
     rows = batch.rows
-    return pb.BatchReply(
-        batch=pb.Batch(
-            batch_id=batch.batch_id,
-            epoch=batch.epoch,
-            step=batch.step,
-            table_version=batch.table_version,
-            policy=batch.policy,
-            example_ids=rows.example_ids.tobytes(),
-            weights=rows.weights.tobytes(),
-            probabilities=rows.probabilities.astype(np.float32).tobytes(),
-            cluster_ids=batch.cluster_ids.tobytes(),
-            lease_deadline=batch.lease_deadline,
-            lead=batch.lead,
-            global_batch_size=batch.global_batch_size,
-            world_size=batch.world_size,
-        )
+    return pb.Batch(
+        batch_id=batch.batch_id,
+        epoch=batch.epoch,
+        step=batch.step,
+        table_version=batch.table_version,
+        policy=batch.policy,
+        example_ids=rows.example_ids.tobytes(),
+        weights=rows.weights.tobytes(),
+        probabilities=rows.probabilities.astype(np.float32).tobytes(),
+        cluster_ids=batch.cluster_ids.tobytes(),
+        lease_deadline=batch.lease_deadline,
+        lead=batch.lead,
+        global_batch_size=batch.global_batch_size,
+        world_size=batch.world_size,
     )

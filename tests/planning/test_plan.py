@@ -176,16 +176,12 @@ def test_a_scored_sweep_takes_the_top_of_every_global_batch():
     rates = full(100, score_n=score_n, top_fraction=0.25)
     planner = Planner(100, seed=1, drop_last=False)
     assert planner.start_epoch(0, rates, batch_size=5, world=2) == 3  # runs of 40, 40 and 20: 10, 10 and 5
-    order = ids([[row] for row in [p for parts in _all(100, 1) for p in parts]])
+    plain = Planner(100, seed=1, drop_last=False)
+    plain.start_epoch(0, full(100), batch_size=10, world=1)
+    order = ids(planned(plain, full(100)))
     top = [set(sorted(order[low : low + 40])[-10:]) for low in (0, 40)]
     batches = planned(planner, rates)
     assert [set(ids([parts])) for parts in batches[:2]] == top
-
-
-def _all(num_examples: int, seed: int):
-    planner = Planner(num_examples, seed=seed, drop_last=False)
-    planner.start_epoch(0, full(num_examples), batch_size=10, world=1)
-    return planned(planner, full(num_examples))
 
 
 def test_new_rates_take_effect_at_once():

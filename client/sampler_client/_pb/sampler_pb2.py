@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sampler_client/_pb/sampler.proto\x12\nsampler.v1\"Q\n\x16RegisterDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x03\x12\x10\n\x08protocol\x18\x03 \x01(\r\"D\n\x17RegisterDatasetResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x17\n\x0fservice_version\x18\x02 \x01(\t\"\xd3\x02\n\x0eOpenRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x45\n\x0epolicy_options\x18\x04 \x03(\x0b\x32-.sampler.v1.OpenRunRequest.PolicyOptionsEntry\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x12\n\nsketch_dim\x18\x06 \x01(\r\x12\x14\n\x0csketch_dtype\x18\x07 \x01(\t\x12\x14\n\x0cnum_clusters\x18\x08 \x01(\r\x12\x10\n\x08max_lead\x18\t \x01(\r\x12\x15\n\rlease_seconds\x18\n \x01(\x01\x12\x0f\n\x07on_lost\x18\x0b \x01(\t\x12\x0e\n\x06\x65pochs\x18\x0c \x01(\r\x1a\x34\n\x12PolicyOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x0fOpenRunResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\x12\x10\n\x08unbiased\x18\x02 \x01(\x08\x12\x10\n\x08policies\x18\x03 \x03(\t\"\x82\x01\n\x0bJoinRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\x11\n\tdrop_last\x18\x05 \x01(\x08\x12\x0c\n\x04lead\x18\x06 \x01(\r\x12\x0f\n\x07trainer\x18\x07 \x01(\t\"J\n\x0cJoinResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x17\n\x0fsteps_per_epoch\x18\x02 \x01(\r\x12\x10\n\x08max_lead\x18\x03 \x01(\r\"\x1f\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x0f\n\rLeaveResponse\"2\n\x13SetReferenceRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06losses\x18\x02 \x01(\x0c\"-\n\x14SetReferenceResponse\x12\x15\n\rtable_version\x18\x01 \x01(\x04\"\"\n\x13\x41nnounceDropRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x16\n\x14\x41nnounceDropResponse\"\x1e\n\x0f\x43loseRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x12\n\x10\x43loseRunResponse\"\x11\n\x0fListRunsRequest\" \n\x10ListRunsResponse\x12\x0c\n\x04runs\x18\x01 \x03(\t\"\x8c\x01\n\x0c\x42\x61tchRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.sampler.v1.HelloH\x00\x12\'\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x16.sampler.v1.StartEpochH\x00\x12$\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x12.sampler.v1.CreditH\x00\x42\t\n\x07request\"=\n\x05Hello\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rlast_batch_id\x18\x02 \x01(\x04\x12\x0c\n\x04held\x18\x03 \x03(\x04\"F\n\nStartEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x15\n\rskip_examples\x18\x02 \x01(\x04\x12\x12\n\nfirst_step\x18\x03 \x01(\r\"&\n\x06\x43redit\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\r\n\x05\x61\x63ked\x18\x02 \x03(\x04\"\x93\x01\n\nBatchReply\x12\"\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x11.sampler.v1.BatchH\x00\x12-\n\x0b\x65poch_start\x18\x02 \x01(\x0b\x32\x16.sampler.v1.EpochStartH\x00\x12)\n\tepoch_end\x18\x03 \x01(\x0b\x32\x14.sampler.v1.EpochEndH\x00\x42\x07\n\x05reply\"\x84\x02\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\x15\n\rtable_version\x18\x04 \x01(\x04\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x13\n\x0b\x65xample_ids\x18\x06 \x01(\x0c\x12\x0f\n\x07weights\x18\x07 \x01(\x0c\x12\x15\n\rprobabilities\x18\x08 \x01(\x0c\x12\x13\n\x0b\x63luster_ids\x18\t \x01(\x0c\x12\x16\n\x0elease_deadline\x18\n \x01(\x01\x12\x0c\n\x04lead\x18\x0b \x01(\r\x12\x19\n\x11global_batch_size\x18\x0c \x01(\r\x12\x12\n\nworld_size\x18\r \x01(\r\"N\n\nEpochStart\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x11\n\tnum_steps\x18\x02 \x01(\r\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x19\n\x08\x45pochEnd\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"\x92\x01\n\x06Report\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x13\n\x0b\x65xample_ids\x18\x04 \x01(\x0c\x12\x0e\n\x06losses\x18\x05 \x01(\x0c\x12\r\n\x05norms\x18\x06 \x01(\x0c\x12#\n\x08sketches\x18\x07 \x01(\x0b\x32\x11.sampler.v1.Array\"3\n\x05\x41rray\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xa4\x01\n\rReportSummary\x12\x15\n\rtable_version\x18\x01 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x04\x12\x39\n\x08rejected\x18\x03 \x03(\x0b\x32\'.sampler.v1.ReportSummary.RejectedEntry\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x1b\n\x0c\x46\x65nceRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"&\n\rFenceResponse\x12\x15\n\rtable_version\x18\x01 \x01(\x04\"#\n\x14GetStatisticsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xe7\x04\n\x15GetStatisticsResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x03\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x15\n\ractive_policy\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08unbiased\x18\x07 \x01(\x08\x12\x15\n\rtable_version\x18\x08 \x01(\x04\x12\r\n\x05\x65poch\x18\t \x01(\r\x12\x0f\n\x07\x62\x61tches\x18\n \x01(\x04\x12\x10\n\x08\x65xamples\x18\x0b \x01(\x04\x12\x15\n\rreported_rows\x18\x0c \x01(\x04\x12J\n\rrejected_rows\x18\r \x03(\x0b\x32\x33.sampler.v1.GetStatisticsResponse.RejectedRowsEntry\x12\x17\n\x0fsketch_coverage\x18\x0e \x01(\x01\x12\x16\n\x0evariance_ratio\x18\x0f \x01(\x01\x12\x1e\n\x16\x65\x66\x66\x65\x63tive_sample_ratio\x18\x10 \x01(\x01\x12\x14\n\x0cnum_clusters\x18\x11 \x01(\r\x12\x11\n\trefreshes\x18\x12 \x01(\r\x12\x16\n\x0emean_age_steps\x18\x13 \x01(\x01\x12\x0c\n\x04lead\x18\x14 \x01(\r\x12\x10\n\x08max_lead\x18\x15 \x01(\r\x12\x10\n\x08trainers\x18\x16 \x01(\r\x12\x16\n\x0eleases_expired\x18\x17 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x18 \x01(\x04\x1a\x33\n\x11RejectedRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse2_\n\x08\x44\x61tasets\x12S\n\x08Register\x12\".sampler.v1.RegisterDatasetRequest\x1a#.sampler.v1.RegisterDatasetResponse2\xed\x03\n\x04Runs\x12?\n\x04Open\x12\x1a.sampler.v1.OpenRunRequest\x1a\x1b.sampler.v1.OpenRunResponse\x12\x39\n\x04Join\x12\x17.sampler.v1.JoinRequest\x1a\x18.sampler.v1.JoinResponse\x12<\n\x05Leave\x12\x18.sampler.v1.LeaveRequest\x1a\x19.sampler.v1.LeaveResponse\x12Q\n\x0cSetReference\x12\x1f.sampler.v1.SetReferenceRequest\x1a .sampler.v1.SetReferenceResponse\x12Q\n\x0c\x41nnounceDrop\x12\x1f.sampler.v1.AnnounceDropRequest\x1a .sampler.v1.AnnounceDropResponse\x12\x42\n\x05\x43lose\x12\x1b.sampler.v1.CloseRunRequest\x1a\x1c.sampler.v1.CloseRunResponse\x12\x41\n\x04List\x12\x1b.sampler.v1.ListRunsRequest\x1a\x1c.sampler.v1.ListRunsResponse2I\n\x07\x42\x61tches\x12>\n\x06Stream\x12\x18.sampler.v1.BatchRequest\x1a\x16.sampler.v1.BatchReply(\x01\x30\x01\x32\x80\x01\n\x07Reports\x12\x37\n\x04Send\x12\x12.sampler.v1.Report\x1a\x19.sampler.v1.ReportSummary(\x01\x12<\n\x05\x46\x65nce\x12\x18.sampler.v1.FenceRequest\x1a\x19.sampler.v1.FenceResponse2X\n\nStatistics\x12J\n\x03Get\x12 .sampler.v1.GetStatisticsRequest\x1a!.sampler.v1.GetStatisticsResponse2D\n\x07\x43ontrol\x12\x39\n\x04Stop\x12\x17.sampler.v1.StopRequest\x1a\x18.sampler.v1.StopResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sampler_client/_pb/sampler.proto\x12\nsampler.v1\"Q\n\x16RegisterDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x03\x12\x10\n\x08protocol\x18\x03 \x01(\r\"D\n\x17RegisterDatasetResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x17\n\x0fservice_version\x18\x02 \x01(\t\"\xd3\x02\n\x0eOpenRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x45\n\x0epolicy_options\x18\x04 \x03(\x0b\x32-.sampler.v1.OpenRunRequest.PolicyOptionsEntry\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x12\n\nsketch_dim\x18\x06 \x01(\r\x12\x14\n\x0csketch_dtype\x18\x07 \x01(\t\x12\x14\n\x0cnum_clusters\x18\x08 \x01(\r\x12\x10\n\x08max_lead\x18\t \x01(\r\x12\x15\n\rlease_seconds\x18\n \x01(\x01\x12\x0f\n\x07on_lost\x18\x0b \x01(\t\x12\x0e\n\x06\x65pochs\x18\x0c \x01(\r\x1a\x34\n\x12PolicyOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x0fOpenRunResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\x12\x10\n\x08unbiased\x18\x02 \x01(\x08\x12\x10\n\x08policies\x18\x03 \x03(\t\"\x82\x01\n\x0bJoinRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\x11\n\tdrop_last\x18\x05 \x01(\x08\x12\x0c\n\x04lead\x18\x06 \x01(\r\x12\x0f\n\x07trainer\x18\x07 \x01(\t\"J\n\x0cJoinResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x17\n\x0fsteps_per_epoch\x18\x02 \x01(\r\x12\x10\n\x08max_lead\x18\x03 \x01(\r\"\x1f\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x0f\n\rLeaveResponse\"2\n\x13SetReferenceRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06losses\x18\x02 \x01(\x0c\"-\n\x14SetReferenceResponse\x12\x15\n\rtable_version\x18\x01 \x01(\x04\"\"\n\x13\x41nnounceDropRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x16\n\x14\x41nnounceDropResponse\"\x1e\n\x0f\x43loseRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x12\n\x10\x43loseRunResponse\"\x11\n\x0fListRunsRequest\" \n\x10ListRunsResponse\x12\x0c\n\x04runs\x18\x01 \x03(\t\"\x8c\x01\n\x0c\x42\x61tchRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.sampler.v1.HelloH\x00\x12\'\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x16.sampler.v1.StartEpochH\x00\x12$\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x12.sampler.v1.CreditH\x00\x42\t\n\x07request\"=\n\x05Hello\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rlast_batch_id\x18\x02 \x01(\x04\x12\x0c\n\x04held\x18\x03 \x03(\x04\"F\n\nStartEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x15\n\rskip_examples\x18\x02 \x01(\x04\x12\x12\n\nfirst_step\x18\x03 \x01(\r\"&\n\x06\x43redit\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\r\n\x05\x61\x63ked\x18\x02 \x03(\x04\"\x98\x01\n\nBatchReply\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x16.sampler.v1.BatchBlockH\x00\x12-\n\x0b\x65poch_start\x18\x02 \x01(\x0b\x32\x16.sampler.v1.EpochStartH\x00\x12)\n\tepoch_end\x18\x03 \x01(\x0b\x32\x14.sampler.v1.EpochEndH\x00\x42\x07\n\x05reply\".\n\nBatchBlock\x12 \n\x05\x62\x61tch\x18\x01 \x03(\x0b\x32\x11.sampler.v1.Batch\"\x84\x02\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\x15\n\rtable_version\x18\x04 \x01(\x04\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x13\n\x0b\x65xample_ids\x18\x06 \x01(\x0c\x12\x0f\n\x07weights\x18\x07 \x01(\x0c\x12\x15\n\rprobabilities\x18\x08 \x01(\x0c\x12\x13\n\x0b\x63luster_ids\x18\t \x01(\x0c\x12\x16\n\x0elease_deadline\x18\n \x01(\x01\x12\x0c\n\x04lead\x18\x0b \x01(\r\x12\x19\n\x11global_batch_size\x18\x0c \x01(\r\x12\x12\n\nworld_size\x18\r \x01(\r\"N\n\nEpochStart\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x11\n\tnum_steps\x18\x02 \x01(\r\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x19\n\x08\x45pochEnd\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"\x92\x01\n\x06Report\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x13\n\x0b\x65xample_ids\x18\x04 \x01(\x0c\x12\x0e\n\x06losses\x18\x05 \x01(\x0c\x12\r\n\x05norms\x18\x06 \x01(\x0c\x12#\n\x08sketches\x18\x07 \x01(\x0b\x32\x11.sampler.v1.Array\"3\n\x05\x41rray\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xa4\x01\n\rReportSummary\x12\x15\n\rtable_version\x18\x01 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x04\x12\x39\n\x08rejected\x18\x03 \x03(\x0b\x32\'.sampler.v1.ReportSummary.RejectedEntry\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x1b\n\x0c\x46\x65nceRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"&\n\rFenceResponse\x12\x15\n\rtable_version\x18\x01 \x01(\x04\"#\n\x14GetStatisticsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xe7\x04\n\x15GetStatisticsResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x03\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x15\n\ractive_policy\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08unbiased\x18\x07 \x01(\x08\x12\x15\n\rtable_version\x18\x08 \x01(\x04\x12\r\n\x05\x65poch\x18\t \x01(\r\x12\x0f\n\x07\x62\x61tches\x18\n \x01(\x04\x12\x10\n\x08\x65xamples\x18\x0b \x01(\x04\x12\x15\n\rreported_rows\x18\x0c \x01(\x04\x12J\n\rrejected_rows\x18\r \x03(\x0b\x32\x33.sampler.v1.GetStatisticsResponse.RejectedRowsEntry\x12\x17\n\x0fsketch_coverage\x18\x0e \x01(\x01\x12\x16\n\x0evariance_ratio\x18\x0f \x01(\x01\x12\x1e\n\x16\x65\x66\x66\x65\x63tive_sample_ratio\x18\x10 \x01(\x01\x12\x14\n\x0cnum_clusters\x18\x11 \x01(\r\x12\x11\n\trefreshes\x18\x12 \x01(\r\x12\x16\n\x0emean_age_steps\x18\x13 \x01(\x01\x12\x0c\n\x04lead\x18\x14 \x01(\r\x12\x10\n\x08max_lead\x18\x15 \x01(\r\x12\x10\n\x08trainers\x18\x16 \x01(\r\x12\x16\n\x0eleases_expired\x18\x17 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x18 \x01(\x04\x1a\x33\n\x11RejectedRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse2_\n\x08\x44\x61tasets\x12S\n\x08Register\x12\".sampler.v1.RegisterDatasetRequest\x1a#.sampler.v1.RegisterDatasetResponse2\xed\x03\n\x04Runs\x12?\n\x04Open\x12\x1a.sampler.v1.OpenRunRequest\x1a\x1b.sampler.v1.OpenRunResponse\x12\x39\n\x04Join\x12\x17.sampler.v1.JoinRequest\x1a\x18.sampler.v1.JoinResponse\x12<\n\x05Leave\x12\x18.sampler.v1.LeaveRequest\x1a\x19.sampler.v1.LeaveResponse\x12Q\n\x0cSetReference\x12\x1f.sampler.v1.SetReferenceRequest\x1a .sampler.v1.SetReferenceResponse\x12Q\n\x0c\x41nnounceDrop\x12\x1f.sampler.v1.AnnounceDropRequest\x1a .sampler.v1.AnnounceDropResponse\x12\x42\n\x05\x43lose\x12\x1b.sampler.v1.CloseRunRequest\x1a\x1c.sampler.v1.CloseRunResponse\x12\x41\n\x04List\x12\x1b.sampler.v1.ListRunsRequest\x1a\x1c.sampler.v1.ListRunsResponse2I\n\x07\x42\x61tches\x12>\n\x06Stream\x12\x18.sampler.v1.BatchRequest\x1a\x16.sampler.v1.BatchReply(\x01\x30\x01\x32\x80\x01\n\x07Reports\x12\x37\n\x04Send\x12\x12.sampler.v1.Report\x1a\x19.sampler.v1.ReportSummary(\x01\x12<\n\x05\x46\x65nce\x12\x18.sampler.v1.FenceRequest\x1a\x19.sampler.v1.FenceResponse2X\n\nStatistics\x12J\n\x03Get\x12 .sampler.v1.GetStatisticsRequest\x1a!.sampler.v1.GetStatisticsResponse2D\n\x07\x43ontrol\x12\x39\n\x04Stop\x12\x17.sampler.v1.StopRequest\x1a\x18.sampler.v1.StopResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -80,45 +80,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREDIT']._serialized_start=1416
   _globals['_CREDIT']._serialized_end=1454
   _globals['_BATCHREPLY']._serialized_start=1457
-  _globals['_BATCHREPLY']._serialized_end=1604
-  _globals['_BATCH']._serialized_start=1607
-  _globals['_BATCH']._serialized_end=1867
-  _globals['_EPOCHSTART']._serialized_start=1869
-  _globals['_EPOCHSTART']._serialized_end=1947
-  _globals['_EPOCHEND']._serialized_start=1949
-  _globals['_EPOCHEND']._serialized_end=1974
-  _globals['_REPORT']._serialized_start=1977
-  _globals['_REPORT']._serialized_end=2123
-  _globals['_ARRAY']._serialized_start=2125
-  _globals['_ARRAY']._serialized_end=2176
-  _globals['_REPORTSUMMARY']._serialized_start=2179
-  _globals['_REPORTSUMMARY']._serialized_end=2343
-  _globals['_REPORTSUMMARY_REJECTEDENTRY']._serialized_start=2296
-  _globals['_REPORTSUMMARY_REJECTEDENTRY']._serialized_end=2343
-  _globals['_FENCEREQUEST']._serialized_start=2345
-  _globals['_FENCEREQUEST']._serialized_end=2372
-  _globals['_FENCERESPONSE']._serialized_start=2374
-  _globals['_FENCERESPONSE']._serialized_end=2412
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=2414
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=2449
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=2452
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=3067
-  _globals['_GETSTATISTICSRESPONSE_REJECTEDROWSENTRY']._serialized_start=3016
-  _globals['_GETSTATISTICSRESPONSE_REJECTEDROWSENTRY']._serialized_end=3067
-  _globals['_STOPREQUEST']._serialized_start=3069
-  _globals['_STOPREQUEST']._serialized_end=3082
-  _globals['_STOPRESPONSE']._serialized_start=3084
-  _globals['_STOPRESPONSE']._serialized_end=3098
-  _globals['_DATASETS']._serialized_start=3100
-  _globals['_DATASETS']._serialized_end=3195
-  _globals['_RUNS']._serialized_start=3198
-  _globals['_RUNS']._serialized_end=3691
-  _globals['_BATCHES']._serialized_start=3693
-  _globals['_BATCHES']._serialized_end=3766
-  _globals['_REPORTS']._serialized_start=3769
-  _globals['_REPORTS']._serialized_end=3897
-  _globals['_STATISTICS']._serialized_start=3899
-  _globals['_STATISTICS']._serialized_end=3987
-  _globals['_CONTROL']._serialized_start=3989
-  _globals['_CONTROL']._serialized_end=4057
+  _globals['_BATCHREPLY']._serialized_end=1609
+  _globals['_BATCHBLOCK']._serialized_start=1611
+  _globals['_BATCHBLOCK']._serialized_end=1657
+  _globals['_BATCH']._serialized_start=1660
+  _globals['_BATCH']._serialized_end=1920
+  _globals['_EPOCHSTART']._serialized_start=1922
+  _globals['_EPOCHSTART']._serialized_end=2000
+  _globals['_EPOCHEND']._serialized_start=2002
+  _globals['_EPOCHEND']._serialized_end=2027
+  _globals['_REPORT']._serialized_start=2030
+  _globals['_REPORT']._serialized_end=2176
+  _globals['_ARRAY']._serialized_start=2178
+  _globals['_ARRAY']._serialized_end=2229
+  _globals['_REPORTSUMMARY']._serialized_start=2232
+  _globals['_REPORTSUMMARY']._serialized_end=2396
+  _globals['_REPORTSUMMARY_REJECTEDENTRY']._serialized_start=2349
+  _globals['_REPORTSUMMARY_REJECTEDENTRY']._serialized_end=2396
+  _globals['_FENCEREQUEST']._serialized_start=2398
+  _globals['_FENCEREQUEST']._serialized_end=2425
+  _globals['_FENCERESPONSE']._serialized_start=2427
+  _globals['_FENCERESPONSE']._serialized_end=2465
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=2467
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=2502
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=2505
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=3120
+  _globals['_GETSTATISTICSRESPONSE_REJECTEDROWSENTRY']._serialized_start=3069
+  _globals['_GETSTATISTICSRESPONSE_REJECTEDROWSENTRY']._serialized_end=3120
+  _globals['_STOPREQUEST']._serialized_start=3122
+  _globals['_STOPREQUEST']._serialized_end=3135
+  _globals['_STOPRESPONSE']._serialized_start=3137
+  _globals['_STOPRESPONSE']._serialized_end=3151
+  _globals['_DATASETS']._serialized_start=3153
+  _globals['_DATASETS']._serialized_end=3248
+  _globals['_RUNS']._serialized_start=3251
+  _globals['_RUNS']._serialized_end=3744
+  _globals['_BATCHES']._serialized_start=3746
+  _globals['_BATCHES']._serialized_end=3819
+  _globals['_REPORTS']._serialized_start=3822
+  _globals['_REPORTS']._serialized_end=3950
+  _globals['_STATISTICS']._serialized_start=3952
+  _globals['_STATISTICS']._serialized_end=4040
+  _globals['_CONTROL']._serialized_start=4042
+  _globals['_CONTROL']._serialized_end=4110
 # @@protoc_insertion_point(module_scope)

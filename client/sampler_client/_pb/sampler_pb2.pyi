@@ -190,14 +190,20 @@ class Credit(_message.Message):
     def __init__(self, count: _Optional[int] = ..., acked: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BatchReply(_message.Message):
-    __slots__ = ("batch", "epoch_start", "epoch_end")
-    BATCH_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("block", "epoch_start", "epoch_end")
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
     EPOCH_START_FIELD_NUMBER: _ClassVar[int]
     EPOCH_END_FIELD_NUMBER: _ClassVar[int]
-    batch: Batch
+    block: BatchBlock
     epoch_start: EpochStart
     epoch_end: EpochEnd
-    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ..., epoch_start: _Optional[_Union[EpochStart, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ...) -> None: ...
+    def __init__(self, block: _Optional[_Union[BatchBlock, _Mapping]] = ..., epoch_start: _Optional[_Union[EpochStart, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ...) -> None: ...
+
+class BatchBlock(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: _containers.RepeatedCompositeFieldContainer[Batch]
+    def __init__(self, batch: _Optional[_Iterable[_Union[Batch, _Mapping]]] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("batch_id", "epoch", "step", "table_version", "policy", "example_ids", "weights", "probabilities", "cluster_ids", "lease_deadline", "lead", "global_batch_size", "world_size")

@@ -472,8 +472,8 @@ class BatchesServicer:
 
     def Stream(self, request_iterator, context):
         """One stream per session. The first request is `hello`; then `epoch` starts an epoch and `credit` asks for
-        batches of it. The service answers `epoch` with `epoch_start`, never sends more batches than it has credit
-        for, and `epoch_end` after the last. A broken stream is opened again with the same session and the last
+        batches of it. The service answers `epoch` with `epoch_start`, then sends blocks of batches, never more than it
+        has credit for, and `epoch_end` after the last. A broken stream is opened again with the same session and the last
         batch_id received: nothing is lost and nothing comes twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

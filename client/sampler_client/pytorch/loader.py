@@ -25,6 +25,9 @@ from sampler_client.session import EpochReader, Session, Source
 _READY = 2
 """batches beside the DataLoader's own prefetch: one in the loop's hands, one under way"""
 
+_OPTIONS = {"dataset", "drop_last", "queue", "rank", "timeouts", "world_size", *RunOptions.__slots__} - {"policy"}
+"""what `attach` and `connect` take beside their own arguments"""
+
 
 class RemoteBatchSampler(Sampler[list[int]]):
     """A torch batch sampler whose batches the service plans: `DataLoader(dataset, batch_sampler=…)`.
@@ -184,14 +187,9 @@ def attach(
         loader = attach(loader, "localhost:50051", run="resnet-cifar10")
         for (images, labels), batch in loader: ...
     """
-    _check(loader, replace_sampler)
-    prefetch = loader.num_workers * (loader.prefetch_factor or 0)
-    lead = prefetch + _READY
-    size = len(cast(Sized, loader.dataset))
-    assert loader.batch_size is not None
-    session = _join(
-        address, run, size, loader.batch_size, policy, lead, drop_last=loader.drop_last, **options
-    )
+    size, batch_size = geometry(loader, replace_sampler)
+    lead = lead_of(loader)
+    session = _join(address, run, size, batch_size, policy, lead, drop_last=loader.drop_last, **options)
     return over(loader, RemoteBatchSampler(session, run=run, num_examples=size, lead=lead))
 
 
@@ -214,7 +212,17 @@ def over(loader: DataLoader[Any], sampler: RemoteBatchSampler) -> SampledLoader:
     return SampledLoader(rebuilt, sampler)
 
 
-def _check(loader: DataLoader[Any], replace_sampler: bool) -> None:
+def lead_of(loader: DataLoader[Any]) -> int:
+    """Batches that a loop over this DataLoader can have unfinished at once."""
+    return loader.num_workers * (loader.prefetch_factor or 0) + _READY
+
+
+def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[int, int]:
+    """Examples of a DataLoader's dataset and of its batches.
+
+    Raises:
+        ConfigError: its batches can't come from a service.
+    """
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigError("attach needs a map-style dataset (with __getitem__ and __len__), got an IterableDataset")
     if loader.batch_size is None:
@@ -227,6 +235,7 @@ def _check(loader: DataLoader[Any], replace_sampler: bool) -> None:
             f"the loader has a {type(loader.sampler).__name__}, whose order the service would replace; "
             "pass replace_sampler=True if that is meant"
         )
+    return len(cast(Sized, loader.dataset)), loader.batch_size
 
 
 def _join(
@@ -248,7 +257,7 @@ def _join(
 ) -> Session:
     unknown = options.keys() - RunOptions.__slots__
     if unknown:
-        raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(RunOptions.__slots__)}")
+        raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(_OPTIONS)}")
     rank, world_size = _place(rank, world_size)
     return Session(
         SamplerClient(address, timeouts=timeouts),

@@ -26,20 +26,25 @@ class Ledger:
         self.anchor = anchor  # a leaf, so that autograd walks back to z at all
         self.batch_dim = batch_dim
         self.enabled = True
-        self.zeros: Tensor | None = None  # z of the current forward pass
+        self.batch_size: int | None = None  # of the current forward pass, where the model's inputs tell
+        self.zeros: Tensor | None = None  # z of the current forward pass, made by its first sketched layer
         self.sums: list[Tensor] = []  # what backward passes brought, (b, width); two when b changed
         self.odd_shapes: dict[str, str] = {}  # layers met without the batch dimension, and their shape
         self.norm_forms: dict[str, str] = {}  # layers met in eager mode, and how their norm is found
         self.key = next(_KEYS)
         _LEDGERS[self.key] = self
 
-    def open(self, batch_size: int) -> Tensor:
-        """A new z for a forward pass of `batch_size` examples."""
+    def begin(self, batch_size: int | None) -> None:
+        """A forward pass of the model starts. No tensor is made yet: the compiler may see this as code of its own."""
+        self.batch_size, self.zeros = batch_size, None
+
+    def _open(self, batch_size: int) -> Tensor:
+        """A new z."""
         if torch.compiler.is_compiling():
-            self.zeros = torch.ops.sampler_client.open_ledger(self.anchor, batch_size, self.width, self.key)
-        else:
-            self.zeros = _Zeros.apply(self.anchor, batch_size, self)
-        return self.zeros  # pyright: ignore[reportReturnType]
+            return torch.ops.sampler_client.open_ledger(self.anchor, batch_size, self.width, self.key)
+        z = self.anchor.new_zeros((batch_size, self.width), requires_grad=True)
+        z.register_post_accumulate_grad_hook(self._turn)
+        return z
 
     def listens(self, y: Tensor) -> bool:
         """Whether a backward pass can come through y: no evaluation, no first pass of a reentrant checkpoint."""
@@ -47,9 +52,10 @@ class Ledger:
 
     def page(self, name: str, y: Tensor, norm_form: str) -> tuple[Tensor, int] | None:
         """z for a layer's output y and the dimension of y that is the batch, or None where there is none."""
+        if self.zeros is None:
+            shown = y.shape[self.batch_dim if y.ndim > 2 else 0]  # all there is when only a part of the model is called
+            self.zeros = self._open(shown if self.batch_size is None else self.batch_size)
         z = self.zeros
-        if z is None:  # the model's own `forward` was not what was called
-            z = self.open(y.shape[self.batch_dim if y.ndim > 2 else 0])
         for dim in (self.batch_dim, 0):
             if dim < y.ndim - 1 and y.shape[dim] == z.shape[0]:
                 if not torch.compiler.is_compiling():  # a change of state would cost a recompilation
@@ -59,6 +65,11 @@ class Ledger:
             self.odd_shapes[name] = f"{tuple(y.shape)} in a batch of {z.shape[0]}"
         return None
 
+    def _turn(self, z: Tensor) -> None:
+        if z.grad is not None:
+            self.write(z.grad)
+            z.grad = None  # a second backward pass through z begins anew
+
     def write(self, entries: Tensor) -> None:
         if self.sums and self.sums[-1].shape == entries.shape:
             self.sums[-1] = self.sums[-1] + entries
@@ -66,28 +77,15 @@ class Ledger:
             self.sums.append(entries)
 
     def clear(self) -> None:
-        self.zeros, self.sums, self.anchor.grad = None, [], None
+        self.begin(None)
+        self.sums, self.anchor.grad = [], None
 
 
 _KEYS = count()
 _LEDGERS: WeakValueDictionary[int, Ledger] = WeakValueDictionary()
 
 
-class _Zeros(torch.autograd.Function):
-    """z in eager mode."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, batch_size: int, ledger: Ledger):
-        ctx.ledger = ledger
-        return anchor.new_zeros((batch_size, ledger.width))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
-        ctx.ledger.write(grads[0].detach())
-        return None, None, None
-
-
-# The same as custom operators, because the compiler must neither look into the ledger nor drop the write.
+# z inside compiled code. Custom operators, because the compiler must neither look into the ledger nor drop the write.
 @torch.library.custom_op("sampler_client::open_ledger", mutates_args=())
 def _open_ledger(anchor: Tensor, batch_size: int, width: int, key: int) -> Tensor:
     return anchor.new_zeros((batch_size, width))

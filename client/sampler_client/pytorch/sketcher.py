@@ -209,12 +209,11 @@ class GradientSketcher:
         self.close()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        """Before each forward pass of the model: a fresh z for its batch."""
+        """Before each forward pass of the model: how many examples it has."""
         if self._ledger.enabled and torch.is_grad_enabled():
             first = _first_tensor((args, kwargs))
-            if first is not None:
-                dim = self._ledger.batch_dim
-                self._ledger.open(first.shape[dim if first.ndim > dim else 0])
+            dim = self._ledger.batch_dim
+            self._ledger.begin(None if first is None else first.shape[dim if first.ndim > dim else 0])
 
     def _collect(self) -> Tensor:
         sums = self._ledger.sums

@@ -1,10 +1,16 @@
-"""Sketches the slow way: one gradient per example, each projected with matrices written out in full."""
+"""Sketches the slow way: one gradient per example, each projected with matrices written out in full.
+
+Tests get this file as the fixture `reference`.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -78,3 +84,8 @@ def _matrix(layer: object, role: str, name: str, weight: str, seed: int, d: int)
 def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert error < tolerance, f"relative error {error:.2g}"
+
+
+@pytest.fixture
+def reference() -> ModuleType:
+    return sys.modules[__name__]

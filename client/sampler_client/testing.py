@@ -1,0 +1,135 @@
+"""A stand-in for the service, for tests of training code: no server, no network, no ray.
+
+`FakeSession` hands out shuffled epochs and keeps every report; `fake_attach` puts one under a DataLoader, in the
+place of `attach`, so that a training loop runs unchanged:
+
+    from sampler_client.testing import fake_attach
+
+    def test_the_loop_reports_every_example_once_an_epoch():
+        loader = fake_attach(DataLoader(dataset, batch_size=32), weights=weights)
+        train(loader, epochs=2)
+        assert len(loader.sampler.source.rows()) == 2 * len(dataset)
+
+Example:
+    >>> session = FakeSession(5, batch_size=2)
+    >>> session.start_epoch(0, skip_examples=0).num_steps
+    3
+    >>> sorted(example for batch in iter(session.next, None) for example in Batch(batch).example_ids.tolist())
+    [0, 1, 2, 3, 4]
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sampler_client._pb import sampler_pb2 as pb
+from sampler_client.batch import Batch
+from sampler_client.errors import ConfigError
+from sampler_client.reporter import ReportRows
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from sampler_client.pytorch.loader import SampledLoader
+
+__all__ = ["Batch", "FakeSession", "fake_attach"]
+
+
+class FakeSession:
+    """A `session.Source` of shuffled epochs for one trainer.
+
+    Args:
+        num_examples: ids are 0 … num_examples-1.
+        batch_size: examples of a batch; the last one of an epoch may be smaller.
+        drop_last: leave that last, smaller one out.
+        seed: epoch e is a permutation by (seed, e).
+        weights: (num_examples,) factor on each example's loss; None: ones.
+
+    Attributes:
+        reports: every report that was made, in order.
+        closed: whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        *,
+        drop_last: bool = False,
+        seed: int = 0,
+        weights: ArrayLike | None = None,
+    ) -> None:
+        self._weight_n = np.ones(num_examples, np.float32) if weights is None else np.asarray(weights, np.float32)
+        if self._weight_n.shape != (num_examples,):
+            raise ConfigError(f"weights must have the shape ({num_examples},), got {self._weight_n.shape}")
+        self._batch_size = batch_size
+        self._drop_last = drop_last
+        self._seed = seed
+        self._waiting: deque[pb.Batch] = deque()
+        self._last_batch_id = 0
+        self.steps_per_epoch = len(self._starts(num_examples))
+        self.reports: list[ReportRows] = []
+        self.closed = False
+
+    def rows(self) -> NDArray[np.int64]:
+        """Ids of all reported rows, in order."""
+        return np.concatenate([np.empty(0, np.int64), *(report.example_ids for report in self.reports)])
+
+    def start_epoch(self, epoch: int, skip_examples: int) -> pb.EpochStart:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._weight_n))
+        rest = order[skip_examples:].astype(np.int64)
+        first_step = skip_examples // self._batch_size
+        parts = [rest[start : start + self._batch_size] for start in self._starts(len(rest))]
+        self._waiting = deque(self._batch(epoch, step, part) for step, part in enumerate(parts, start=first_step))
+        return pb.EpochStart(epoch=epoch, num_steps=len(parts), policy="shuffle")
+
+    def next(self) -> pb.Batch | None:
+        return self._waiting.popleft() if self._waiting else None
+
+    def done(self, batch_id: int) -> None: ...
+
+    def finish_epoch(self) -> None: ...
+
+    def put(self, rows: ReportRows) -> None:
+        self.reports.append(rows)
+
+    def flush(self, timeout_s: float | None = None) -> None: ...
+
+    def fence(self) -> int:
+        return len(self.reports)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _starts(self, examples: int) -> range:
+        whole = examples // self._batch_size * self._batch_size
+        return range(0, whole if self._drop_last else examples, self._batch_size)
+
+    def _batch(self, epoch: int, step: int, ids: NDArray[np.int64]) -> pb.Batch:
+        self._last_batch_id += 1
+        return pb.Batch(
+            batch_id=self._last_batch_id,
+            epoch=epoch,
+            step=step,
+            policy="shuffle",
+            example_ids=ids.tobytes(),
+            weights=self._weight_n[ids].tobytes(),
+            probabilities=np.full(len(ids), 1 / len(self._weight_n), np.float32).tobytes(),
+            cluster_ids=np.full(len(ids), -1, np.int32).tobytes(),
+            global_batch_size=len(ids),
+            world_size=1,
+        )
+
+
+def fake_attach(loader: DataLoader[Any], *, seed: int = 0, weights: ArrayLike | None = None) -> SampledLoader:
+    """What `attach` gives, over a FakeSession, which is its `sampler.source`. Needs torch."""
+    # By name, as in `sampler_client/__init__`: this module is importable without torch.
+    loaders = import_module("sampler_client.pytorch.loader")
+    size, batch_size = loaders.geometry(loader)
+    session = FakeSession(size, batch_size, drop_last=loader.drop_last, seed=seed, weights=weights)
+    sampler = loaders.RemoteBatchSampler(session, run="fake", num_examples=size, lead=loaders.lead_of(loader))
+    return loaders.over(loader, sampler)

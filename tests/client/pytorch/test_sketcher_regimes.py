@@ -1,0 +1,257 @@
+"""Everything a training loop may do around a backward pass, against one-by-one gradients."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sampler_client.errors import SketchError
+from sampler_client.pytorch.sketcher import GradientSketcher
+
+B = 5
+# Raised inside Dynamo itself for any autograd.Function (torch 2.13).
+dynamo_warns = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+BACKENDS = ["eager", "aot_eager", *(["inductor"] if shutil.which("g++") else [])]
+
+
+class Net(nn.Module):
+    """Convolution, normalisation, in-place activations, and a middle that can be checkpointed."""
+
+    def __init__(self, reentrant: bool | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reentrant = reentrant
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.middle = nn.Sequential(nn.Linear(16, 8), nn.ReLU(inplace=True), nn.LayerNorm(8), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).relu_().flatten(2).mT.flatten(1).unflatten(1, (-1, 16))
+        middle = self.middle
+        h = middle(h) if self.reentrant is None else checkpoint(middle, h, use_reentrant=self.reentrant)
+        return self.head(h.relu().mean(1))
+
+
+def images(b: int = B) -> Tensor:
+    return torch.randn(b, 3, 6, 6, generator=torch.Generator().manual_seed(2))
+
+
+def make(model: nn.Module, **settings: object) -> GradientSketcher:
+    return GradientSketcher(model, 16, layers="all", norms="exact", dtype=np.float32, **settings)  # type: ignore[arg-type]
+
+
+def matches(reference: ModuleType, sketcher: GradientSketcher, taken: object, x: Tensor, tolerance: float = 1e-5) -> bool:
+    """Compare with one-by-one gradients of a fresh plain model."""
+    sketches, norms = reference.one_by_one(sketcher_of_net := make(net := Net()), net, x)
+    sketcher_of_net.close()
+    reference.assert_close(taken.sketches, sketches, tolerance)  # type: ignore[attr-defined]
+    reference.assert_close(taken.norms, norms, tolerance)  # type: ignore[attr-defined]
+    return sketcher.audit(tolerance=100 * tolerance) < 10 * tolerance
+
+
+@pytest.mark.parametrize("reduce", [torch.mean, torch.sum])
+def test_mean_and_sum_losses_need_no_coefficients(reduce: Callable[[Tensor], Tensor], reference: ModuleType):
+    model, x = Net(), images()
+    with make(model, reduction=reduce.__name__) as sketcher:
+        reduce(reference.losses_of(model, x)).backward()
+        assert matches(reference, sketcher, sketcher.take(), x)
+
+
+def test_weights_are_divided_out_and_weightless_examples_are_not_usable(reference: ModuleType):
+    model, x = Net(), images()
+    c = torch.tensor([0.1, 0.0, 3.0, float("nan"), 0.5])
+    with make(model) as sketcher:
+        (c.nan_to_num() * reference.losses_of(model, x)).sum().backward()
+        taken = sketcher.take(c)
+        assert taken.usable.tolist() == [True, False, True, False, True]
+        sketches, norms = reference.one_by_one(sketcher, model, x)
+        reference.assert_close(taken.sketches[taken.usable], sketches[taken.usable])
+        reference.assert_close(taken.norms[taken.usable], norms[taken.usable])
+        assert not taken.sketches[~taken.usable].any()
+        assert not taken.norms[~taken.usable].any()
+
+
+def test_accumulated_gradients_are_taken_pass_by_pass(reference: ModuleType):
+    model, x = Net(), images(12)
+    with make(model) as sketcher:
+        for _ in range(2):  # optimiser steps
+            model.zero_grad()
+            parts = []
+            for chunk in x.split(5):
+                (reference.losses_of(model, chunk).mean() / 3).backward()
+                parts.append(sketcher.take(np.full(len(chunk), 1 / (3 * len(chunk)))).sketches)
+            assert sketcher.audit() < 1e-5
+        reference.assert_close(np.concatenate(parts), reference.one_by_one(sketcher, model, x)[0])
+
+
+def test_two_forward_passes_before_one_backward_pass_add_up(reference: ModuleType):
+    model, x, other = Net(), images(), images().flip(0)
+    with GradientSketcher(model, 16, layers="all", norms="sketch", dtype=np.float32) as sketcher:
+        (reference.losses_of(model, x) + reference.losses_of(model, other)).sum().backward()
+        taken = sketcher.take(np.ones(B))
+        first, second = (reference.one_by_one(sketcher, model, inputs)[0] for inputs in (x, other))
+        reference.assert_close(taken.sketches, first + second)
+        assert sketcher.audit() < 1e-5
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_changes_nothing(reentrant: bool, reference: ModuleType):
+    model, x = Net(reentrant), images()
+    with make(model) as sketcher:
+        for _ in range(2):
+            model.zero_grad()
+            reference.losses_of(model, x).mean().backward()
+            taken = sketcher.take()
+        assert matches(reference, sketcher, taken, x)
+
+
+@dynamo_warns
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_model_gives_the_same_in_one_graph(backend: str, reference: ModuleType):
+    torch._dynamo.reset()
+    model, x = Net(), images()
+    with make(model) as sketcher:
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        for _ in range(2):
+            model.zero_grad()
+            reference.losses_of(compiled, x).mean().backward()
+            taken = sketcher.take()
+        assert matches(reference, sketcher, taken, x)
+
+
+@dynamo_warns
+def test_a_sketcher_made_from_a_compiled_model_works_and_other_batch_sizes_too(reference: ModuleType):
+    torch._dynamo.reset()
+    model = Net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with make(compiled) as sketcher:
+        for b in (B, 3, 4):
+            model.zero_grad()
+            reference.losses_of(compiled, images(b)).mean().backward()
+            assert matches(reference, sketcher, sketcher.take(), images(b))
+
+
+def test_bfloat16_autocast_stays_near_the_exact_sketch(reference: ModuleType):
+    model, x = Net(), images()
+    with make(model) as sketcher:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = reference.losses_of(model, x)
+        out.mean().backward()
+        taken = sketcher.take()
+        assert taken.sketches.dtype == np.float32
+        assert matches(reference, sketcher, taken, x, tolerance=5e-2)
+
+
+def test_a_backward_pass_inside_autocast_projects_in_full_precision(reference: ModuleType):
+    model, x = nn.Linear(6, 4), torch.randn(B, 6)
+    with make(model) as sketcher:
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            losses = reference.losses_of(model, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.mean().backward()
+        reference.assert_close(sketcher.take().sketches, reference.one_by_one(sketcher, model, x)[0])
+
+
+def test_the_factor_of_a_grad_scaler_is_divided_out(reference: ModuleType):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    model, x = Net(), images()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with make(model, loss_scale=scaler.get_scale) as sketcher:
+        scaler.scale(reference.losses_of(model, x).mean()).backward()
+        assert matches(reference, sketcher, sketcher.take(), x)
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def test_half_precision_overflow_is_not_usable():
+    model = nn.Linear(3, 2)
+    x = torch.tensor([[1.0, 1, 1], [1e9, 1e9, 1e9]])
+    with GradientSketcher(model) as sketcher:
+        model(x).sum().backward()
+        taken = sketcher.take(np.ones(2))
+    assert taken.sketches.dtype == np.float16
+    assert taken.usable.tolist() == [True, False]
+    assert not taken.sketches[1].any()
+
+
+def test_evaluation_and_paused_passes_leave_no_trace(reference: ModuleType):
+    model, x = Net(), images()
+    with make(model) as sketcher:
+        losses = reference.losses_of(model, x)
+        with torch.no_grad():
+            model(images(9))
+        losses.mean().backward()
+        with sketcher.paused():
+            reference.losses_of(model, images(9)).mean().backward()
+        model.zero_grad()
+        reference.losses_of(model, x).mean().backward()
+        taken = sketcher.take(np.full(B, 2 / B))  # two equal passes
+        reference.assert_close(taken.sketches, reference.one_by_one(sketcher, model, x)[0])
+
+
+def test_a_part_of_the_model_may_be_called_alone(reference: ModuleType):
+    model, x = Net(), torch.randn(B, 16)
+    with make(model) as sketcher:
+        model.middle(x).sum(1).mean().backward()
+        taken = sketcher.take()
+        assert taken.usable.all()
+        assert sketcher.audit() < 1e-5
+
+
+def test_a_missing_backward_pass_is_an_error():
+    model = Net()
+    with make(model) as sketcher:
+        model(images())
+        with pytest.raises(SketchError, match="call it after backward"):
+            sketcher.take()
+        with pytest.raises(SketchError, match="call take"):
+            sketcher.audit()
+
+
+def test_a_wrong_number_of_coefficients_is_an_error():
+    model = Net()
+    with make(model) as sketcher:
+        model(images()).sum().backward()
+        with pytest.raises(SketchError, match="4 coefficients for a backward pass of 5"):
+            sketcher.take(np.ones(4))
+
+
+def test_passes_of_different_sizes_must_be_taken_apart():
+    model = Net()
+    with make(model) as sketcher:
+        model(images(5)).sum().backward()
+        model(images(4)).sum().backward()
+        with pytest.raises(SketchError, match=r"\[5, 4\] examples"):
+            sketcher.take()
+        model(images(4)).sum().backward()
+        assert len(sketcher.take().norms) == 4
+
+
+def test_training_is_not_changed_by_a_sketcher(reference: ModuleType):
+    plain, watched, x = Net(), Net(), images()
+    with make(watched) as sketcher:
+        for model in (plain, watched):
+            reference.losses_of(model, x).mean().backward()
+        sketcher.take()
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_close_removes_every_hook():
+    model = Net()
+    before = {name: dict(m._forward_hooks) for name, m in model.named_modules()}
+    sketcher = make(model)
+    sketcher.close()
+    sketcher.close()
+    assert {name: dict(m._forward_hooks) for name, m in model.named_modules()} == before
+    assert not any(m._forward_pre_hooks or m._forward_hooks_with_kwargs for m in model.modules())
+    model(images()).sum().backward()
+    with pytest.raises(SketchError):
+        sketcher.take()

@@ -1,0 +1,35 @@
+"""Two small classifiers. Neither has BatchNorm, whose statistics would tie an example's gradient to its batch.
+
+Shapes: n images, c channels, h x w pixels.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+MLP_PIXELS = 28 * 28
+"""grey images of at most so many pixels go to the MLP"""
+
+
+def make_model(image_shape: tuple[int, int, int], num_classes: int, *, width: int = 128) -> nn.Module:
+    """A model from images (n, c, h, w) to logits (n, num_classes): an MLP for small grey ones, else a CNN."""
+    c, h, w = image_shape
+    if c == 1 and h * w <= MLP_PIXELS:
+        return mlp(h * w, num_classes, width=width)
+    return cnn(c, num_classes)
+
+
+def mlp(num_inputs: int, num_classes: int, *, width: int = 128) -> nn.Module:
+    """One hidden layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(num_inputs, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+
+def cnn(channels: int, num_classes: int, *, width: int = 32) -> nn.Module:
+    """Three convolutions, each halving the image, with GroupNorm; any image size from 8 x 8 on."""
+    sizes = [channels, width, 2 * width, 4 * width]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], num_classes))
