@@ -26,7 +26,7 @@ check: setup  ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fmt: setup  ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -2,10 +2,11 @@
 
     python -m benchmarks.sketching --json benchmarks/results/sketching.json
 
-A step is forward, backward, SGD update and, with a sketcher, `take()`. Variants run interleaved, one step each per round
-and in rotated order, on copies of one model; a row's `ratio` is the median over rounds of its time over the plain step of
-the same round. Sketchers run with their default settings except for `dim`. Peers (opacus, BackPACK) are optional:
-a row says so when one can't be imported or can't run the model. Run with OMP_NUM_THREADS=1 on a shared machine.
+A step is forward, backward, SGD update and, with a sketcher, `take()`. Variants run interleaved, one step each
+per round and in rotated order, on copies of one model; a row's `ratio` is the median over rounds of its time over
+the plain step of the same round. Sketchers run with their default settings except for `dim`. Peers (opacus,
+BackPACK) are optional: a row says so when one can't be imported or can't run the model. Run with OMP_NUM_THREADS=1
+on a shared machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,98 +25,14 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.progress import Progress
+from sampler_client.pytorch.sketcher import GradientSketcher
 from torch import Tensor, nn
 
 from benchmarks.common import write_result
-from sampler_client.pytorch.sketcher import GradientSketcher
+from benchmarks.sketching_models import CASES, Case, examples
 
 DIMS = (32, 64, 128, 256)
-CLASSES = 10
 Step = Callable[[], object]
-
-
-def mlp() -> nn.Module:
-    widths = [784, 1024, 1024, 1024]
-    hidden = [part for i, o in zip(widths, widths[1:], strict=False) for part in (nn.Linear(i, o), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(1024, CLASSES))
-
-
-def group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(8, channels)
-
-
-class Block(nn.Module):
-    """The basic residual block of He et al. (2016)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = norm(outputs), norm(outputs)
-        short = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if short else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
-
-
-def resnet(norm: Callable[[int], nn.Module]) -> nn.Module:
-    """ResNet-14 of CIFAR width: two blocks in each of the stages 16, 32, 64."""
-    stages = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), norm(16), nn.ReLU()]
-    blocks = [Block(*stage, norm) for stage in stages]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
-
-
-class Encoder(nn.Module):
-    """One pre-norm transformer encoder layer."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, 2))
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-
-class Pool(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
-
-
-def transformer() -> nn.Module:
-    return nn.Sequential(Encoder(512, 8), Encoder(512, 8), nn.LayerNorm(512), Pool(), nn.Linear(512, CLASSES))
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    build: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    batch: int
-
-
-CASES = (
-    Case("mlp", mlp, (784,), 128),
-    Case("resnet_group_norm", lambda: resnet(group_norm), (3, 32, 32), 64),
-    Case("resnet_batch_norm", lambda: resnet(nn.BatchNorm2d), (3, 32, 32), 64),
-    Case("transformer", transformer, (64, 512), 8),
-)
-
-
-def examples(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Noisy copies of one prototype per class, so that gradients are alike within a class."""
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.randint(CLASSES, (case.batch,), generator=generator)
-    prototypes = torch.randn(CLASSES, *case.shape, generator=generator)
-    inputs = prototypes[labels] + torch.randn(case.batch, *case.shape, generator=generator)
-    return inputs.to(device), labels.to(device)
 
 
 def training_step(model: nn.Module, x: Tensor, y: Tensor, after_backward: Step) -> Step:
@@ -252,7 +168,10 @@ def peer_rows(case: Case, device: torch.device, rounds: int, tick: Step) -> list
     rows: list[dict[str, Any]] = []
     for name, build in PEERS.items():
         try:
-            steps = {"plain": training_step(copy.deepcopy(model), x, y, lambda: None), name: build(copy.deepcopy(model), x, y)}
+            steps = {
+                "plain": training_step(copy.deepcopy(model), x, y, lambda: None),
+                name: build(copy.deepcopy(model), x, y),
+            }
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 times = interleaved(steps, rounds, device, lambda: None)
@@ -265,7 +184,7 @@ def peer_rows(case: Case, device: torch.device, rounds: int, tick: Step) -> list
 
 
 def correlation_rows(case: Case, device: torch.device) -> list[dict[str, Any]]:
-    """Pearson correlation over all pairs of a batch, after 20 steps, with gradients of all parameters and of the sketched."""
+    """Pearson correlation over all pairs of a batch after 20 steps, over all parameters and over the sketched."""
     torch.manual_seed(0)
     model = case.build().to(device)
     x, y = examples(case, device)

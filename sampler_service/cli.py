@@ -39,12 +39,12 @@ def up(
     """Start the service and serve until SIGTERM, Ctrl-C or `sampler-service stop`."""
     from sampler_service.app import start
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     config = ServiceConfig(host=host, port=port, shards=shards, gpus_per_shard=gpus_per_shard, reflection=reflection)
     console.print("starting Ray and the gateway …" if address is None else f"joining {address} …")
     cluster = start(config, address)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # not earlier: starting Ray takes SIGTERM for itself
+        signal.signal(number, lambda *_: stop.set())
     try:
         console.print(f"[green]serving on {host}:{cluster.port}[/green]  (Ctrl-C to stop)")
         if ready_file:
@@ -111,7 +111,8 @@ def stop(service: Service = "127.0.0.1:50051") -> None:
 
 def main() -> None:
     """Entry point; errors are one line, not a trace."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("sampler_service").setLevel(logging.INFO)  # of others only warnings: FAISS tells how it loads
     try:
         app()
     except (SamplerError, ClientError) as error:

@@ -1,7 +1,8 @@
 """Delivery: epochs are planned, parts wait in the queue of their rank, and are lent to trainers.
 
 In a sweep without failures every example is delivered exactly once an epoch. What a lost trainer held goes back:
-to the trainer that takes its rank over, or, after the lease, to the others.
+to the trainer that takes its rank over, or, after the lease, to the others; so do later parts of a rank without
+a trainer.
 """
 
 from __future__ import annotations
@@ -9,48 +10,18 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from sampler_service.errors import ConfigError
-from sampler_service.leases import Group, Membership, Trainer
+from sampler_service.config import RunConfig
+from sampler_service.errors import ConfigError, Stale
+from sampler_service.leases import Chosen, Epoch, Group, Membership, Trainer
 from sampler_service.planning import Planner
-from sampler_service.types import Batch, Int32, Rates, Rows, Sweep
+from sampler_service.types import Batch, Rows, Sweep
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """Rates with where they come from."""
-
-    rates: Rates
-    policy: str
-    """the policy that made them"""
-    reason: str
-    """why it is not the run's policy; empty when it is"""
-    table_version: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Epoch:
-    """One pass under way."""
-
-    epoch: int
-    skip_examples: int
-    num_steps: int
-    next_step: int
-    """first step that is not planned yet"""
-    started: set[int]
-    """ranks that take part"""
-    first: Chosen
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a trainer stands: which epoch, and the next of its steps."""
-
-    epoch: Epoch
-    step: int
+KEPT_EPOCHS = 3
+"""older epochs that slow ranks may still take; a rank further behind the fastest one skips what it missed"""
 
 
 class Delivery:
@@ -59,13 +30,11 @@ class Delivery:
     Args:
         planner: turns rates into global batches.
         members: the trainers.
+        config: the run's.
         group: their geometry; another one needs another Delivery.
-        choose: present rates; asked at the start of an epoch and before each further batch.
-        clusters: present cluster of every example.
-        lease_s: seconds for which a lost trainer's batches wait for it.
-        redeliver: whether they then go to others, or are dropped.
+        choose: present rates, given the epoch and how many steps will be planned from them; asked at the start
+            of an epoch and before each further batch.
         redraw: whether rates are asked for again inside an epoch (draw policies).
-        max_lead: batches by which trainers of a run can be apart.
         first_batch_id: above every id that this run ever used.
     """
 
@@ -73,30 +42,24 @@ class Delivery:
         self,
         planner: Planner,
         members: Membership,
+        config: RunConfig,
         *,
         group: Group,
-        choose: Callable[[], Chosen],
-        clusters: Callable[[], Int32],
-        lease_s: float,
-        redeliver: bool,
+        choose: Callable[[int, int], Chosen],
         redraw: bool,
-        max_lead: int,
         first_batch_id: int,
     ) -> None:
         self._planner = planner
         self._members = members
         self.group = group
         self._choose = choose
-        self._clusters = clusters
-        self._lease_s = lease_s
-        self._redeliver = redeliver
+        self._lease_s = config.lease_s
+        self._redeliver = config.on_lost == "redeliver"
         self._redraw = redraw
-        self._max_lead = max_lead
         self._next_id = first_batch_id
-        self._epoch: Epoch | None = None
-        self._queues: dict[int, deque[Batch]] = {}
-        self._orphans: deque[Batch] = deque()
-        self._at: dict[str, Position] = {}
+        self._epochs: list[Epoch] = []
+        self._at: dict[str, Epoch] = {}
+        self._without_trainer: set[int] = set()
         self.batches = 0
         self.examples = 0
         self.expired = 0
@@ -104,153 +67,199 @@ class Delivery:
     @property
     def epoch(self) -> int:
         """The latest epoch started."""
-        return self._epoch.epoch if self._epoch else 0
+        return self._epochs[-1].epoch if self._epochs else 0
 
     @property
     def last_batch_id(self) -> int:
         return self._next_id
 
-    def start_epoch(self, trainer: Trainer, epoch: int, skip: int, first_step: int) -> Epoch:
-        """Put a trainer at the start of an epoch (or inside it); what it held of another is given up."""
-        current = self._epoch
-        same = current is not None and (current.epoch, current.skip_examples) == (epoch, skip)
-        again = same and trainer.rank in current.started and not self._others_inside(trainer, current)
-        if current is None or not same or again:
-            current = self._begin(epoch, skip, first_step)
+    def epoch_of(self, trainer: Trainer) -> int | None:
+        """The epoch that a trainer has started; None before its first."""
+        position = self._at.get(trainer.session)
+        return position.epoch if position else None
+
+    def start_epoch(self, trainer: Trainer, epoch: int, skip: int, first_step: int) -> tuple[Chosen, int]:
+        """Put a trainer at the start of an epoch (or inside it); what it held of another is given up.
+
+        Returns:
+            The rates that the epoch began with, and the batches this trainer will get.
+        """
+        here = self._under_way(trainer, epoch, skip) or self._begin(epoch, skip, first_step)
+        rank, first_step = trainer.rank, min(first_step, here.num_steps)
         trainer.leases.clear()
-        queue = self._queues.setdefault(trainer.rank, deque())
-        self._queues[trainer.rank] = deque(b for b in queue if b.epoch == epoch and b.step >= first_step)
-        current.started.add(trainer.rank)
-        self._at[trainer.session] = Position(current, first_step)
-        return current
+        self._without_trainer.discard(rank)
+        for older in self._epochs[: self._epochs.index(here)]:
+            older.queues.pop(rank, None)
+        here.queues[rank] = deque(batch for batch in here.queue(rank) if batch.step >= first_step)
+        lacking_from = min(here.begins_at.get(rank, here.first_step), here.next_step)
+        if first_step < lacking_from and self._planned_on(here):
+            parts = self._parts(here, first_step, lacking_from - first_step)
+            here.queue(rank).extendleft(reversed([part[rank] for part in parts]))
+        here.begins_at[rank] = first_step
+        self._at[trainer.session] = here
+        to_plan = here.num_steps - max(here.next_step, first_step) if self._planned_on(here) else 0
+        return here.first, len(here.queue(rank)) + to_plan
 
     def take(self, trainer: Trainer, count: int, now: float) -> tuple[list[Batch], bool]:
         """Lend up to `count` batches; the flag says that the trainer's epoch is over.
 
         Nothing and no end means: wait, another trainer's batches may yet come back.
         """
-        position = self._at.get(trainer.session)
-        if position is None:
+        here = self._at.get(trainer.session)
+        if here is None:
             raise ConfigError("ask for an epoch before asking for batches")
         self._expire(now)
-        epoch = position.epoch
         taken: list[Batch] = []
-        queue = self._queues.setdefault(trainer.rank, deque())
+        queue = here.queue(trainer.rank)
         while len(taken) < count:
             if queue:
-                taken.append(self._lend(trainer, queue.popleft(), now))
-            elif epoch is self._epoch and epoch.next_step < epoch.num_steps:
-                self._plan(min(count - len(taken), epoch.num_steps - epoch.next_step))
-            elif self._orphans and epoch is self._epoch:
-                taken.append(self._lend(trainer, self._orphans.popleft(), now))
+                batch = queue.popleft()
+            elif self._planned_on(here):
+                self._plan(here, min(count - len(taken), here.num_steps - here.next_step))
+                continue
+            elif orphans := next((e.orphans for e in self._until(here) if e.orphans), None):
+                batch = orphans.popleft()
             else:
-                break
-        over = not queue and (epoch is not self._epoch or epoch.next_step >= epoch.num_steps)
-        return taken, over and len(taken) < count and not self._may_come_back(trainer, epoch)
+                return taken, not self._may_come_back(trainer, here)
+            here.begun[trainer.session] = trainer.rank
+            taken.append(self._lend(trainer, batch, now))
+        return taken, False
 
-    def give_back(self, trainer: Trainer, heir: Trainer | None = None) -> None:
-        """A trainer is gone for good: what it held goes to its heir, to others, or is dropped."""
-        position = self._at.pop(trainer.session, None)
+    def give_back(self, trainer: Trainer, *, rank_goes_on: bool = False) -> None:
+        """A trainer is gone for good: what it held goes to the next one of its rank, to others, or is dropped."""
+        here = self._at.pop(trainer.session, None)
         held, trainer.leases = list(trainer.leases.values()), {}
-        if heir is not None:
-            queue = self._queues.setdefault(trainer.rank, deque())
-            queue.extendleft(reversed(held))
-            if position is not None:
-                self._at[heir.session] = position
-            return
-        held += self._queues.pop(trainer.rank, deque())
-        if position is None or position.epoch is not self._epoch or not held:
-            return
-        position.epoch.started.discard(trainer.rank)
-        if self._redeliver:
-            self._orphans.extend(held)
-        else:
+        if held and not self._redeliver:
             log.warning("%s is gone; %d batches it held are dropped", trainer.name, len(held))
+        elif held and here is not None:
+            here.queue(trainer.rank).extendleft(reversed(held))
+        if rank_goes_on:
+            return
+        self._without_trainer.add(trainer.rank)
+        for epoch in self._epochs:
+            epoch.orphans.extend(epoch.queues.pop(trainer.rank, ()))
 
     def send_again(self, trainer: Trainer, last_batch_id: int, held: set[int]) -> None:
-        """A stream was opened again: keep the leases still held, end those done, send on the ones that were lost."""
+        """A stream was opened again: keep the leases still held, end those done, send on the ones that were lost.
+
+        Raises:
+            Stale: the trainer has a batch that this run never lent.
+        """
+        if last_batch_id > self._next_id:
+            raise Stale(
+                f"{trainer.name} has received batch {last_batch_id}, the latest of this run is {self._next_id}; "
+                "it belongs to an earlier life of the run: join again"
+            )
         lost = [batch for batch in trainer.leases.values() if batch.batch_id > last_batch_id]
-        trainer.leases = {i: batch for i, batch in trainer.leases.items() if i in held}
-        # They keep their batch_id: the trainer never saw them, and ids must rise on the new stream as well.
-        self._queues.setdefault(trainer.rank, deque()).extendleft(reversed(lost))
+        trainer.leases = {i: b for i, b in trainer.leases.items() if i in held and i <= last_batch_id}
+        trainer.last_batch_id = last_batch_id
+        here = self._at.get(trainer.session)
+        if here is not None:
+            # They keep their batch_id: the trainer never saw them, and ids must rise on the new stream as well.
+            here.queue(trainer.rank).extendleft(reversed(lost))
+            self.batches -= len(lost)
+            self.examples -= sum(len(batch.rows) for batch in lost)
 
     # --- inside ---
 
+    def _under_way(self, trainer: Trainer, epoch: int, skip: int) -> Epoch | None:
+        """The pass that a trainer means: one it has not begun, or begun by another trainer of its rank."""
+        for at, here in reversed(list(enumerate(self._epochs))):
+            if (here.epoch, here.skip_examples) == (epoch, skip):
+                # A rank that begins a second time goes on where its lost trainer was, as long as others are on
+                # the way; alone, or in the same hands, it means a new pass.
+                again = trainer.session in here.begun
+                alone = trainer.rank in here.begun.values() and not self._others_inside(trainer, self._epochs[at:])
+                return None if again or alone else here
+        return None
+
+    def _others_inside(self, trainer: Trainer, epochs: list[Epoch]) -> bool:
+        return any(
+            other.connected and other is not trainer and at in epochs and self._inside(other, at)
+            for other in self._members
+            if (at := self._at.get(other.session)) is not None
+        )
+
+    def _inside(self, trainer: Trainer, here: Epoch) -> bool:
+        return bool(trainer.leases or here.queues.get(trainer.rank) or self._planned_on(here))
+
     def _begin(self, epoch: int, skip: int, first_step: int) -> Epoch:
-        chosen, group = self._choose(), self.group
+        chosen, group = self._choose(epoch, 0), self.group
         num_steps = self._planner.start_epoch(
             epoch, chosen.rates, batch_size=group.batch_size, world=group.world_size, skip_examples=skip
         )
-        # Of older passes only what slower ranks have yet to take from the one before.
-        self._queues = {r: deque(b for b in q if b.epoch == epoch - 1) for r, q in self._queues.items()}
-        self._orphans.clear()
-        self._epoch = Epoch(
+        # A run that goes back to an earlier epoch has given up what came after.
+        older = [e for e in self._epochs if e.epoch < epoch and e.waiting()]
+        for late in older[:-KEPT_EPOCHS]:
+            log.warning("epoch %d: what some ranks had left of it is dropped, they are too far behind", late.epoch)
+        first_step = min(first_step, num_steps)
+        here = Epoch(
             epoch=epoch,
             skip_examples=skip,
             num_steps=num_steps,
-            # After a restart the ranks come back up to max_lead steps apart, in any order.
-            next_step=max(0, first_step - self._max_lead),
-            started=set(),
             first=chosen,
+            first_step=first_step,
+            next_step=first_step,
         )
-        return self._epoch
+        self._epochs = [*older[-KEPT_EPOCHS:], here]
+        return here
 
-    def _others_inside(self, trainer: Trainer, epoch: Epoch) -> bool:
-        return any(other.connected and other is not trainer and self._inside(other, epoch) for other in self._members)
+    def _planned_on(self, here: Epoch) -> bool:
+        """Whether steps of a pass are still to be planned; the planner is at the latest pass."""
+        return here is self._epochs[-1] and here.next_step < here.num_steps
 
-    def _inside(self, trainer: Trainer, epoch: Epoch) -> bool:
-        position = self._at.get(trainer.session)
-        if position is None or position.epoch is not epoch:
-            return False
-        return bool(trainer.leases or self._queues.get(trainer.rank) or epoch.next_step < epoch.num_steps)
+    def _until(self, here: Epoch) -> list[Epoch]:
+        """A pass and the ones before it, oldest first."""
+        return self._epochs[: self._epochs.index(here) + 1] if here in self._epochs else [here]
 
-    def _plan(self, count: int) -> None:
-        epoch = self._epoch
-        assert epoch is not None
-        chosen = epoch.first
+    def _plan(self, here: Epoch, count: int) -> None:
+        """Plan further steps for all ranks."""
+        for part in self._parts(here, here.next_step, count):
+            for rank, batch in enumerate(part):
+                if rank in self._without_trainer:
+                    here.orphans.append(batch)
+                elif batch.step >= here.begins_at.get(rank, 0):
+                    here.queue(rank).append(batch)
+        here.next_step += count
+
+    def _parts(self, here: Epoch, step: int, count: int) -> list[list[Batch]]:
+        """Steps `step` … `step + count - 1`: [count][world] batches."""
+        chosen = here.first
         if self._redraw:
-            now = self._choose()
-            chosen = now if not isinstance(now.rates, Sweep) else replace(chosen, reason=now.reason)
-        clusters = self._clusters()
-        planned = self._planner.plan(epoch.next_step, count, chosen.rates)
-        for step, parts in enumerate(planned, start=epoch.next_step):
-            size = sum(len(rows) for rows in parts)
-            for rank, rows in enumerate(parts):
-                if step < self._first_step(rank):
-                    continue
-                queue = self._queues.setdefault(rank, deque())
-                queue.append(self._batch(epoch, step, rows, clusters, chosen, size, len(parts)))
-        epoch.next_step += count
+            now = self._choose(here.epoch, count)
+            # Only an epoch that began as a sweep has an order that its later steps go on with.
+            both_sweep = isinstance(now.rates, Sweep) and isinstance(chosen.rates, Sweep)
+            chosen = replace(chosen, reason=now.reason) if both_sweep else now
+        planned = self._planner.plan(step, count, chosen.rates)
+        return [
+            [self._batch(here, at, rows, chosen, sum(map(len, parts))) for rows in parts]
+            for at, parts in enumerate(planned, start=step)
+        ]
 
-    def _first_step(self, rank: int) -> int:
-        trainer = self._members.of_rank(rank)
-        position = self._at.get(trainer.session) if trainer else None
-        return position.step if position and position.epoch is self._epoch else 0
-
-    def _batch(
-        self, epoch: Epoch, step: int, rows: Rows, clusters: Int32, chosen: Chosen, size: int, world: int
-    ) -> Batch:
+    def _batch(self, here: Epoch, step: int, rows: Rows, chosen: Chosen, size: int) -> Batch:
         self._next_id += 1
         return Batch(
             batch_id=self._next_id,
-            epoch=epoch.epoch,
+            epoch=here.epoch,
             step=step,
             table_version=chosen.table_version,
             policy=chosen.policy,
             rows=rows,
-            cluster_ids=clusters[rows.example_ids],
+            cluster_ids=chosen.cluster_n[rows.example_ids],
             lease_deadline=0.0,
             lead=0,
             global_batch_size=size,
-            world_size=world,
+            world_size=self.group.world_size,
         )
 
     def _lend(self, trainer: Trainer, batch: Batch, now: float) -> Batch:
-        if trainer.leases and batch.batch_id < max(trainer.leases):
+        # Ids rise on every stream: a trainer takes a lower one for a repeat.
+        if batch.batch_id <= trainer.last_batch_id:
             self._next_id += 1
             batch = replace(batch, batch_id=self._next_id)
         lent = replace(batch, lease_deadline=now + self._lease_s, lead=len(trainer.leases))
         trainer.leases[lent.batch_id] = lent
+        trainer.last_batch_id = lent.batch_id
         self.batches += 1
         self.examples += len(lent.rows)
         return lent
@@ -262,11 +271,12 @@ class Delivery:
                 self.give_back(trainer)
                 self._members.remove(trainer)
 
-    def _may_come_back(self, trainer: Trainer, epoch: Epoch) -> bool:
+    def _may_come_back(self, trainer: Trainer, here: Epoch) -> bool:
         """Whether a lost trainer still holds batches that this one may have to take over."""
-        if not self._redeliver or epoch is not self._epoch:
-            return False
-        return any(
-            other is not trainer and other.lost_at is not None and (other.leases or self._queues.get(other.rank))
-            for other in self._members
-        )
+        for other in self._members:
+            at = self._at.get(other.session)
+            if other is trainer or other.lost_at is None or at not in self._until(here):
+                continue
+            if (self._redeliver and other.leases) or any(e.queues.get(other.rank) for e in self._until(here)):
+                return True
+        return False

@@ -1,4 +1,4 @@
-"""Who holds what: the trainers of a run, the batches lent to each, and what becomes of a lost one's.
+"""Who holds what: the trainers of a run, the batches lent to each, and those that wait in an epoch under way.
 
 A batch is planned for a rank, waits in that rank's queue, is lent under a lease, and ends when the trainer
 acknowledges or reports it. The queues belong to ranks, not to trainers, so that a rank may change hands.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
-from sampler_service.types import Batch
+from sampler_service.types import Batch, Int32, Rates
 
 UNCONNECTED_S = 10.0
 """seconds within which a trainer that joined must open its stream before its rank may be taken"""
@@ -32,6 +33,8 @@ class Trainer:
     """when its stream broke; None while it is connected or was never"""
     leases: dict[int, Batch] = field(default_factory=dict)
     """batches in its hands, by batch_id"""
+    last_batch_id: int = 0
+    """the latest that was sent to it, or that it has said to have"""
 
     def alive(self, now: float) -> bool:
         return self.connected or (self.lost_at is None and now - self.joined_at < UNCONNECTED_S)
@@ -46,6 +49,48 @@ class Group:
     drop_last: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """Rates with where they come from."""
+
+    rates: Rates
+    policy: str
+    """the policy that made them"""
+    reason: str
+    """why it is not the run's policy; empty when it is"""
+    table_version: int
+    cluster_n: Int32
+    """cluster of every example in that table"""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Epoch:
+    """One pass under way: the latest is still planned, in older ones slow ranks take what waits for them."""
+
+    epoch: int
+    skip_examples: int
+    num_steps: int
+    first: Chosen
+    first_step: int
+    """steps before it were received before the service restarted; they are planned for the ranks that lack them"""
+    next_step: int
+    """first step that is not planned yet"""
+    begins_at: dict[int, int] = field(default_factory=dict)
+    """first step that a rank's trainer asked for"""
+    begun: dict[str, int] = field(default_factory=dict)
+    """rank of every session that was lent a batch of this pass"""
+    queues: dict[int, deque[Batch]] = field(default_factory=dict)
+    """parts that wait, by rank"""
+    orphans: deque[Batch] = field(default_factory=deque)
+    """parts of ranks without a trainer, for anyone"""
+
+    def queue(self, rank: int) -> deque[Batch]:
+        return self.queues.setdefault(rank, deque())
+
+    def waiting(self) -> bool:
+        return bool(self.orphans) or any(self.queues.values())
+
+
 class Membership:
     """The trainers of one run. Not thread-safe: the sampler holds its lock."""
 
@@ -55,7 +100,7 @@ class Membership:
         self._gone: deque[str] = deque(maxlen=1024)
         self.group: Group | None = None
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Trainer]:
         return iter(list(self._of_rank.values()))
 
     def connected(self) -> int:
@@ -95,8 +140,9 @@ class Membership:
             del self._of_rank[trainer.rank]
         self._gone.append(trainer.session)
 
-    def of_rank(self, rank: int) -> Trainer | None:
-        return self._of_rank.get(rank)
+    def has_ended(self, session: str) -> bool:
+        """Whether the session was left or taken over, of late."""
+        return session in self._gone
 
     def find(self, session: str) -> Trainer:
         """The trainer of a session.

@@ -22,9 +22,9 @@ import numpy as np
 from sampler_service import reports
 from sampler_service.clustering import recluster, refresh_due
 from sampler_service.config import RunConfig
-from sampler_service.delivery import Chosen, Delivery
+from sampler_service.delivery import Delivery
 from sampler_service.errors import ConfigError
-from sampler_service.leases import Group, Membership, Trainer
+from sampler_service.leases import Chosen, Group, Membership, Trainer
 from sampler_service.monitor import VarianceMonitor, effective_sample_size
 from sampler_service.planning import Planner
 from sampler_service.policies import Policy, choose, make_policy
@@ -74,7 +74,7 @@ class Sampler:
         self._delivery: Delivery | None = None
         self._monitor = VarianceMonitor(dim=config.sketch_dim)
         self._chosen: Chosen | None = None
-        self._chosen_at = 0
+        self._chosen_epoch, self._chosen_steps = -1, 0
         self._aside = ""
         self._stale_rates = True
         self._steps_per_epoch = 0
@@ -85,6 +85,7 @@ class Sampler:
         self._accepted = 0
         self._rejected: Counter[str] = Counter()
         self._refreshes = 0
+        self._clustered_at = 0
 
     # --- trainers ---
 
@@ -96,7 +97,7 @@ class Sampler:
             if self._delivery is None or self._delivery.group != group:
                 self._delivery = self._new_delivery(group)
             elif lost is not None:
-                self._delivery.give_back(lost, heir=trainer)
+                self._delivery.give_back(lost, rank_goes_on=True)
             size = group.batch_size * group.world_size
             whole, rest = divmod(self.config.num_examples, size)
             self._steps_per_epoch = whole + (0 if group.drop_last or rest < group.world_size else 1)
@@ -120,8 +121,10 @@ class Sampler:
             trainer.connected, trainer.lost_at = False, self._clock()
 
     def leave(self, session: str) -> None:
-        """A trainer is done; what it still held goes to the others at once."""
+        """A trainer is done; what it still held goes to the others at once. A repeat changes nothing."""
         with self._lock:
+            if self._members.has_ended(session):
+                return
             trainer = self._members.find(session)
             self._of(trainer).give_back(trainer)
             self._members.remove(trainer)
@@ -137,14 +140,8 @@ class Sampler:
             )
         with self._lock:
             trainer = self._members.find(session)
-            delivery = self._of(trainer)
-            started = delivery.start_epoch(trainer, epoch, skip_examples, first_step)
-            return EpochStarted(
-                epoch=epoch,
-                num_steps=max(0, started.num_steps - first_step),
-                policy=started.first.policy,
-                reason=started.first.reason,
-            )
+            first, num_steps = self._of(trainer).start_epoch(trainer, epoch, skip_examples, first_step)
+            return EpochStarted(epoch=epoch, num_steps=num_steps, policy=first.policy, reason=first.reason)
 
     def take(self, session: str, count: int, acked: Sequence[int] = ()) -> Taken:
         """End the leases of `acked` batches and lend up to `count` others."""
@@ -166,7 +163,7 @@ class Sampler:
         """Take reports in. Sound rows are applied, the others counted; a repeat changes nothing.
 
         Raises:
-            ConfigError: sketches of another width than the run's; the other reports are applied first.
+            ConfigError: a report does not fit the run; the others are applied first.
         """
         accepted, rejected, malformed = 0, Counter[str](), ""
         with self._lock:
@@ -175,8 +172,9 @@ class Sampler:
                 if report.batch_id and report.batch_id in self._reported:
                     rejected["duplicate"] += len(report.example_ids)
                     continue
-                malformed = malformed or reports.misfit(self.config, report)
-                if malformed:
+                misfit = reports.misfit(self.config, report)
+                if misfit:
+                    malformed = malformed or misfit
                     continue
                 block, reasons = reports.sound_rows(report, self.config.num_examples)
                 rejected.update(reasons)
@@ -254,6 +252,7 @@ class Sampler:
         )
         with self._lock:
             self._table.install(partition.cluster_n, partition.sse_k)
+            self._clustered_at = self._table.version
             self._monitor.reset()
             self._refreshes += 1
             self._aside = ""
@@ -321,13 +320,10 @@ class Sampler:
         return Delivery(
             Planner(config.num_examples, seed=config.seed, drop_last=group.drop_last),
             self._members,
+            config,
             group=group,
             choose=self._choose,
-            clusters=lambda: self._table.cluster_n,
-            lease_s=config.lease_s,
-            redeliver=config.on_lost == "redeliver",
             redraw=self.policy.kind == "draw",
-            max_lead=config.max_lead,
             first_batch_id=first,
         )
 
@@ -336,21 +332,23 @@ class Sampler:
             raise ConfigError(f"{trainer.name} has not joined run {self.config.run!r}")
         return self._delivery
 
-    def _choose(self) -> Chosen:
-        """Present rates. Made anew when the table has moved on, at most every few steps when n is large."""
-        self._chosen_at += 1
+    def _choose(self, epoch: int, steps: int) -> Chosen:
+        """Present rates, for `steps` steps. Made anew when the table has moved on, at most every few steps when n
+        is large."""
         every = 1
         if self.policy.kind == "draw":
             every = min(self.config.max_lead, 1 + self.config.num_examples // RATES_ROWS_PER_STEP)
-        same = self._chosen is not None and self._chosen.table_version == self._table.version
-        if self._chosen is not None and not self._stale_rates and (same or self._chosen_at < every):
-            return self._chosen
-        max_age = int(self.config.fresh_epochs * max(1, self._steps_per_epoch))
+        if self._chosen is not None and not self._stale_rates and epoch == self._chosen_epoch:
+            same = self._chosen.table_version == self._table.version
+            if same or 0 < self._chosen_steps < every:
+                self._chosen_steps += steps
+                return self._chosen
+        max_age, progress = int(self.config.fresh_epochs * max(1, self._steps_per_epoch)), self._progress(epoch)
         view = self._table.view()
         if self._aside:
             rates, reason = make_policy("shuffle", {}).rates(view, progress=0.0), self._aside
         else:
-            rates, reason = choose(self.policy, view, min_coverage=None, max_age=max_age, progress=self._progress())
+            rates, reason = choose(self.policy, view, min_coverage=None, max_age=max_age, progress=progress)
         if self._chosen is not None and reason != self._chosen.reason and reason:
             log.info("run %s: %s", self.config.run, reason)
         self._chosen = Chosen(
@@ -358,14 +356,13 @@ class Sampler:
             policy="shuffle" if reason else self.policy.name,
             reason=reason,
             table_version=view.version,
+            cluster_n=view.cluster_n,
         )
-        self._chosen_at, self._stale_rates = 0, False
+        self._chosen_epoch, self._chosen_steps, self._stale_rates = epoch, steps, False
         return self._chosen
 
-    def _progress(self) -> float:
-        if not self.config.epochs or self._delivery is None:
-            return 0.0
-        return min(1.0, self._delivery.epoch / self.config.epochs)
+    def _progress(self, epoch: int) -> float:
+        return min(1.0, epoch / self.config.epochs) if self.config.epochs else 0.0
 
     def _num_clusters(self) -> int:
         """K = B unless it was set, and few enough for clusters to have members."""
@@ -376,7 +373,7 @@ class Sampler:
     def _watch(self, report: Report) -> None:
         """Let the monitor see fresh gradients of a batch, with the clusters and weights it was drawn by."""
         batch = self._lent.get(report.batch_id)
-        if batch is None or report.norms is None or report.sketches is None:
+        if batch is None or batch.table_version < self._clustered_at or report.norms is None or report.sketches is None:
             return
         where = reports.positions(batch.rows.example_ids, report.example_ids)
         if where is None:

@@ -21,15 +21,26 @@ if TYPE_CHECKING:
 class Taken(Protocol):
     """What a sketcher hands over for one backward pass."""
 
-    sketches: NDArray[Any]  # (b, d) float16 or float32
-    norms: NDArray[np.float32]  # (b,)
-    usable: NDArray[np.bool_]  # (b,) rows whose gradient could be told
+    @property
+    def sketches(self) -> NDArray[Any]:
+        """(b, d) float16 or float32"""
+        ...
+
+    @property
+    def norms(self) -> NDArray[np.float32]:
+        """(b,) gradient norms"""
+        ...
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """(b,) rows whose gradient could be told"""
+        ...
 
 
 class Sketcher(Protocol):
     """Anything that yields the sketches of the last backward pass, such as GradientSketcher."""
 
-    def take(self, coefficients: Any, /) -> Taken:
+    def take(self, coefficients: Any = None, /) -> Taken:
         """Sketches, given dL/dloss_i of each example, or None when the caller reduced the losses alone."""
         ...
 

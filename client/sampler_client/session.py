@@ -12,7 +12,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
 from sampler_client.config import RunOptions
-from sampler_client.errors import ConfigError, Stale
+from sampler_client.errors import ConfigError, SamplerError, Stale
 from sampler_client.reporter import Reporter, ReportRows
 from sampler_client.stream import BatchStream
 
@@ -86,7 +86,11 @@ class Session:
             lead=lead,
             trainer=f"{socket.gethostname()}:{os.getpid()}",
         )
-        self._stream = BatchStream(client, self._join, lead=lead)
+        try:
+            self._stream = BatchStream(client, self._join, lead=lead)
+        except SamplerError:
+            client.close()
+            raise
         self.reporter = Reporter(client, lambda: self._stream.session, capacity=queue)
 
     def _join(self) -> str:

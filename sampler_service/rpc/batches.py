@@ -64,12 +64,12 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             raise ConfigError("the first request of a batch stream must be hello")
         session = hello.hello.session
         stream = self._displace(session)
-        self._service.connect(session, hello.hello.last_batch_id, list(hello.hello.held))
         inbox: queue.SimpleQueue[pb.BatchRequest | None] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(request_iterator, inbox), name="batch-requests", daemon=True).start()
         # Also wakes the answering thread when the trainer is gone and will never send again.
         context.add_callback(lambda: inbox.put(None))
         try:
+            self._service.connect(session, hello.hello.last_batch_id, list(hello.hello.held))
             yield from self._answer(session, stream, inbox)
         finally:
             self._disconnect(session, stream)
@@ -139,14 +139,15 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             return None if stream.displaced else self._service.take(session, count, acked)
 
     def _disconnect(self, session: str, stream: _Stream) -> None:
+        with stream.taking:  # a stream that displaces this one waits, so that it is marked as connected after all
+            if not stream.displaced:
+                try:
+                    self._service.disconnect(session)
+                except SamplerError as error:  # it left, or its rank was taken over: there is nothing to mark
+                    log.debug("disconnect: %s", error)
         with self._lock:
-            if self._streams.get(session) is not stream:
-                return  # the trainer is here, on another stream
-            del self._streams[session]
-        try:
-            self._service.disconnect(session)
-        except SamplerError as error:  # it left, or its rank was taken over: there is nothing to mark
-            log.debug("disconnect: %s", error)
+            if self._streams.get(session) is stream:
+                del self._streams[session]
 
 
 def _read(requests: Iterator[pb.BatchRequest], inbox: queue.SimpleQueue[pb.BatchRequest | None]) -> None:

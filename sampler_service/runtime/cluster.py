@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import SamplerError, Unavailable
-from sampler_service.runtime.actors import NAMESPACE, find_registry
+from sampler_service.runtime.actors import NAMESPACE, find_registry, quiet_logging
 from sampler_service.runtime.calls import answer
 from sampler_service.runtime.ray_service import RayService
 
@@ -38,13 +38,15 @@ Serve = Callable[[Any, ServiceConfig], StartedServer]
 class Gateway:
     """One node's door: the server that trainers talk to, in an actor."""
 
-    def __init__(self, serve: Serve, config: ServiceConfig) -> None:
-        logging.basicConfig(level=logging.INFO)
+    def __init__(self) -> None:
+        quiet_logging()
         self._stop_asked = threading.Event()
-        registry = find_registry(config)
-        self._server = serve(RayService(registry, config.call_s, self._stop_asked.set), config)
+        self._server: StartedServer | None = None
 
-    def port(self) -> int:
+    def start(self, serve: Serve, config: ServiceConfig) -> int:
+        """Listen, and return the port; a call of its own, since what a constructor raises looks like a crash."""
+        service = RayService(find_registry(config), config.call_s, self._stop_asked.set)
+        self._server = serve(service, config)
         return self._server.port
 
     def wait_for_stop(self, timeout_s: float) -> bool:
@@ -53,7 +55,8 @@ class Gateway:
 
     def drain(self, grace_s: float) -> None:
         """Stop serving; what is under way may end within `grace_s`."""
-        self._server.stop(grace_s)
+        if self._server is not None:
+            self._server.stop(grace_s)
 
 
 class Cluster:
@@ -76,8 +79,9 @@ class Cluster:
             self._registry = find_registry(config)
             node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             gateway = ray.remote(Gateway).options(num_cpus=0, max_concurrency=8, scheduling_strategy=node)
-            self._gateway = gateway.remote(serve, config)
-            self.port: int = answer(self._gateway.port.remote(), 6 * config.call_s, "the gateway to start")
+            self._gateway = gateway.remote()
+            started = self._gateway.start.remote(serve, config)
+            self.port: int = answer(started, 6 * config.call_s, "the gateway to start")
         except BaseException:
             ray.shutdown()
             raise

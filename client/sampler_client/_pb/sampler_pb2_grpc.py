@@ -5,7 +5,7 @@ import warnings
 
 from sampler_client._pb import sampler_pb2 as sampler__client_dot___pb_dot_sampler__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class DatasetsStub:
+class DatasetsStub(object):
     """--- datasets -------------------------------------------------------------------------------------------------
 
     """
@@ -43,7 +43,7 @@ class DatasetsStub:
                 _registered_method=True)
 
 
-class DatasetsServicer:
+class DatasetsServicer(object):
     """--- datasets -------------------------------------------------------------------------------------------------
 
     """
@@ -71,7 +71,7 @@ def add_DatasetsServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Datasets:
+class Datasets(object):
     """--- datasets -------------------------------------------------------------------------------------------------
 
     """
@@ -104,7 +104,7 @@ class Datasets:
             _registered_method=True)
 
 
-class RunsStub:
+class RunsStub(object):
     """--- runs -----------------------------------------------------------------------------------------------------
 
     """
@@ -152,7 +152,7 @@ class RunsStub:
                 _registered_method=True)
 
 
-class RunsServicer:
+class RunsServicer(object):
     """--- runs -----------------------------------------------------------------------------------------------------
 
     """
@@ -252,7 +252,7 @@ def add_RunsServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Runs:
+class Runs(object):
     """--- runs -----------------------------------------------------------------------------------------------------
 
     """
@@ -447,7 +447,7 @@ class Runs:
             _registered_method=True)
 
 
-class BatchesStub:
+class BatchesStub(object):
     """--- batches --------------------------------------------------------------------------------------------------
 
     """
@@ -465,7 +465,7 @@ class BatchesStub:
                 _registered_method=True)
 
 
-class BatchesServicer:
+class BatchesServicer(object):
     """--- batches --------------------------------------------------------------------------------------------------
 
     """
@@ -496,7 +496,7 @@ def add_BatchesServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Batches:
+class Batches(object):
     """--- batches --------------------------------------------------------------------------------------------------
 
     """
@@ -529,7 +529,7 @@ class Batches:
             _registered_method=True)
 
 
-class ReportsStub:
+class ReportsStub(object):
     """--- reports --------------------------------------------------------------------------------------------------
 
     """
@@ -552,7 +552,7 @@ class ReportsStub:
                 _registered_method=True)
 
 
-class ReportsServicer:
+class ReportsServicer(object):
     """--- reports --------------------------------------------------------------------------------------------------
 
     """
@@ -593,7 +593,7 @@ def add_ReportsServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Reports:
+class Reports(object):
     """--- reports --------------------------------------------------------------------------------------------------
 
     """
@@ -653,7 +653,7 @@ class Reports:
             _registered_method=True)
 
 
-class StatisticsStub:
+class StatisticsStub(object):
     """--- statistics -----------------------------------------------------------------------------------------------
 
     """
@@ -671,7 +671,7 @@ class StatisticsStub:
                 _registered_method=True)
 
 
-class StatisticsServicer:
+class StatisticsServicer(object):
     """--- statistics -----------------------------------------------------------------------------------------------
 
     """
@@ -698,7 +698,7 @@ def add_StatisticsServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Statistics:
+class Statistics(object):
     """--- statistics -----------------------------------------------------------------------------------------------
 
     """
@@ -731,7 +731,7 @@ class Statistics:
             _registered_method=True)
 
 
-class ControlStub:
+class ControlStub(object):
     """--- control --------------------------------------------------------------------------------------------------
 
     """
@@ -749,7 +749,7 @@ class ControlStub:
                 _registered_method=True)
 
 
-class ControlServicer:
+class ControlServicer(object):
     """--- control --------------------------------------------------------------------------------------------------
 
     """
@@ -777,7 +777,7 @@ def add_ControlServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Control:
+class Control(object):
     """--- control --------------------------------------------------------------------------------------------------
 
     """

@@ -1,7 +1,7 @@
 """The self-audit: the examples' sketches must add up to the sketch of the gradient the optimiser sees.
 
-sum_i raw_i = sketch(.grad), by the same matrices. It catches layers that were missed or counted twice, matrices that do not
-belong together and mistakes across ranks. It cannot see a wrong overall scale, which both sides would share.
+sum_i raw_i = sketch(.grad), by the same matrices. It catches layers that were missed or counted twice, matrices
+that do not belong together and mistakes across ranks. It cannot see a wrong overall scale, which both sides share.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from weakref import ref
 
 import torch
 import torch.distributed as dist
-from sampler_client.errors import SketchError
 from torch import Tensor
+
+from sampler_client.errors import SketchError
 
 if TYPE_CHECKING:
     from sampler_client.pytorch.layers import Layer
@@ -32,12 +33,7 @@ class GradientWindow:
 
     def add(self, raw_sum: Tensor, layers: Iterable[Layer]) -> None:
         grad = next(
-            (
-                p.grad
-                for layer in layers
-                for p in layer.module.parameters(recurse=False)
-                if p.grad is not None
-            ),
+            (p.grad for layer in layers for p in layer.module.parameters(recurse=False) if p.grad is not None),
             None,
         )
         # A new tensor in .grad means that zero_grad() has dropped the old one.
@@ -54,9 +50,7 @@ def check(total: Tensor, layers: Iterable[Layer], tolerance: float) -> float:
     """
     terms = _terms(layers)
     if not terms:
-        raise SketchAuditError(
-            "no sketched layer has a gradient: call audit() after backward and before zero_grad()"
-        )
+        raise SketchAuditError("no sketched layer has a gradient: call audit() after backward and before zero_grad()")
     expected = torch.stack(list(terms.values())).sum(0)
     total = _mean_over_ranks(total.to(expected.device))
     scale = max(expected.norm().item(), total.norm().item())
@@ -65,7 +59,8 @@ def check(total: Tensor, layers: Iterable[Layer], tolerance: float) -> float:
         return error
     raise SketchAuditError(
         f"the sketches add up to a vector of length {total.norm().item():.4g}, the gradient's sketch has "
-        f"{expected.norm().item():.4g}: relative error {error:.2g}, allowed {tolerance:.2g}. {_culprit(total - expected, terms)}"
+        f"{expected.norm().item():.4g}: relative error {error:.2g}, allowed {tolerance:.2g}. "
+        + _culprit(total - expected, terms)
     )
 
 

@@ -1,11 +1,11 @@
 """Convolutions of one, two and three dimensions: never unfolded, because P a_t is itself a convolution of x with P.
 
-Two forms. Khatri-Rao, as for Linear, where d more output channels are cheap. Else *compressed*: P has only p rows, the
-compressed gradient sum_t (P a_t) g_t^T of p x c numbers is formed exactly, and a dense Gaussian matrix takes it to d
-numbers. Its relative variance is 2/d + (2 rho/p)(1 + 2/d), against 2/d + rho (2/p + 2/q + 2/d) of a Kronecker product with the
-same p, because the output side is not compressed at all, and it costs one product less.
+Two forms. Khatri-Rao, as for Linear, where d more output channels are cheap. Else *compressed*: P has only p rows,
+the compressed gradient sum_t (P a_t) g_t^T of p x c numbers is formed exactly, and a dense Gaussian matrix takes it
+to d numbers. Its relative variance is 2/d + (2 rho/p)(1 + 2/d), against 2/d + rho (2/p + 2/q + 2/d) of a Kronecker
+product with the same p, because the output side is not compressed at all, and it costs one product less.
 
-Shapes: b examples, t output positions, c output channels, k weights of an output channel, d sketch length, p inner width.
+Shapes: b examples, t output positions, c output channels, k weights of a channel, d sketch length, p inner width.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from sampler_client.pytorch.layers import Layer
 from sampler_client.pytorch.probe import Ledger
 from sampler_client.pytorch.projection import gaussian
 from sampler_client.pytorch.taps import ConvCompressedTap, ConvKhatriRaoTap, ConvNormTap
-from torch import Tensor, nn
 
 COMPRESSED_WIDTH = 8
 """p of the compressed form. Halving it halves the cost and doubles 2 rho/p, the variance from a few positions."""
@@ -30,9 +31,7 @@ class ConvLayer(Layer):
 
     module: nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-    def __init__(
-        self, name: str, module: nn.Module, ledger: Ledger, names: dict[str, str], **options: Any
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, ledger: Ledger, names: dict[str, str], **options: Any) -> None:
         super().__init__(name, module, ledger)
         self.norms, self.compressed = options["norms"], options["compressed"]
         self.covered = "+".join(role for role in ("weight", "bias") if self.trains(role))

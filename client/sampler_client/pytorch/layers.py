@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from sampler_client.pytorch.probe import Ledger
 from sampler_client.pytorch.projection import gaussian
 from sampler_client.pytorch.taps import (
@@ -24,7 +26,6 @@ from sampler_client.pytorch.taps import (
     full_precision,
     squared_length,
 )
-from torch import Tensor, nn
 
 
 class Layer(ABC):
@@ -34,9 +35,7 @@ class Layer(ABC):
         self.name, self.module, self.ledger = name, module, ledger
         self.matrices: tuple[Tensor, ...] = ()
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
-    ) -> Tensor | None:
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
         """Forward hook; returns the tapped output, or None to leave the output alone."""
         if not self.ledger.listens(y):
             return None
@@ -83,9 +82,7 @@ class KhatriRaoLayer(Layer):
     vector_ndim: int
     """Dimensions of an input with one position per example."""
 
-    def __init__(
-        self, name: str, module: nn.Module, ledger: Ledger, *, norms: str, norm_budget: float
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, ledger: Ledger, *, norms: str, norm_budget: float) -> None:
         super().__init__(name, module, ledger)
         self.norms, self.norm_budget = norms, norm_budget
 
@@ -114,17 +111,11 @@ class LinearLayer(KhatriRaoLayer):
     module: nn.Linear
     vector_ndim = 2
 
-    def __init__(
-        self, name: str, module: nn.Linear, ledger: Ledger, names: dict[str, str], **options: Any
-    ) -> None:
+    def __init__(self, name: str, module: nn.Linear, ledger: Ledger, names: dict[str, str], **options: Any) -> None:
         super().__init__(name, module, ledger, norms=options["norms"], norm_budget=options["norm_budget"])
         seed, d = options["seed"], options["dim"]
         outputs, inputs = module.weight.shape
-        p = (
-            gaussian(seed, names["weight"], "columns", (inputs, d))
-            if self.trains("weight")
-            else torch.zeros(inputs, d)
-        )
+        p = gaussian(seed, names["weight"], "columns", (inputs, d)) if self.trains("weight") else torch.zeros(inputs, d)
         bias = gaussian(seed, names["bias"], "one", (d,)) if self.trains("bias") else torch.zeros(d)
         q = gaussian(seed, names["weight"], "rows", (outputs, d), std=d**-0.5)
         self.matrices = (p, bias, q)
@@ -170,9 +161,7 @@ class EmbeddingLayer(KhatriRaoLayer):
     module: nn.Embedding
     vector_ndim = 1
 
-    def __init__(
-        self, name: str, module: nn.Embedding, ledger: Ledger, names: dict[str, str], **options: Any
-    ) -> None:
+    def __init__(self, name: str, module: nn.Embedding, ledger: Ledger, names: dict[str, str], **options: Any) -> None:
         super().__init__(name, module, ledger, norms=options["norms"], norm_budget=options["norm_budget"])
         seed, d = options["seed"], options["dim"]
         rows, columns = module.weight.shape
@@ -212,16 +201,12 @@ class AffineLayer(Layer):
 
     module: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
 
-    def __init__(
-        self, name: str, module: nn.Module, ledger: Ledger, names: dict[str, str], **options: Any
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, ledger: Ledger, names: dict[str, str], **options: Any) -> None:
         super().__init__(name, module, ledger)
         seed, d = options["seed"], options["dim"]
         self.size = self.module.weight.numel()
         self.covered = tuple(role for role in ("weight", "bias") if self.trains(role))
-        matrices = [
-            gaussian(seed, names[role], "entries", (self.size, d), std=d**-0.5) for role in self.covered
-        ]
+        matrices = [gaussian(seed, names[role], "entries", (self.size, d), std=d**-0.5) for role in self.covered]
         self.matrices = (torch.cat(matrices),)
         self.layout = "channels" if isinstance(module, nn.GroupNorm) else "last"
 

@@ -87,7 +87,7 @@ _LEDGERS: WeakValueDictionary[int, Ledger] = WeakValueDictionary()
 
 # z inside compiled code. Custom operators, because the compiler must neither look into the ledger nor drop the write.
 @torch.library.custom_op("sampler_client::open_ledger", mutates_args=())
-def _open_ledger(anchor: Tensor, batch_size: int, width: int, key: int) -> Tensor:
+def _open_ledger(anchor: Tensor, batch_size: int, width: int, key: int) -> Tensor:  # noqa: ARG001
     return anchor.new_zeros((batch_size, width))
 
 
@@ -100,16 +100,16 @@ def _write_ledger(entries: Tensor, key: int) -> Tensor:
 
 
 @_open_ledger.register_fake
-def _(anchor: Tensor, batch_size: int, width: int, key: int) -> Tensor:
+def _(anchor: Tensor, batch_size: int, width: int, key: int) -> Tensor:  # noqa: ARG001
     return anchor.new_empty((batch_size, width))
 
 
 @_write_ledger.register_fake
-def _(entries: Tensor, key: int) -> Tensor:
+def _(entries: Tensor, key: int) -> Tensor:  # noqa: ARG001
     return entries.new_empty(())
 
 
-def _remember_key(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _remember_key(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     ctx.key = inputs[3]
 
 

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
+from torch import nn
+
 from sampler_client.errors import ConfigError
 from sampler_client.pytorch.convolution import COMPRESSED_WIDTH, ConvLayer
 from sampler_client.pytorch.layers import AffineLayer, EmbeddingLayer, Layer, LinearLayer
 from sampler_client.pytorch.probe import Ledger
 from sampler_client.pytorch.projection import canonical_name
-from torch import nn
 
 logger = logging.getLogger("sampler_client")
 
@@ -39,9 +40,7 @@ KINDS: dict[type[nn.Module], type[Layer]] = {
 TOO_DEAR = "left out by the cost budget"
 
 
-def select(
-    model: nn.Module, ledger: Ledger, choice: LayerChoice, **options: Any
-) -> tuple[list[Layer], dict[str, str]]:
+def select(model: nn.Module, ledger: Ledger, choice: LayerChoice, **options: Any) -> tuple[list[Layer], dict[str, str]]:
     """The layers to hook, and {module name: reason} for those with trainable parameters that are not."""
     names = {id(value): canonical_name(name) for name, value in model.named_parameters()}
     chosen = _chooser(model, choice)
@@ -72,9 +71,7 @@ def kind_of(module: nn.Module) -> type[Layer] | None:
     for kind, layer in KINDS.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
             plain = all(
-                role in module._parameters
-                for role in ("weight", "bias")
-                if getattr(module, role, None) is not None
+                role in module._parameters for role in ("weight", "bias") if getattr(module, role, None) is not None
             )
             return layer if plain else None
     return None
@@ -108,9 +105,7 @@ def _chooser(model: nn.Module, choice: LayerChoice) -> Callable[[str, nn.Module,
     if callable(choice):
         return lambda name, module, _options: "" if choice(name, module) else "not chosen"
     if isinstance(choice, str):
-        raise ConfigError(
-            f'layers must be None, "all", a list of module names or a predicate, got {choice!r}'
-        )
+        raise ConfigError(f'layers must be None, "all", a list of module names or a predicate, got {choice!r}')
     wanted = set(choice)
     unknown = wanted - {canonical_name(name) for name, module in model.named_modules() if kind_of(module)}
     if unknown:
@@ -124,9 +119,7 @@ def _refusals(model: nn.Module) -> dict[nn.Module, str]:
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
             for inner in module.modules():
-                refused[inner] = (
-                    "nn.MultiheadAttention uses its weights without calling its layers; use nn.Linear"
-                )
+                refused[inner] = "nn.MultiheadAttention uses its weights without calling its layers; use nn.Linear"
     biased = [m for m in model.modules() if kind_of(m) and isinstance(getattr(m, "bias", None), nn.Parameter)]
     owners = Counter(id(module.bias) for module in biased)
     weights = Counter(id(bias) for bias, _ in {(m.bias, m.weight) for m in biased})
@@ -143,6 +136,4 @@ def _tell(skipped: dict[str, str]) -> None:
         logger.warning("gradient sketches do not cover: %s", listed)
     dear = [name for name, reason in skipped.items() if reason == TOO_DEAR]
     if dear:
-        logger.info(
-            'gradient sketches leave out %s to save time; layers="all" includes them', ", ".join(dear)
-        )
+        logger.info('gradient sketches leave out %s to save time; layers="all" includes them', ", ".join(dear))

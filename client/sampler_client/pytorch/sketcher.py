@@ -13,13 +13,14 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor, nn
+
 from sampler_client.errors import ConfigError, SketchError
 from sampler_client.pytorch import audit
 from sampler_client.pytorch.probe import Ledger
 from sampler_client.pytorch.projection import unwrapped
 from sampler_client.pytorch.selection import LayerChoice, select
-from torch import Tensor, nn
 
 logger = logging.getLogger("sampler_client")
 
@@ -36,25 +37,25 @@ class GradientSketches:
     norms: NDArray[np.float32]
     """(b,) lengths of those gradients over the sketched layers."""
     usable: NDArray[np.bool_]
-    """(b,) False where the gradient could not be told: coefficient zero, or something not finite. Those rows are zero."""
+    """(b,) False where the gradient can't be told: coefficient zero, or something not finite. Those rows are zero."""
 
 
 class GradientSketcher:
     """Sketches the gradient of every example's loss while a model trains, with no second backward pass.
 
-    s_i = d^-1/2 sum_layers sum_positions (P_l a) o (Q_l g), the summed Khatri-Rao projection of the factors a (layer input)
-    and g (gradient of its output), with independent seeded Gaussian P, Q: Rakhshan and Rabusseau, "Tensorized Random
-    Projections" (2020), rank one. Inner products are unbiased; the relative variance of a squared norm is
-    (2 + 6 rho)/d for one layer, rho = 1 for one position per example and lower for sequences. Convolutions for which d
-    projections are dear use a compressed form, see `convolution`. The same (seed, parameter name, shape) gives the same
-    matrices in every process.
+    s_i = d^-1/2 sum_layers sum_positions (P_l a) o (Q_l g), the summed Khatri-Rao projection of the factors a (layer
+    input) and g (gradient of its output), with independent seeded Gaussian P, Q: Rakhshan and Rabusseau, "Tensorized
+    Random Projections" (2020), rank one. Inner products are unbiased; the relative variance of a squared norm is
+    (2 + 6 rho)/d for one layer, rho = 1 for one position per example and lower for sequences. Convolutions for which
+    d projections are dear use a compressed form, see `convolution`. The same (seed, parameter name, shape) gives the
+    same matrices in every process.
 
     Works with mean, sum and weighted losses, gradient accumulation, autocast, GradScaler, activation checkpointing,
-    DistributedDataParallel, torch.compile(fullgraph=True), tied weights and a layer called several times. The
-    first (or `batch_dim`) dimension of inputs and activations must be the examples: a layer fed anything else, such as
-    position indices (t,) added to every example, is left out and named. A (t,) whose t happens to equal b can't be told
-    from a batch. Choose what is frozen before the sketcher is made, and make it before torch.compile traces the model.
-    Not for DataParallel, model-parallel placement or a sharded (FSDP, tensor-parallel) weight.
+    DistributedDataParallel, torch.compile(fullgraph=True), tied weights and a layer called several times. The first
+    (or `batch_dim`) dimension of inputs and activations must be the examples: a layer fed anything else, such as
+    position indices (t,) added to every example, is left out and named. A (t,) whose t happens to equal b can't be
+    told from a batch. Choose what is frozen before the sketcher is made, and make it before torch.compile traces the
+    model. Not for DataParallel, model-parallel placement or a sharded (FSDP, tensor-parallel) weight.
 
     Args:
         model: the module that trains, bare or wrapped. Hooks go on its layers, never on tensors that outlive a step.
@@ -119,8 +120,7 @@ class GradientSketcher:
         self._window = audit.GradientWindow()
         # Outermost user hooks still see the layer's output, whatever they do with it afterwards.
         self._handles = [
-            layer.module.register_forward_hook(layer, with_kwargs=True, prepend=True)
-            for layer in self._layers
+            layer.module.register_forward_hook(layer, with_kwargs=True, prepend=True) for layer in self._layers
         ]
         self._handles.append(root.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True))
 
@@ -151,13 +151,14 @@ class GradientSketcher:
         finally:
             self.enabled = before
 
-    def take(self, coefficients: ArrayLike | Tensor | None = None) -> GradientSketches:
+    def take(self, coefficients: Any = None) -> GradientSketches:
         """The sketches of the backward pass (or passes, of equal batch sizes) since the last call, and forget them.
 
         Args:
-            coefficients: (b,) c_i = dL/dl_i, the derivative of what was back-propagated with respect to each example's own
-                loss: importance weights, 1/b, 1/accumulation steps and GradScaler's factor all multiplied. Captured rows are
-                c_i s_i and are divided by it. None: all are loss_scale/b or loss_scale, by `reduction`.
+            coefficients: array or tensor (b,), c_i = dL/dl_i, the derivative of what was back-propagated with respect to each example's
+                own loss: importance weights, 1/b, 1/accumulation steps and GradScaler's factor all multiplied.
+                Captured rows are c_i s_i and are divided by it. None: all are loss_scale/b or loss_scale, by
+                `reduction`.
 
         Raises:
             SketchError: no backward pass came through a sketched layer, or the number of examples does not match.
@@ -180,9 +181,10 @@ class GradientSketcher:
     def audit(self, *, tolerance: float = 1e-3) -> float:
         """Check that the sketches taken since `zero_grad()` add up to the sketch of `.grad`; returns the relative error.
 
-        Call it after take(), before clipping, `unscale_` or `optimizer.step()`; every backward pass since `zero_grad()`
-        (which must set gradients to None, as is the default) must have been taken. When torch.distributed is
-        initialised all ranks must call it, and gradients must be averages, as DistributedDataParallel leaves them.
+        Call it after take(), before clipping, `unscale_` or `optimizer.step()`; every backward pass since
+        `zero_grad()` (which must set gradients to None, as is the default) must have been taken. When
+        torch.distributed is initialised all ranks must call it, and gradients must be averages, as
+        DistributedDataParallel leaves them.
         In float32 the error is about 1e-6; under bfloat16 autocast 1e-2, so pass a higher `tolerance` there.
 
         Raises:
@@ -190,9 +192,7 @@ class GradientSketcher:
             SketchError: nothing has been taken yet.
         """
         if self._window.total is None:
-            raise SketchError(
-                "audit() compares what take() returned with .grad: call take() after backward first"
-            )
+            raise SketchError("audit() compares what take() returned with .grad: call take() after backward first")
         return audit.check(self._window.total, self._layers, tolerance)
 
     def close(self) -> None:
@@ -212,17 +212,18 @@ class GradientSketcher:
         """Before each forward pass of the model: how many examples it has."""
         if self._ledger.enabled and torch.is_grad_enabled():
             first = _first_tensor((args, kwargs))
-            dim = self._ledger.batch_dim
-            self._ledger.begin(None if first is None else first.shape[dim if first.ndim > dim else 0])
+            if first is None:
+                self._ledger.begin(None)
+            else:
+                dim = self._ledger.batch_dim
+                self._ledger.begin(first.shape[dim if first.ndim > dim else 0])
 
     def _collect(self) -> Tensor:
         sums = self._ledger.sums
         odd = dict(self._ledger.odd_shapes)
         for name in odd.keys() - self.skipped.keys():
             self.skipped[name] = f"its output has no batch dimension: {odd[name]}"
-            logger.warning(
-                "gradient sketches leave out %s: its output has no batch dimension, %s", name, odd[name]
-            )
+            logger.warning("gradient sketches leave out %s: its output has no batch dimension, %s", name, odd[name])
         self._ledger.clear()
         if not sums:
             raise SketchError(
@@ -230,12 +231,10 @@ class GradientSketcher:
                 f"with the sketcher enabled (enabled={self.enabled}) and not closed"
             )
         if len(sums) > 1:
-            raise SketchError(
-                f"backward passes of {[len(s) for s in sums]} examples since the last take(): take each"
-            )
+            raise SketchError(f"backward passes of {[len(s) for s in sums]} examples since the last take(): take each")
         return sums[0]
 
-    def _coefficients(self, given: ArrayLike | Tensor | None, b: int) -> NDArray[np.float32]:
+    def _coefficients(self, given: Any, b: int) -> NDArray[np.float32]:
         if given is None:
             scale = self._loss_scale() if callable(self._loss_scale) else self._loss_scale
             return np.full(b, scale / b if self._reduction == "mean" else scale, np.float32)

@@ -41,7 +41,7 @@ class VectorTap(torch.autograd.Function):
     """(P a) o (Q g) for one position per example: u (b, d), q (o, d)."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, z: Tensor, u: Tensor, known: Tensor, q: Tensor):
+    def forward(ctx: Any, y: Tensor, _z: Tensor, u: Tensor, known: Tensor, q: Tensor):
         """`known` (b,) is the squared length of the input, so that the norm is exact: |g a^T| = |g| |a|."""
         ctx.save_for_backward(u, known, q)
         ctx.mark_dirty(y)  # an in-place operator may follow, and autograd forbids that on a view
@@ -60,9 +60,7 @@ class KhatriRaoTap(torch.autograd.Function):
     """sum_t (P a_t) o (Q g_t) for features in the last dimension: u (b, t, d), q (o, d)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, z: Tensor, u: Tensor, known: Tensor, q: Tensor, batch_dim: int, norm: str
-    ):
+    def forward(ctx: Any, y: Tensor, _z: Tensor, u: Tensor, known: Tensor, q: Tensor, batch_dim: int, norm: str):
         """`known` is what the norm needs of the inputs: "gram" (b, t, t), or for "outer" the inputs (b, t, i)."""
         ctx.save_for_backward(u, known, q)
         ctx.batch_dim, ctx.norm = batch_dim, norm
@@ -78,9 +76,7 @@ class KhatriRaoTap(torch.autograd.Function):
             if ctx.norm == "gram":
                 squared = (known * torch.bmm(g, g.mT)).sum((1, 2))
             elif ctx.norm == "outer":
-                squared = torch.stack(
-                    [(g_i.mT @ a_i).square().sum() for g_i, a_i in zip(g, known, strict=True)]
-                )
+                squared = torch.stack([(g_i.mT @ a_i).square().sum() for g_i, a_i in zip(g, known, strict=True)])
             else:
                 squared = sketch.square().sum(1)
         return grads[0], entry(sketch, squared), None, None, None, None, None
@@ -90,7 +86,7 @@ class ConvKhatriRaoTap(torch.autograd.Function):
     """sum_t (P a_t) o (Q g_t) for channels in dimension 1: u (b, groups d, t), q (c, d)."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, z: Tensor, u: Tensor, q: Tensor, groups: int, norm: str):
+    def forward(ctx: Any, y: Tensor, _z: Tensor, u: Tensor, q: Tensor, groups: int, norm: str):
         ctx.save_for_backward(u, q)
         ctx.groups, ctx.norm = groups, norm
         ctx.mark_dirty(y)
@@ -111,7 +107,7 @@ class ConvCompressedTap(torch.autograd.Function):
     """R vec(sum_t (P a_t) g_t^T) for channels in dimension 1: u (b, groups p, t), r (p c, d)."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, z: Tensor, u: Tensor, r: Tensor, groups: int, norm: str):
+    def forward(ctx: Any, y: Tensor, _z: Tensor, u: Tensor, r: Tensor, groups: int, norm: str):
         ctx.save_for_backward(u, r)
         ctx.groups, ctx.norm = groups, norm
         ctx.mark_dirty(y)
@@ -138,19 +134,16 @@ class ConvNormTap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, z: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], covered: str
-    ):
+    def forward(ctx: Any, y: Tensor, _z: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], covered: str):
         ctx.save_for_backward(x, weight)
-        ctx.settings, ctx.covered, ctx.width = settings, covered, z.shape[1]
+        ctx.settings, ctx.covered, ctx.width = settings, covered, _z.shape[1]
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         x, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.settings
-        with full_precision(x.device):
+            with full_precision(x.device):
             g = grads[0].float()
             squared = g.new_zeros(g.shape[0])
             if "weight" in ctx.covered:

@@ -12,10 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
 from sampler_client.pytorch.projection import gaussian
 from sampler_client.pytorch.sketcher import GradientSketcher
+from torch import Tensor, nn
 
 Losses = Callable[[nn.Module, Tensor], Tensor]
 
@@ -28,7 +27,13 @@ def losses_of(model: nn.Module, x: Tensor, batch_dim: int = 0) -> Tensor:
 
 
 def one_by_one(
-    sketcher: GradientSketcher, model: nn.Module, x: Tensor, *, seed: int = 0, losses: Losses = losses_of, batch_dim: int = 0
+    sketcher: GradientSketcher,
+    model: nn.Module,
+    x: Tensor,
+    *,
+    seed: int = 0,
+    losses: Losses = losses_of,
+    batch_dim: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sketches (b, d) and norms (b,) over the sketched layers of `model`, which must not be wrapped."""
     kept = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}

@@ -8,10 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
 from sampler_client.errors import ConfigError
 from sampler_client.pytorch.sketcher import GradientSketcher
+from torch import Tensor, nn
 
 B = 5
 
@@ -66,7 +65,9 @@ def cases() -> dict[str, tuple[nn.Module, Tensor]]:
         "sequence of one": (nn.Linear(6, 4), torch.randn(B, 1, 6)),
         "grid": (nn.Linear(6, 4), torch.randn(B, 3, 2, 6)),
         "mlp, in-place relu": (
-            nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)),
+            nn.Sequential(
+                nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)
+            ),
             torch.randn(B, 6),
         ),
         "conv": (nn.Conv2d(6, 4, 3), image),
@@ -79,7 +80,9 @@ def cases() -> dict[str, tuple[nn.Module, Tensor]]:
         "conv 1d": (nn.Conv1d(6, 4, 3, padding=1), torch.randn(B, 6, 9)),
         "conv 3d": (nn.Conv3d(2, 4, 2), torch.randn(B, 2, 3, 4, 3)),
         "cnn, in-place relu": (
-            nn.Sequential(nn.Conv2d(6, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(True)),
+            nn.Sequential(
+                nn.Conv2d(6, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(True)
+            ),
             image,
         ),
         "embedding": (nn.Embedding(7, 6), ids(B)),
@@ -196,7 +199,9 @@ class Positions(nn.Module):
         return self.head(x + self.position(torch.arange(x.shape[1])))
 
 
-def test_a_layer_without_a_batch_dimension_is_named_and_left_out(caplog: pytest.LogCaptureFixture, reference: ModuleType):
+def test_a_layer_without_a_batch_dimension_is_named_and_left_out(
+    caplog: pytest.LogCaptureFixture, reference: ModuleType
+):
     model, x = Positions(), torch.randn(B, 9, 6)
     with GradientSketcher(model, 16, dtype=np.float32) as sketcher:
         for _ in range(2):

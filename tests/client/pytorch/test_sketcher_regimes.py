@@ -9,15 +9,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from sampler_client.errors import SketchError
+from sampler_client.pytorch.sketcher import GradientSketcher
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sampler_client.errors import SketchError
-from sampler_client.pytorch.sketcher import GradientSketcher
-
 B = 5
-# Raised inside Dynamo itself for any autograd.Function (torch 2.13).
-dynamo_warns = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+# Dynamo and Inductor of torch 2.13 use deprecated parts of torch themselves.
+dynamo_warns = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 BACKENDS = ["eager", "aot_eager", *(["inductor"] if shutil.which("g++") else [])]
 
 
@@ -47,7 +46,9 @@ def make(model: nn.Module, **settings: object) -> GradientSketcher:
     return GradientSketcher(model, 16, layers="all", norms="exact", dtype=np.float32, **settings)  # type: ignore[arg-type]
 
 
-def matches(reference: ModuleType, sketcher: GradientSketcher, taken: object, x: Tensor, tolerance: float = 1e-5) -> bool:
+def matches(
+    reference: ModuleType, sketcher: GradientSketcher, taken: object, x: Tensor, tolerance: float = 1e-5
+) -> bool:
     """Compare with one-by-one gradients of a fresh plain model."""
     sketches, norms = reference.one_by_one(sketcher_of_net := make(net := Net()), net, x)
     sketcher_of_net.close()

@@ -1,0 +1,187 @@
+"""One training run under one policy, timed and evaluated: what `demo.py` compares.
+
+Shapes: e evaluations, n examples.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import sampler_client as sampler
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainer_examples.data import ImageData
+from trainer_examples.models import make_model
+
+SKETCH_DIM = 64
+EVALUATION_ROWS = 4096
+"""images that are evaluated at once"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all policies of a comparison share."""
+
+    steps: int = 600
+    batch_size: int = 32
+    learning_rate: float = 0.1
+    evaluations: int = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Curve:
+    """One run: e points of it, and what the service said of it."""
+
+    policy: str
+    seed: int
+    steps: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """of training, waiting for the service included, evaluations not"""
+    losses: list[float] = field(default_factory=list)
+    """over the whole training set"""
+    ratios: list[float] = field(default_factory=list)
+    """the service's variance ratio, NaN where it could not tell"""
+    reasons: list[str] = field(default_factory=list)
+    """why the service used another policy, in order of appearance, without repeats"""
+    steps_active: int = 0
+    """steps whose batch was planned by the policy itself"""
+    examples: int = 0
+    """trained on"""
+    accuracy: float = math.nan
+
+    @property
+    def variance_ratio(self) -> float:
+        """Median over the run of what the service measured; NaN when it never could."""
+        known = [ratio for ratio in self.ratios if not math.isnan(ratio)]
+        return float(np.median(known)) if known else math.nan
+
+    def reach(self, loss: float) -> tuple[float, float]:
+        """Steps and seconds to a full-set loss, linear between evaluations; NaN when it was never reached."""
+        for i, now in enumerate(self.losses):
+            if now <= loss:
+                if i == 0:
+                    return float(self.steps[0]), self.seconds[0]
+                before = self.losses[i - 1]
+                part = (before - loss) / (before - now)
+                return tuple(
+                    float(axis[i - 1] + part * (axis[i] - axis[i - 1])) for axis in (self.steps, self.seconds)
+                )
+        return math.nan, math.nan
+
+
+def train_under(
+    policy: str,
+    data: ImageData,
+    settings: Settings,
+    *,
+    address: str,
+    run: str,
+    seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Curve:
+    """Train for `settings.steps` steps on batches of the service at `address`."""
+    torch.manual_seed(seed)
+    model = make_model(data.image_shape, data.num_classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate)
+    sketcher = sampler.GradientSketcher(model, dim=SKETCH_DIM)
+    loader = DataLoader(data.train, batch_size=settings.batch_size, shuffle=True)
+    epochs = math.ceil(settings.steps / len(loader))
+    curve = Curve(policy=policy, seed=seed)
+    clock = Stopwatch()
+    with sampler.SamplerClient(address) as client:
+        clock.start()
+        loader = sampler.attach(loader, address, run=run, policy=policy, seed=seed, epochs=epochs)
+        if policy == "rho_loss":
+            client.set_reference(run, reference_losses(data, settings, seed))
+        evaluate_at = set(np.linspace(0, settings.steps, settings.evaluations + 1).round().astype(int).tolist())
+        with loader:
+            for step, ((x, y), batch) in enumerate(_endless(loader)):
+                if step in evaluate_at:
+                    clock.stop()
+                    _evaluate(curve, step, clock, model, data, client.statistics(run))
+                    clock.start()
+                if step == settings.steps:
+                    break
+                optimizer.zero_grad()
+                losses = F.cross_entropy(model(x), y, reduction="none")
+                batch.weighted_mean(losses).backward()
+                optimizer.step()
+                batch.report(losses, sketcher)
+                curve.examples += len(batch)
+                curve.steps_active += batch.policy == policy
+                on_step()
+    sketcher.close()
+    images, labels = data.test.tensors
+    curve.accuracy = float((_logits(model, images).argmax(1) == labels).float().mean())
+    return curve
+
+
+def reference_losses(data: ImageData, settings: Settings, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(n,) losses under models that never saw the example: two small ones, each trained on the other's half."""
+    images, labels = data.train.tensors
+    half_n = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)) % 2
+    losses = torch.empty(len(images))
+    for half in (0, 1):
+        model = make_model(data.image_shape, data.num_classes, width=32)
+        optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate)
+        seen = TensorDataset(images[half_n == half], labels[half_n == half])
+        loader = DataLoader(seen, batch_size=settings.batch_size, shuffle=True, drop_last=True)
+        for step, (x, y) in enumerate(_endless(loader)):
+            if step == settings.steps // 2:
+                break
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        unseen = half_n != half
+        losses[unseen] = F.cross_entropy(_logits(model, images[unseen]), labels[unseen], reduction="none")
+    return losses.numpy()
+
+
+def full_loss(model: nn.Module, data: TensorDataset) -> float:
+    """Mean loss over a whole set."""
+    images, labels = data.tensors
+    return float(F.cross_entropy(_logits(model, images), labels))
+
+
+class Stopwatch:
+    """Seconds between start and stop, added up."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+def _evaluate(
+    curve: Curve, step: int, clock: Stopwatch, model: nn.Module, data: ImageData, statistics: Any
+) -> None:
+    curve.steps.append(step)
+    curve.seconds.append(clock.seconds)
+    curve.losses.append(full_loss(model, data.train))
+    curve.ratios.append(statistics.variance_ratio)
+    if statistics.reason and statistics.reason not in curve.reasons:
+        curve.reasons.append(statistics.reason)
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(part) for part in images.split(EVALUATION_ROWS)])
+
+
+def _endless(loader: Any) -> Iterator[Any]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
