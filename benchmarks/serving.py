@@ -186,11 +186,7 @@ def memory_rows(address: str) -> dict[str, Any]:
     for start in range(0, EXAMPLES, len(zeros)):
         ids = np.arange(start, min(start + len(zeros), EXAMPLES))
         ones = np.ones(len(ids), np.float32)
-        large.put(
-            ReportRows(
-                batch_id=0, step=0, example_ids=ids, losses=ones, norms=ones, sketches=zeros[: len(ids)]
-            )
-        )
+        large.put(ReportRows(batch_id=0, step=0, example_ids=ids, losses=ones, norms=ones, sketches=zeros[: len(ids)]))
         large.flush()
     large.fence()
     row = {
@@ -228,7 +224,9 @@ def run(address: str, port: int, rounds: int, progress: Progress) -> tuple[list[
         }
     ]
     reported = [report_rate(trainer, 512) for _ in range(rounds)]
-    rows.append({"what": "reports of 256 x 64 float16", "rows_per_second": statistics.median(reported), "rounds": reported})
+    rows.append(
+        {"what": "reports of 256 x 64 float16", "rows_per_second": statistics.median(reported), "rounds": reported}
+    )
     trainer.close()
     progress.advance(task)
     for policy, lead in (("shuffle", 2), ("gradient_clustering", 2), ("gradient_clustering", 6)):

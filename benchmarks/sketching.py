@@ -245,7 +245,7 @@ def main(
             tick()
     notes = [
         f"device {device}, {torch.get_num_threads()} thread(s); {rounds} interleaved rounds, medians of paired ratios",
-        "headline: step with a default GradientSketcher (d=64) and take() over the plain step; resnet is the worse norm",
+        "headline: step with a default GradientSketcher (d=64) and take() over plain; resnet is the worse norm",
     ]
     write_result(json, name="sketching", rows=rows, headline=headline_of(rows), notes=notes)
 

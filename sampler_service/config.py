@@ -16,6 +16,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
 Lost = Literal["redeliver", "drop"]
 
+MOST_EXAMPLES = 2**31 - 1
+"""of a dataset: orders and draws are kept as int32"""
+
 
 def check_name(kind: str, name: str) -> str:
     """The name itself.
@@ -28,6 +31,12 @@ def check_name(kind: str, name: str) -> str:
             f"{kind} name {name!r} must be 1 to 200 characters of A-Z a-z 0-9 . _ / - and start with a letter or digit"
         )
     return name
+
+
+def check_size(dataset: str, num_examples: int) -> None:
+    """Raise ConfigError unless a dataset can have so many examples."""
+    if not 1 <= num_examples <= MOST_EXAMPLES:
+        raise ConfigError(f"dataset {dataset!r} has {num_examples} examples; it must have 1 to {MOST_EXAMPLES}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +70,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_name("run", self.run)
         check_name("dataset", self.dataset)
-        if self.num_examples < 1:
-            raise ConfigError(f"dataset {self.dataset!r} has {self.num_examples} examples; it needs at least one")
+        check_size(self.dataset, self.num_examples)
         if not 1 <= self.sketch_dim <= 4096:
             raise ConfigError(f"sketch_dim must be 1 to 4096, got {self.sketch_dim}; 64 suits clustering")
         if self.sketch_dtype not in ("float16", "float32"):

@@ -14,6 +14,9 @@ from sampler_service.errors import ConfigError
 from sampler_service.leases import Group
 from sampler_service.types import Int64, Report, ReportBlock
 
+LAST_STEP = 2**62
+"""a later trainer step would not fit the table's int64 with room to subtract"""
+
 
 def option_values(options: Mapping[str, str]) -> dict[str, float | str | bool]:
     """Policy options from their texts: numbers where they read as such."""
@@ -52,6 +55,8 @@ def misfit(config: RunConfig, report: Report) -> str:
             f"sketches have width {report.sketches.shape[1]}, run {config.run!r} was opened with sketch_dim "
             f"{config.sketch_dim}; make the sketcher with dim={config.sketch_dim} or open another run"
         )
+    if report.step > LAST_STEP:
+        return f"report of batch {report.batch_id} is of step {report.step}; steps go up to {LAST_STEP}"
     return ""
 
 

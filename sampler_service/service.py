@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from sampler_service.config import RunConfig, check_name
-from sampler_service.errors import ConfigError, Conflict, NotFound
+from sampler_service.config import RunConfig, check_name, check_size
+from sampler_service.errors import Conflict, NotFound
 from sampler_service.leases import Group, run_of
 from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
 from sampler_service.sampler import Sampler
@@ -73,8 +73,7 @@ class Catalog:
 
     def register_dataset(self, dataset: str, num_examples: int) -> None:
         check_name("dataset", dataset)
-        if num_examples < 1:
-            raise ConfigError(f"dataset {dataset!r} has {num_examples} examples; it needs at least one")
+        check_size(dataset, num_examples)
         known = self._datasets.setdefault(dataset, num_examples)
         if known != num_examples:
             raise Conflict(
@@ -111,6 +110,7 @@ class LocalService:
         self._on_stop = on_stop
         self._catalog = Catalog()
         self._samplers: dict[str, Sampler] = {}
+        self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def register_dataset(self, dataset: str, num_examples: int) -> None:
@@ -127,12 +127,14 @@ class LocalService:
                 return self._catalog.open_run(config)
             shards = LocalShards(config.num_examples, config.sketch_dim, self._shards, config.sketch_dtype)
             self._samplers[config.run] = Sampler(config, shards)
+            self._turns[config.run] = threading.Lock()
             return self._catalog.open_run(config)
 
     def close_run(self, run: str) -> None:
         with self._lock:
             self._catalog.runs.pop(run, None)
             self._samplers.pop(run, None)
+            self._turns.pop(run, None)
 
     def runs(self) -> list[str]:
         with self._lock:
@@ -158,10 +160,13 @@ class LocalService:
 
     def report(self, session: str, reports: Sequence[Report]) -> ReportSummary:
         sampler = self._of(session)
-        summary = sampler.report(session, reports)
-        if sampler.refresh_due():
-            sampler.refresh()
-        return summary
+        turn = self._turns.get(sampler.config.run, self._lock)
+        with turn:  # shards in process are not safe to call from two threads
+            try:
+                return sampler.report(session, reports)
+            finally:
+                if sampler.refresh_due():
+                    sampler.refresh()
 
     def fence(self, run: str) -> int:
         return self._sampler(run).fence()

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from sampler_service.monitor import VarianceMonitor, effective_sample_size, tau
+from sampler_service.planning.draws import DrawPlanner
+from sampler_service.types import StratifiedDraw
 
 NUM, DIM, K = 2000, 16, 8
 
@@ -69,6 +71,32 @@ def test_the_ratio_of_weighted_draws_is_the_exact_one(gradient_nd: np.ndarray, a
         estimates.append(monitor.ratio_to_iid())
     np.testing.assert_allclose(estimates, exact, rtol=0.12)
     np.testing.assert_allclose(np.mean(estimates), exact, rtol=0.05)
+
+
+@pytest.mark.parametrize("batch_size", [8, 10, 30])
+def test_given_the_batch_size_the_ratio_is_that_of_planned_batches(gradient_nd: np.ndarray, batch_size: int):
+    """Integer counts cost variance where B q_k is far from an integer, and the closed form does not see it."""
+    size_k, batches = np.bincount(clusters(), minlength=K), 4000
+    rate_k = rates(size_k, 0.5)
+    draws = DrawPlanner(NUM, seed=1)
+    rows = draws.block(
+        StratifiedDraw(stratum_n=clusters(), rate_k=rate_k), epoch=0, position=0, num_batches=batches, size=batch_size
+    )
+    weighted_md = rows.weights[:, None] * gradient_nd[rows.example_ids]
+    away_sd = weighted_md.reshape(batches, batch_size, DIM).mean(axis=1) - gradient_nd.mean(axis=0)
+    planned = (away_sd**2).sum(axis=1).mean() * batch_size / trace_variance(gradient_nd)
+    monitor = VarianceMonitor(dim=DIM)
+    draw(monitor, gradient_nd, (rate_k / size_k)[clusters()], 4000, seed=1)
+    measured = monitor.ratio_to_iid(size_k=size_k, rate_k=rate_k, batch_size=batch_size)
+    assert measured == pytest.approx(planned, rel=0.12)
+    assert monitor.ratio_to_iid(size_k=size_k, rate_k=rate_k) < measured
+
+
+def test_whole_counts_cost_nothing(gradient_nd: np.ndarray):
+    size_k, monitor = np.bincount(clusters(), minlength=K), VarianceMonitor(dim=DIM)
+    draw(monitor, gradient_nd, np.full(NUM, 1 / NUM), 2000, seed=0)
+    whole = monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.0), batch_size=2 * K)
+    assert whole == monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.0))
 
 
 def test_rows_of_a_sweep_tell_what_a_stratified_policy_would_give(gradient_nd: np.ndarray):
@@ -160,6 +188,21 @@ def test_gradients_that_are_all_zero_are_no_answer():
     )
     assert np.isnan(monitor.ratio_to_iid())
     assert np.isnan(monitor.ratio_to_iid(size_k=np.array([9.0]), rate_k=np.array([1.0])))
+
+
+def test_rows_that_do_not_count_are_left_out(gradient_nd: np.ndarray):
+    """Padding has weight 0, and a report may name a cluster of the partition before."""
+    size_k, monitor = np.bincount(clusters(), minlength=K), VarianceMonitor(dim=DIM)
+    draw(monitor, gradient_nd, np.full(NUM, 1 / NUM), 1000, seed=0)
+    before = monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.5))
+    for cluster, weight in ((0, 0.0), (K + 5, 1.0), (-1, 1.0)):
+        monitor.add(
+            sketch_rd=np.full((50, DIM), 1e3, np.float32),
+            norm_r=np.ones(50, np.float32),
+            cluster_r=np.full(50, cluster, np.int32),
+            weight_r=np.full(50, weight, np.float32),
+        )
+    assert monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.5)) == pytest.approx(before)
 
 
 def test_effective_sample_size_and_tau():

@@ -33,6 +33,7 @@ class Settings:
     steps: int = 600
     batch_size: int = 32
     learning_rate: float = 0.1
+    momentum: float = 0.9
     evaluations: int = 20
 
 
@@ -90,7 +91,7 @@ def train_under(
     """Train for `settings.steps` steps on batches of the service at `address`."""
     torch.manual_seed(seed)
     model = make_model(data.image_shape, data.num_classes)
-    optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
     sketcher = sampler.GradientSketcher(model, dim=SKETCH_DIM)
     loader = DataLoader(data.train, batch_size=settings.batch_size, shuffle=True)
     epochs = math.ceil(settings.steps / len(loader))
@@ -131,7 +132,7 @@ def reference_losses(data: ImageData, settings: Settings, seed: int) -> np.ndarr
     losses = torch.empty(len(images))
     for half in (0, 1):
         model = make_model(data.image_shape, data.num_classes, width=32)
-        optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate)
+        optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
         seen = TensorDataset(images[half_n == half], labels[half_n == half])
         loader = DataLoader(seen, batch_size=settings.batch_size, shuffle=True, drop_last=True)
         for step, (x, y) in enumerate(_endless(loader)):

@@ -15,7 +15,7 @@ from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.config import RunOptions, Timeouts
-from sampler_client.errors import ConfigError, VersionMismatch, grpc_errors
+from sampler_client.errors import ConfigError, MessageTooLarge, VersionMismatch, grpc_errors
 
 _RETRY_BRIEFLY = json.dumps(
     {
@@ -175,18 +175,34 @@ class SamplerClient:
         self._call(pb_grpc.ControlStub(self.channel()).Stop, pb.StopRequest(), "stop the service")
 
     def send_reports(self, reports: Iterable[pb.Report]) -> pb.ReportSummary:
-        """Send reports and wait until they are in the table; safe to repeat."""
+        """Send reports and wait until they are in the table; safe to repeat.
+
+        Raises:
+            MessageTooLarge: one of them is over the limit of both ends; nothing was sent.
+        """
         what = "send reports"
+        messages = list(reports)
+        for message in messages:  # before the first is sent: grpc would refuse one in the middle
+            _check_size(message, f"{what}: the report of batch {message.batch_id}")
         with grpc_errors(what, self.address):
             stub = pb_grpc.ReportsStub(self.channel())
-            return stub.Send(iter(reports), timeout=self.timeouts.report_s)
+            return stub.Send(iter(messages), timeout=self.timeouts.report_s)
 
     def _call(self, method: Callable[..., Any], request: Any, what: str) -> Any:
+        _check_size(request, what)
         try:
             with grpc_errors(what, self.address):
                 return method(request, timeout=self.timeouts.call_s)
         except VersionMismatch as error:
             raise VersionMismatch(f"{error} (this client speaks protocol {wire.PROTOCOL})") from None
+
+
+def _check_size(message: Any, what: str) -> None:
+    size = message.ByteSize()
+    if size > wire.MAX_MESSAGE_BYTES:
+        raise MessageTooLarge(
+            f"{what} has {size} bytes, one message may have {wire.MAX_MESSAGE_BYTES}; send fewer rows or narrower ones"
+        )
 
 
 def option_texts(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

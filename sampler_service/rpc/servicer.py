@@ -95,32 +95,37 @@ class ReportsServicer(pb_grpc.ReportsServicer):
     def Send(self, request_iterator: Iterator[pb.Report], context: grpc.ServicerContext):  # noqa: N802
         summary = pb.ReportSummary()
         with errors_as_status(context):
-            session, waiting, malformed = "", [], None
+            session, waiting, malformed = "", [], []  # a report that is refused is lost, the ones beside it are not
             for message in request_iterator:
                 if waiting and (message.session != session or len(waiting) >= REPORTS_PER_CALL):
-                    self._hand_on(session, waiting, summary)
+                    malformed += self._hand_on(session, waiting, summary)
                     waiting = []
                 session = message.session
                 try:
                     waiting.append(_report(message))
-                except ValueError as error:  # this report is lost, the ones beside it are not
-                    malformed = malformed or ConfigError(f"report of batch {message.batch_id}: {error}")
+                except ValueError as error:
+                    malformed.append(ConfigError(f"report of batch {message.batch_id}: {error}"))
             if waiting:
-                self._hand_on(session, waiting, summary)
+                malformed += self._hand_on(session, waiting, summary)
             if malformed:
-                raise malformed
+                raise malformed[0]
         return summary
 
     def Fence(self, request: pb.FenceRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
             return pb.FenceResponse(table_version=self._service.fence(request.run))
 
-    def _hand_on(self, session: str, reports: list[Report], summary: pb.ReportSummary) -> None:
-        result = self._service.report(session, reports)
+    def _hand_on(self, session: str, reports: list[Report], summary: pb.ReportSummary) -> list[ConfigError]:
+        """Add what the service took to the summary; returns what it refused."""
+        try:
+            result = self._service.report(session, reports)
+        except ConfigError as error:
+            return [error]
         summary.table_version = max(summary.table_version, result.table_version)
         summary.accepted += result.accepted
         for reason, count in result.rejected.items():
             summary.rejected[reason] += count
+        return []
 
 
 class StatisticsServicer(pb_grpc.StatisticsServicer):

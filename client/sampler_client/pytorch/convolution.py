@@ -80,7 +80,7 @@ class ConvLayer(Layer):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         return F.pad(x, module._reversed_padding_repeated_twice, mode=mode), [0] * len(module.stride)
 
-    def gradient_sketches(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         p, bias, q, *_ = self.matrices
         if self.trains("weight"):
             compressed = p @ self.gradient("weight").flatten(1).T  # (p, c)

@@ -62,7 +62,7 @@ class Layer(ABC):
         """How the squared norm of this layer's gradient is found for such an input; "sketch" is an estimate."""
 
     @abstractmethod
-    def gradient_sketches(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every covered parameter with the sketch (d,) of its `.grad`, by the same matrices."""
 
     def trains(self, parameter: str) -> bool:
@@ -78,7 +78,6 @@ class Layer(ABC):
 class KhatriRaoLayer(Layer):
     """What Linear and Embedding share: weight (rows, columns), matrices p for the inputs and q for the outputs."""
 
-    module: nn.Linear | nn.Embedding
     vector_ndim: int
     """Dimensions of an input with one position per example."""
 
@@ -147,7 +146,7 @@ class LinearLayer(KhatriRaoLayer):
         squared = squared_length(a) if self.trains("weight") else a.new_zeros(len(a))
         return squared + 1.0 if self.trains("bias") else squared
 
-    def gradient_sketches(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         p, bias, q = self.matrices
         if self.trains("weight"):
             yield self.module.weight, ((self.gradient("weight") @ p) * q).sum(0)
@@ -191,7 +190,7 @@ class EmbeddingLayer(KhatriRaoLayer):
             known = ((index.unsqueeze(2) == index.unsqueeze(1)) & live.unsqueeze(2)).float()
         return u, known, q, batch_dim, norm
 
-    def gradient_sketches(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         p, q = self.matrices
         yield self.module.weight, ((self.gradient("weight") @ q) * p).sum(0)
 
@@ -228,6 +227,6 @@ class AffineLayer(Layer):
             return F.rms_norm(x, list(module.normalized_shape), eps=module.eps)
         return F.layer_norm(x, list(module.normalized_shape), eps=module.eps)
 
-    def gradient_sketches(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for role, matrix in zip(self.covered, self.matrices[0].split(self.size), strict=True):
             yield getattr(self.module, role), self.gradient(role).flatten() @ matrix

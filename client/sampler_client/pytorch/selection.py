@@ -26,7 +26,7 @@ logger = logging.getLogger("sampler_client")
 LayerChoice = None | str | Collection[str] | Callable[[str, nn.Module], bool]
 """None: those within the budget. "all": all that can be. Or canonical module names, or a predicate (name, module)."""
 
-KINDS: dict[type[nn.Module], type[Layer]] = {
+KINDS: dict[type[nn.Module], Callable[..., Layer]] = {
     nn.Linear: LinearLayer,
     nn.Conv1d: ConvLayer,
     nn.Conv2d: ConvLayer,
@@ -66,7 +66,7 @@ def select(model: nn.Module, ledger: Ledger, choice: LayerChoice, **options: Any
     return layers, skipped
 
 
-def kind_of(module: nn.Module) -> type[Layer] | None:
+def kind_of(module: nn.Module) -> Callable[..., Layer] | None:
     """The class that sketches `module`, or None: a subclass with a forward of its own may compute anything."""
     for kind, layer in KINDS.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:

@@ -155,10 +155,10 @@ class GradientSketcher:
         """The sketches of the backward pass (or passes, of equal batch sizes) since the last call, and forget them.
 
         Args:
-            coefficients: array or tensor (b,), c_i = dL/dl_i, the derivative of what was back-propagated with respect to each example's
-                own loss: importance weights, 1/b, 1/accumulation steps and GradScaler's factor all multiplied.
-                Captured rows are c_i s_i and are divided by it. None: all are loss_scale/b or loss_scale, by
-                `reduction`.
+            coefficients: array or tensor (b,), c_i = dL/dl_i, the derivative of what was back-propagated with
+                respect to each example's own loss: importance weights, 1/b, 1/accumulation steps and GradScaler's
+                factor all multiplied. Captured rows are c_i s_i and are divided by it. None: all are loss_scale/b
+                or loss_scale, by `reduction`.
 
         Raises:
             SketchError: no backward pass came through a sketched layer, or the number of examples does not match.
@@ -171,15 +171,15 @@ class GradientSketcher:
             exact = entries[:, : self.dim] / c[:, None]
             sketches = exact.astype(self.dtype)
             if self.norms == "sketch":
-                norms = np.linalg.norm(exact, axis=1)
+                norms = np.linalg.norm(exact, axis=1).astype(np.float32)
             else:
-                norms = np.sqrt(np.maximum(entries[:, self.dim], 0)) / np.abs(c)
+                norms = np.sqrt(np.maximum(entries[:, self.dim], np.float32(0))) / np.abs(c)
         usable = (c != 0) & np.isfinite(c) & np.isfinite(norms) & np.isfinite(sketches).all(1)
         sketches[~usable], norms[~usable] = 0, 0
         return GradientSketches(sketches, norms, usable)
 
     def audit(self, *, tolerance: float = 1e-3) -> float:
-        """Check that the sketches taken since `zero_grad()` add up to the sketch of `.grad`; returns the relative error.
+        """Check that the sketches taken since `zero_grad()` add up to that of `.grad`; returns the relative error.
 
         Call it after take(), before clipping, `unscale_` or `optimizer.step()`; every backward pass since
         `zero_grad()` (which must set gradients to None, as is the default) must have been taken. When

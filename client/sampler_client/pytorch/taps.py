@@ -143,7 +143,7 @@ class ConvNormTap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         x, weight = ctx.saved_tensors
-            with full_precision(x.device):
+        with full_precision(x.device):
             g = grads[0].float()
             squared = g.new_zeros(g.shape[0])
             if "weight" in ctx.covered:
