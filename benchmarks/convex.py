@@ -11,6 +11,7 @@ minutes on one core.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,7 @@ def rows_of(excess: dict[tuple[str, str, float], list[float]]) -> list[dict[str,
         baseline = best_of(problem, SHUFFLE, excess)[1]
         for sampler in SAMPLERS:
             rate, reached = best_of(problem, sampler, excess)
+            ratio = float(np.mean(baseline) / np.mean(reached))
             ratio_s = np.array(baseline) / np.array(reached)
             rows.append(
                 {
@@ -211,13 +213,19 @@ def rows_of(excess: dict[tuple[str, str, float], list[float]]) -> list[dict[str,
                     "best_learning_rate": rate,
                     "at_the_edge_of_the_grid": rate in (PROBLEMS[problem][1][0], PROBLEMS[problem][1][-1]),
                     "suboptimality": float(np.mean(reached)),
-                    "better_than_shuffled": float(np.mean(baseline) / np.mean(reached)),
-                    "suboptimality_standard_error": float(np.std(reached, ddof=1) / np.sqrt(len(reached))),
+                    "better_than_shuffled": ratio,
+                    "better_standard_error": ratio * math.hypot(_relative_error(baseline), _relative_error(reached)),
+                    "suboptimality_standard_error": float(np.mean(reached)) * _relative_error(reached),
                     "better_least_seed": float(ratio_s.min()),
                     "better_most_seed": float(ratio_s.max()),
                 }
             )
     return rows
+
+
+def _relative_error(value_s: list[float]) -> float:
+    """Standard error of the mean over seeds, as a share of the mean."""
+    return float(np.std(value_s, ddof=1) / np.sqrt(len(value_s)) / np.mean(value_s))
 
 
 def main(json: Annotated[Path | None, typer.Option(help="where to write the rows and the headline")] = None) -> None:
@@ -226,7 +234,9 @@ def main(json: Annotated[Path | None, typer.Option(help="where to write the rows
     for problem in PROBLEMS:
         measure(problem, excess)
     rows = rows_of(excess)
-    headline = {row["problem"]: row["better_than_shuffled"] for row in rows if row["sampler"] == DEFAULT.label}
+    default = [row for row in rows if row["sampler"] == DEFAULT.label]
+    headline = {row["problem"]: row["better_than_shuffled"] for row in default}
+    headline |= {f"{row['problem']}_standard_error": row["better_standard_error"] for row in default}
     write_result(
         json,
         name="convex",

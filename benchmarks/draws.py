@@ -2,11 +2,13 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.draws --json benchmarks/results/draws.json --plot draws.png
 
-Ours is what the service runs: `WeightedDrawer` in blocks of 32 batches, each batch an array of ids. The peers are
-iterated as their documentation says, through torch's BatchSampler; `torch.multinomial` alone, without the iterating,
-is the harder thing to beat. One measurement is one set of weights and as many draws as examples (at most
-`--draws`), so that every sampler pays once for its running sum; "steady" leaves that out for ours. The samplers take
-turns in one process, and each figure is a median.
+Ours is what the service runs: `WeightedDrawer` in blocks of 32 batches, each batch an array of ids. The peers
+are iterated as their documentation says, through torch's BatchSampler; `torch.multinomial` alone, without the
+iterating, is the harder thing to beat. One measurement is one set of weights and as many draws as examples
+(at most `--draws`), so that every sampler pays once for its running sum; "steady" leaves that out for ours.
+The samplers take turns in one process, and each figure is a median. All of them run on one thread, so speeds
+are per second of that thread's processor time: on an idle machine that is the wall clock, on a busy one it
+leaves out the waiting for a core (the wall clock is in the rows as well).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ BATCH, BLOCK = 256, 32
 ABOVE_2E24 = (1 << 24) + 1000
 
 OURS, STEADY, MAKE = "ours", "ours, steady", "ours, making the order"
-TORCH, MULTINOMIAL, SPDL = "torch WeightedRandomSampler", "torch.multinomial alone", "spdl DistributedRandomSampler"
+TORCH, MULTINOMIAL, SPDL = "torch WeightedRandomSampler", "torch.multinomial alone", "spdl
+DistributedRandomSampler"
 
 Measurement = Callable[[], int]
 """Draws something and returns how many."""
@@ -94,54 +97,55 @@ def measure(num_examples: int, draws: int, repeats: int, tick: Callable[[str], N
     """One row per sampler at one size; samplers take turns, `repeats` times."""
     weight_n = np.random.default_rng(num_examples).lognormal(size=num_examples)
     contenders: dict[str, Measurement | str] = {**ours(weight_n, draws), **peers(weight_n, draws)}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}  # processor, wall
     drawn: dict[str, int] = {}
     for _ in range(repeats):
         for name, run in contenders.items():
             tick(f"{num_examples:.0e} {name}")
             if isinstance(run, str):
                 continue
-            start = time.perf_counter()
+            cpu, wall = time.process_time(), time.perf_counter()
             try:
                 drawn[name] = run()
             except RuntimeError as error:
                 contenders[name] = f"cannot run: {str(error).splitlines()[0]}"
                 continue
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     return [
-        {"examples": num_examples, "sampler": name, "draws": drawn[name]} | _summary(drawn[name], seconds[name])
-        if callable(run)
-        else {"examples": num_examples, "sampler": name, "result": run}
-        for name, run in contenders.items()
-    ]
+        {"examples": num_examples, "sampler": name, "draws": drawn[name]} | _summary(drawn[name],
+        seconds[name]) if callable(run) else {"examples": num_examples, "sampler": name, "result": run} for
+        name, run in contenders.items() ]
 
 
-def _summary(draws: int, seconds: list[float]) -> dict[str, Any]:
-    median = statistics.median(seconds)
+def _summary(draws: int, seconds: list[tuple[float, float]]) -> dict[str, Any]:
+    cpu, wall = zip(*seconds, strict=True)
     return {
-        "draws_per_s": draws / median,
-        "slowest_draws_per_s": draws / max(seconds),
-        "seconds": median,
+        "draws_per_s": draws / statistics.median(cpu),
+        "slowest_draws_per_s": draws / max(cpu),
+        "fastest_draws_per_s": draws / min(cpu),
+        "cpu_seconds": statistics.median(cpu),
+        "wall_seconds": statistics.median(wall),
         "repeats": len(seconds),
     }
 
 
 def chi_square_above_2e24() -> float:
-    """p-value of 2 000 000 draws in 64 bins, weight 2 for the first half of 2^24 + 1000 examples, 1 for the rest."""
+    """p-value of 2 000 000 draws in 64 bins, weight 2 for the first half of 2^24 + 1000 examples, 1 for the
+    rest."""
     weight_n = np.ones(ABOVE_2E24)
     weight_n[: ABOVE_2E24 // 2] = 2
     rng = np.random.default_rng(24)
     drawer = WeightedDrawer(weight_n, rng)
-    blocks = [drawer.draw(num_batches=BLOCK, size=BATCH, rng=rng) for _ in range(2_000_000 // (BLOCK * BATCH))]
-    observed_b = np.bincount(np.concatenate(blocks).ravel() * 64 // ABOVE_2E24, minlength=64)
-    expected_b = np.bincount(np.arange(ABOVE_2E24) * 64 // ABOVE_2E24, weights=weight_n, minlength=64)
-    return float(chisquare(observed_b, expected_b / expected_b.sum() * observed_b.sum()).pvalue)
+    blocks = [drawer.draw(num_batches=BLOCK, size=BATCH, rng=rng) for _ in range(2_000_000 // (BLOCK *
+    BATCH))] observed_b = np.bincount(np.concatenate(blocks).ravel() * 64 // ABOVE_2E24, minlength=64)
+    expected_b = np.bincount(np.arange(ABOVE_2E24) * 64 // ABOVE_2E24, weights=weight_n, minlength=64) return
+    float(chisquare(observed_b, expected_b / expected_b.sum() * observed_b.sum()).pvalue)
 
 
 def headline_of(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Ratios at 1e7 examples, where that size and the peer were run; a weight change is in both sides."""
-    speed = {row["sampler"]: row["draws_per_s"] for row in rows if row["examples"] == 10**7 and "draws_per_s" in row}
-    ratios = {"over_torch_1e7": TORCH, "over_multinomial_1e7": MULTINOMIAL, "over_spdl_1e7": SPDL}
+    speed = {row["sampler"]: row["draws_per_s"] for row in rows if row["examples"] == 10**7 and "draws_per_s"
+    in row} ratios = {"over_torch_1e7": TORCH, "over_multinomial_1e7": MULTINOMIAL, "over_spdl_1e7": SPDL}
     return {figure: speed[OURS] / speed[peer] for figure, peer in ratios.items() if peer in speed}
 
 
@@ -153,14 +157,10 @@ def draw_plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for name in (OURS, STEADY, MULTINOMIAL, TORCH, SPDL):
-        points = [(r["examples"], r["draws_per_s"]) for r in rows if r["sampler"] == name and "draws_per_s" in r]
-        if points:
-            axes.loglog(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if name == OURS else 1.2)
-    axes.set_xlabel("examples (torch stops at 2^24)")
-    axes.set_ylabel("weighted draws per second")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
+        points = [(r["examples"], r["draws_per_s"]) for r in rows if r["sampler"] == name and "draws_per_s" in
+        r] if points: axes.loglog(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if name == OURS
+        else 1.2) axes.set_xlabel("examples (torch stops at 2^24)") axes.set_ylabel("weighted draws per
+        second") axes.grid(alpha=0.3) axes.legend() figure.savefig(path, dpi=150)
 
 
 def main(
@@ -170,7 +170,8 @@ def main(
     draws: Annotated[int, typer.Option(help="most draws in one measurement")] = 10_000_000,
     largest: Annotated[int, typer.Option(help="leave out sizes above this")] = SIZES[-1],
 ) -> None:
-    """Measure weighted draws per second against torch and SPDL, and test the frequencies above 2^24 examples."""
+    """Measure weighted draws per second against torch and SPDL, and test the frequencies above 2^24
+    examples."""
     torch.set_num_threads(1)
     sizes = [size for size in SIZES if size <= largest]
     rows: list[dict[str, Any]] = []
@@ -189,15 +190,13 @@ def main(
         print(f"{row['examples']:>10,} {row['sampler']:<32} {result}")
     notes = [
         f"Medians of {repeats}, samplers taking turns in one process, one thread; log-normal weights.",
+        "Seconds are processor time of that one thread; the rows have the wall clock too.",
         f"One measurement is one change of all weights and min(examples, {draws:,}) draws in batches of {BATCH}.",
         "torch.multinomial yields one tensor for the whole epoch and is not cut into batches.",
-        "Draws of torch and SPDL are independent; ours are spread evenly over blocks of 32 batches (same marginals).",
-        f"spdl {metadata.version('spdl')}" if _has("spdl") else "spdl is not installed",
-    ]
-    headline = headline_of(rows) | {"chi_square_p_above_2e24": chi_square}
-    write_result(json, name="draws", rows=rows, headline=headline, notes=notes)
-    if plot is not None:
-        draw_plot(rows, plot)
+        "Draws of torch and SPDL are independent; ours are spread evenly over blocks of 32 batches (same
+        marginals).", f"spdl {metadata.version('spdl')}" if _has("spdl") else "spdl is not installed", ]
+        headline = headline_of(rows) | {"chi_square_p_above_2e24": chi_square} write_result(json,
+        name="draws", rows=rows, headline=headline, notes=notes) if plot is not None: draw_plot(rows, plot)
 
 
 def _has(package: str) -> bool:

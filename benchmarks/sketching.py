@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.progress import Progress
-from sampler_client.pytorch.sketcher import GradientSketcher
 from torch import Tensor, nn
 
 from benchmarks.common import write_result
 from benchmarks.sketching_models import CASES, Case, examples
+from sampler_client.pytorch.sketcher import GradientSketcher
 
 DIMS = (32, 64, 128, 256)
 Step = Callable[[], object]
@@ -95,6 +95,7 @@ PEERS = {"opacus GradSampleModule": opacus_step, "BackPACK BatchGrad": backpack_
 
 
 def seconds(step: Step, device: torch.device) -> float:
+    """Of the device on CUDA; else of the processor, so that neighbours on a shared machine do not count."""
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
@@ -103,9 +104,9 @@ def seconds(step: Step, device: torch.device) -> float:
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1e3
-    began = time.perf_counter()
+    began = time.process_time()
     step()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def interleaved(steps: dict[str, Step], rounds: int, device: torch.device, tick: Step) -> dict[str, list[float]]:
@@ -245,6 +246,7 @@ def main(
             tick()
     notes = [
         f"device {device}, {torch.get_num_threads()} thread(s); {rounds} interleaved rounds, medians of paired ratios",
+        "times: CUDA events on a GPU, process CPU time on a CPU (wall time, with one thread on an idle machine)",
         "headline: step with a default GradientSketcher (d=64) and take() over plain; resnet is the worse norm",
     ]
     write_result(json, name="sketching", rows=rows, headline=headline_of(rows), notes=notes)

@@ -53,7 +53,7 @@ class Delivery:
         self._members = members
         self.group = group
         self._choose = choose
-        self._lease_s = config.lease_s
+        self._lease_s, self._max_lead = config.lease_s, config.max_lead
         self._redeliver = config.on_lost == "redeliver"
         self._redraw = redraw
         self._next_id = first_batch_id
@@ -92,7 +92,7 @@ class Delivery:
             older.queues.pop(rank, None)
         here.queues[rank] = deque(batch for batch in here.queue(rank) if batch.step >= first_step)
         lacking_from = min(here.begins_at.get(rank, here.first_step), here.next_step)
-        if first_step < lacking_from and self._planned_on(here):
+        if first_step < lacking_from and here is self._epochs[-1]:
             parts = self._parts(here, first_step, lacking_from - first_step)
             here.queue(rank).extendleft(reversed([part[rank] for part in parts]))
         here.begins_at[rank] = first_step
@@ -166,22 +166,18 @@ class Delivery:
         """The pass that a trainer means: one it has not begun, or begun by another trainer of its rank."""
         for at, here in reversed(list(enumerate(self._epochs))):
             if (here.epoch, here.skip_examples) == (epoch, skip):
-                # A rank that begins a second time goes on where its lost trainer was, as long as others are on
-                # the way; alone, or in the same hands, it means a new pass.
+                # A rank that begins a second time goes on where its lost trainer was, as long as others are
+                # there; alone, or in the same hands, it means a new pass.
                 again = trainer.session in here.begun
-                alone = trainer.rank in here.begun.values() and not self._others_inside(trainer, self._epochs[at:])
+                alone = trainer.rank in here.begun.values() and not self._others_in(self._epochs[at:], trainer)
                 return None if again or alone else here
         return None
 
-    def _others_inside(self, trainer: Trainer, epochs: list[Epoch]) -> bool:
+    def _others_in(self, epochs: list[Epoch], trainer: Trainer) -> bool:
         return any(
-            other.connected and other is not trainer and at in epochs and self._inside(other, at)
+            other.connected and other is not trainer and self._at.get(other.session) in epochs
             for other in self._members
-            if (at := self._at.get(other.session)) is not None
         )
-
-    def _inside(self, trainer: Trainer, here: Epoch) -> bool:
-        return bool(trainer.leases or here.queues.get(trainer.rank) or self._planned_on(here))
 
     def _begin(self, epoch: int, skip: int, first_step: int) -> Epoch:
         chosen, group = self._choose(epoch, 0), self.group
@@ -192,7 +188,8 @@ class Delivery:
         older = [e for e in self._epochs if e.epoch < epoch and e.waiting()]
         for late in older[:-KEPT_EPOCHS]:
             log.warning("epoch %d: what some ranks had left of it is dropped, they are too far behind", late.epoch)
-        first_step = min(first_step, num_steps)
+        # After a restart the ranks come back in any order, in step or nearly so.
+        first_step = max(0, min(first_step, num_steps) - self._max_lead)
         here = Epoch(
             epoch=epoch,
             skip_examples=skip,

@@ -72,7 +72,7 @@ class Epoch:
     num_steps: int
     first: Chosen
     first_step: int
-    """steps before it were received before the service restarted; they are planned for the ranks that lack them"""
+    """steps before it are planned only for ranks that come back to them after the service restarted"""
     next_step: int
     """first step that is not planned yet"""
     begins_at: dict[int, int] = field(default_factory=dict)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import sampler_client as sampler
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import sampler_client as sampler
 from trainer_examples.data import ImageData
 from trainer_examples.models import make_model
 
@@ -30,11 +30,12 @@ EVALUATION_ROWS = 4096
 class Settings:
     """What all policies of a comparison share."""
 
-    steps: int = 600
-    batch_size: int = 32
-    learning_rate: float = 0.1
+    steps: int = 400
+    batch_size: int = 16
+    learning_rate: float = 0.05
     momentum: float = 0.9
     evaluations: int = 20
+    """of the whole training set; besides, the model is evaluated before the first step"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Curve:
     seed: int
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """of training, waiting for the service included, evaluations not"""
+    """of training from the first batch asked for, waiting for the service included, evaluations not"""
     losses: list[float] = field(default_factory=list)
     """over the whole training set"""
     ratios: list[float] = field(default_factory=list)
@@ -64,6 +65,11 @@ class Curve:
         known = [ratio for ratio in self.ratios if not math.isnan(ratio)]
         return float(np.median(known)) if known else math.nan
 
+    @property
+    def late_loss(self) -> float:
+        """Median full-set loss of the last quarter of the evaluations, which is steadier than the last alone."""
+        return float(np.median(self.losses[-max(1, len(self.losses) // 4) :]))
+
     def reach(self, loss: float) -> tuple[float, float]:
         """Steps and seconds to a full-set loss, linear between evaluations; NaN when it was never reached."""
         for i, now in enumerate(self.losses):
@@ -72,9 +78,8 @@ class Curve:
                     return float(self.steps[0]), self.seconds[0]
                 before = self.losses[i - 1]
                 part = (before - loss) / (before - now)
-                return tuple(
-                    float(axis[i - 1] + part * (axis[i] - axis[i - 1])) for axis in (self.steps, self.seconds)
-                )
+                steps, seconds = (axis[i - 1] + part * (axis[i] - axis[i - 1]) for axis in (self.steps, self.seconds))
+                return float(steps), float(seconds)
         return math.nan, math.nan
 
 
@@ -98,8 +103,8 @@ def train_under(
     curve = Curve(policy=policy, seed=seed)
     clock = Stopwatch()
     with sampler.SamplerClient(address) as client:
-        clock.start()
         loader = sampler.attach(loader, address, run=run, policy=policy, seed=seed, epochs=epochs)
+        clock.start()
         if policy == "rho_loss":
             client.set_reference(run, reference_losses(data, settings, seed))
         evaluate_at = set(np.linspace(0, settings.steps, settings.evaluations + 1).round().astype(int).tolist())
@@ -119,6 +124,7 @@ def train_under(
                 curve.examples += len(batch)
                 curve.steps_active += batch.policy == policy
                 on_step()
+        client.close_run(run)  # what the service holds of it is not needed any more
     sketcher.close()
     images, labels = data.test.tensors
     curve.accuracy = float((_logits(model, images).argmax(1) == labels).float().mean())
@@ -166,9 +172,7 @@ class Stopwatch:
         self.seconds += time.perf_counter() - self._since
 
 
-def _evaluate(
-    curve: Curve, step: int, clock: Stopwatch, model: nn.Module, data: ImageData, statistics: Any
-) -> None:
+def _evaluate(curve: Curve, step: int, clock: Stopwatch, model: nn.Module, data: ImageData, statistics: Any) -> None:
     curve.steps.append(step)
     curve.seconds.append(clock.seconds)
     curve.losses.append(full_loss(model, data.train))

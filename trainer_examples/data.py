@@ -43,7 +43,8 @@ class ImageData:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.tensors[0].shape[1:])
+        _, c, h, w = self.train.tensors[0].shape
+        return c, h, w
 
     def __str__(self) -> str:
         c, h, w = self.image_shape

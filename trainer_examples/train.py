@@ -13,12 +13,12 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-import sampler_client as sampler
 import torch
 import typer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+import sampler_client as sampler
 from trainer_examples.data import load
 from trainer_examples.models import make_model
 
@@ -54,10 +54,11 @@ def main(
             for (x, y), batch in loader:
                 optimizer.zero_grad()
                 losses = F.cross_entropy(model(x), y, reduction="none")  # one per example
-                batch.weighted_mean(losses).backward()  # (2) was losses.mean(): the weights undo the preference
+                loss = batch.weighted_mean(losses)  # (2) was losses.mean(); the weights undo the preference
+                loss.backward()
                 optimizer.step()
                 batch.report(losses, sketcher)  # (3) returns at once; tells what the gradients looked like
-                total, seen = total + losses.sum().item(), seen + len(batch)
+                total, seen = total + loss.item() * len(batch), seen + len(batch)
             print(f"epoch {epoch:3d}  {seen:6,d} examples, mean loss {total / seen:.4f}  {loader.reason}")
 
     sketcher.close()

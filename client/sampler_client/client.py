@@ -49,11 +49,16 @@ _CONNECTION = (
 )
 
 
+_opened_in = 0
+"""The process that opened a channel first. A fork copies this number, and with it a gRPC that no longer works."""
+
+
 class SamplerClient:
     """Control calls to one service. Cheap to make: nothing is opened before the first call.
 
-    The channel belongs to the process that opened it; after a fork, or when unpickled elsewhere, the first call
-    opens another. Threads may share a client.
+    The channel belongs to the process that opened it; when unpickled in another (spawn, forkserver), the first call
+    opens another. A process forked after a first channel was opened can have none: gRPC would hang or crash there,
+    so it is a ConfigError. Threads may share a client.
 
     Args:
         address: "host:port" of the service.
@@ -85,6 +90,7 @@ class SamplerClient:
         """The channel of this process, opened on first use."""
         with self._lock:
             if self._channel is None or self._pid != os.getpid():
+                _claim_process()
                 # A channel inherited through fork is left alone: closing it here would disturb the parent's.
                 self._channel = grpc.insecure_channel(
                     self.address,
@@ -183,13 +189,13 @@ class SamplerClient:
         what = "send reports"
         messages = list(reports)
         for message in messages:  # before the first is sent: grpc would refuse one in the middle
-            _check_size(message, f"{what}: the report of batch {message.batch_id}")
+            check_size(message.ByteSize(), f"{what}: the report of batch {message.batch_id}")
         with grpc_errors(what, self.address):
             stub = pb_grpc.ReportsStub(self.channel())
             return stub.Send(iter(messages), timeout=self.timeouts.report_s)
 
     def _call(self, method: Callable[..., Any], request: Any, what: str) -> Any:
-        _check_size(request, what)
+        check_size(request.ByteSize(), what)
         try:
             with grpc_errors(what, self.address):
                 return method(request, timeout=self.timeouts.call_s)
@@ -197,12 +203,25 @@ class SamplerClient:
             raise VersionMismatch(f"{error} (this client speaks protocol {wire.PROTOCOL})") from None
 
 
-def _check_size(message: Any, what: str) -> None:
-    size = message.ByteSize()
+def check_size(size: int, what: str) -> None:
+    """Raise MessageTooLarge when a message of `size` bytes would be refused."""
     if size > wire.MAX_MESSAGE_BYTES:
         raise MessageTooLarge(
             f"{what} has {size} bytes, one message may have {wire.MAX_MESSAGE_BYTES}; send fewer rows or narrower ones"
         )
+
+
+def _claim_process() -> None:
+    """Refuse to use gRPC in a process that was forked from one that did, unless it was told to expect that."""
+    global _opened_in
+    supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes", "on")
+    if _opened_in not in (0, os.getpid()) and not supported:
+        raise ConfigError(
+            f"process {os.getpid()} was forked from process {_opened_in}, which had a connection to the service; gRPC "
+            'does not survive that. Give the DataLoader multiprocessing_context="spawn" or "forkserver", or set '
+            "GRPC_ENABLE_FORK_SUPPORT=1 before Python starts, which makes every fork slower"
+        )
+    _opened_in = os.getpid()
 
 
 def option_texts(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

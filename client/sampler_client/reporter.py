@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
-from sampler_client.client import SamplerClient
+from sampler_client.client import SamplerClient, check_size
 from sampler_client.errors import Busy, NotFound, ReplyTimeout, SamplerError, ServiceUnavailable, Stale
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,12 @@ class ReportRows:
             norms=norms[usable],
             sketches=sketches[usable],
         )
+
+    def message_bytes(self) -> int:
+        """Bytes of the largest of its messages, but for some hundred of its frame."""
+        columns = (self.example_ids, self.losses, self.norms, self.sketches)
+        total = sum(column.nbytes for column in columns if column is not None)
+        return total * min(wire.MAX_REPORT_ROWS, len(self.example_ids)) // max(len(self.example_ids), 1)
 
     def messages(self, session: str) -> list[pb.Report]:
         """Report messages of at most MAX_REPORT_ROWS rows each."""
@@ -101,8 +107,10 @@ class Reporter:
         """Queue a report; never blocks.
 
         Raises:
+            MessageTooLarge: it would not fit a message; it is not queued, and what is queued is not touched.
             SamplerError: what the service answered to an earlier report that it refused as a whole.
         """
+        check_size(rows.message_bytes(), f"report of batch {rows.batch_id}")
         with self._changed:
             self._raise_pending()
             if self._closed:

@@ -141,3 +141,19 @@ def test_new_weights_replace_the_old_in_the_same_order():
 def test_bad_weights_are_named_with_index_and_value(weights, message):
     with pytest.raises(ConfigError, match=message):
         drawer_of(weights)
+
+
+class Highest:
+    """A generator whose uniform number is the largest below 1, so that the last point rounds up to the total."""
+
+    def random(self) -> float:
+        return float(np.nextafter(1, 0))
+
+    def permuted(self, values: np.ndarray, axis: int) -> np.ndarray:
+        return values
+
+
+def test_a_point_that_rounds_up_to_the_total_is_the_last_example_of_all():
+    for weights in ([3.0], [0.1] * 10, [0.0, 0.7, 0.0], np.random.default_rng(0).random(1000)):
+        ids = drawer_of(weights).draw(num_batches=4, size=64, rng=Highest())  # pyright: ignore
+        assert (np.asarray(weights)[ids] > 0).all()

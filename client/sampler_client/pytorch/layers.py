@@ -214,7 +214,7 @@ class AffineLayer(Layer):
 
     def factors(self, x: Tensor, batch_dim: int) -> tuple[Any, ...]:
         a = affine_positions(self._normalised(x.float()), self.size, self.layout, batch_dim)
-        return a, *self.matrices, self.layout, batch_dim, "+".join(self.covered)
+        return a, *self.matrices, (self.layout, batch_dim), "+".join(self.covered)
 
     def tap(self, y: Tensor, z: Tensor, factors: tuple[Any, ...]) -> Tensor:
         return AffineTap.apply(y, z, *factors)  # pyright: ignore[reportReturnType]

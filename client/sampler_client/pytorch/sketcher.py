@@ -171,12 +171,12 @@ class GradientSketcher:
             exact = entries[:, : self.dim] / c[:, None]
             sketches = exact.astype(self.dtype)
             if self.norms == "sketch":
-                norms = np.linalg.norm(exact, axis=1).astype(np.float32)
+                norms = np.linalg.norm(exact, axis=1)
             else:
                 norms = np.sqrt(np.maximum(entries[:, self.dim], np.float32(0))) / np.abs(c)
         usable = (c != 0) & np.isfinite(c) & np.isfinite(norms) & np.isfinite(sketches).all(1)
         sketches[~usable], norms[~usable] = 0, 0
-        return GradientSketches(sketches, norms, usable)
+        return GradientSketches(sketches, norms.astype(np.float32), usable)
 
     def audit(self, *, tolerance: float = 1e-3) -> float:
         """Check that the sketches taken since `zero_grad()` add up to that of `.grad`; returns the relative error.

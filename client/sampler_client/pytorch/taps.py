@@ -174,17 +174,11 @@ class AffineTap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        y: Tensor,
-        z: Tensor,
-        a: Tensor,
-        projection: Tensor,
-        layout: str,
-        batch_dim: int,
-        covered: str,
+        ctx: Any, y: Tensor, _z: Tensor, a: Tensor, projection: Tensor, positions: tuple[str, int], covered: str
     ):
+        """`positions` is the layout and the batch dimension, for `affine_positions`."""
         ctx.save_for_backward(a, projection)
-        ctx.layout, ctx.batch_dim, ctx.covered = layout, batch_dim, covered
+        ctx.positions, ctx.covered = positions, covered
         ctx.mark_dirty(y)
         return y
 
@@ -192,14 +186,14 @@ class AffineTap(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         a, projection = ctx.saved_tensors
         with full_precision(a.device):
-            g = affine_positions(grads[0], a.shape[2], ctx.layout, ctx.batch_dim)
+            g = affine_positions(grads[0], a.shape[2], *ctx.positions)
             if ctx.covered == "weight+bias":
                 parameters = torch.cat([(g * a).sum(1), g.sum(1)], 1)
             else:
                 parameters = (g * a if ctx.covered == "weight" else g).sum(1)
             squared = parameters.square().sum(1)
             sketch = parameters @ projection
-        return grads[0], entry(sketch, squared), None, None, None, None, None
+        return grads[0], entry(sketch, squared), None, None, None, None
 
 
 def affine_positions(features: Tensor, n: int, layout: str, batch_dim: int) -> Tensor:

@@ -12,9 +12,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from sampler_client.pytorch.projection import gaussian
 from sampler_client.pytorch.sketcher import GradientSketcher
-from torch import Tensor, nn
 
 Losses = Callable[[nn.Module, Tensor], Tensor]
 

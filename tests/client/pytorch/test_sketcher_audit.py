@@ -10,10 +10,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from sampler_client.errors import SamplerError
 from sampler_client.pytorch.audit import SketchAuditError
 from sampler_client.pytorch.sketcher import GradientSketcher
-from torch import nn
 
 
 def three_layers() -> nn.Sequential:

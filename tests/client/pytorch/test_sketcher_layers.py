@@ -8,9 +8,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from sampler_client.errors import ConfigError
 from sampler_client.pytorch.sketcher import GradientSketcher
-from torch import Tensor, nn
 
 B = 5
 

@@ -9,10 +9,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from sampler_client.errors import SketchError
-from sampler_client.pytorch.sketcher import GradientSketcher
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from sampler_client.errors import SketchError
+from sampler_client.pytorch.sketcher import GradientSketcher
 
 B = 5
 # Dynamo and Inductor of torch 2.13 use deprecated parts of torch themselves.

@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from sampler_client.pytorch.projection import canonical_name, gaussian
 from sampler_client.pytorch.sketcher import GradientSketcher
-from torch import Tensor, nn
 
 D = 16
 SEEDS = 1500
