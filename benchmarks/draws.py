@@ -36,8 +36,7 @@ BATCH, BLOCK = 256, 32
 ABOVE_2E24 = (1 << 24) + 1000
 
 OURS, STEADY, MAKE = "ours", "ours, steady", "ours, making the order"
-TORCH, MULTINOMIAL, SPDL = "torch WeightedRandomSampler", "torch.multinomial alone", "spdl
-DistributedRandomSampler"
+TORCH, MULTINOMIAL, SPDL = "torch WeightedRandomSampler", "torch.multinomial alone", "spdl DistributedRandomSampler"
 
 Measurement = Callable[[], int]
 """Draws something and returns how many."""
@@ -111,15 +110,17 @@ def measure(num_examples: int, draws: int, repeats: int, tick: Callable[[str], N
                 contenders[name] = f"cannot run: {str(error).splitlines()[0]}"
                 continue
             seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    return [
-        {"examples": num_examples, "sampler": name, "draws": drawn[name]} | _summary(drawn[name],
-        seconds[name]) if callable(run) else {"examples": num_examples, "sampler": name, "result": run} for
-        name, run in contenders.items() ]
+    rows: list[dict[str, Any]] = []
+    for name, run in contenders.items():
+        row = {"result": run} if isinstance(run, str) else _summary(drawn[name], seconds[name])
+        rows.append({"examples": num_examples, "sampler": name} | row)
+    return rows
 
 
 def _summary(draws: int, seconds: list[tuple[float, float]]) -> dict[str, Any]:
     cpu, wall = zip(*seconds, strict=True)
     return {
+        "draws": draws,
         "draws_per_s": draws / statistics.median(cpu),
         "slowest_draws_per_s": draws / max(cpu),
         "fastest_draws_per_s": draws / min(cpu),
@@ -130,22 +131,21 @@ def _summary(draws: int, seconds: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def chi_square_above_2e24() -> float:
-    """p-value of 2 000 000 draws in 64 bins, weight 2 for the first half of 2^24 + 1000 examples, 1 for the
-    rest."""
+    """p-value of 2 000 000 draws in 64 bins, weight 2 for the first half of 2^24 + 1000 examples, 1 for the rest."""
     weight_n = np.ones(ABOVE_2E24)
     weight_n[: ABOVE_2E24 // 2] = 2
     rng = np.random.default_rng(24)
     drawer = WeightedDrawer(weight_n, rng)
-    blocks = [drawer.draw(num_batches=BLOCK, size=BATCH, rng=rng) for _ in range(2_000_000 // (BLOCK *
-    BATCH))] observed_b = np.bincount(np.concatenate(blocks).ravel() * 64 // ABOVE_2E24, minlength=64)
-    expected_b = np.bincount(np.arange(ABOVE_2E24) * 64 // ABOVE_2E24, weights=weight_n, minlength=64) return
-    float(chisquare(observed_b, expected_b / expected_b.sum() * observed_b.sum()).pvalue)
+    blocks = [drawer.draw(num_batches=BLOCK, size=BATCH, rng=rng) for _ in range(2_000_000 // (BLOCK * BATCH))]
+    observed_b = np.bincount(np.concatenate(blocks).ravel() * 64 // ABOVE_2E24, minlength=64)
+    expected_b = np.bincount(np.arange(ABOVE_2E24) * 64 // ABOVE_2E24, weights=weight_n, minlength=64)
+    return float(chisquare(observed_b, expected_b / expected_b.sum() * observed_b.sum()).pvalue)
 
 
 def headline_of(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Ratios at 1e7 examples, where that size and the peer were run; a weight change is in both sides."""
-    speed = {row["sampler"]: row["draws_per_s"] for row in rows if row["examples"] == 10**7 and "draws_per_s"
-    in row} ratios = {"over_torch_1e7": TORCH, "over_multinomial_1e7": MULTINOMIAL, "over_spdl_1e7": SPDL}
+    speed = {row["sampler"]: row["draws_per_s"] for row in rows if row["examples"] == 10**7 and "draws_per_s" in row}
+    ratios = {"over_torch_1e7": TORCH, "over_multinomial_1e7": MULTINOMIAL, "over_spdl_1e7": SPDL}
     return {figure: speed[OURS] / speed[peer] for figure, peer in ratios.items() if peer in speed}
 
 
@@ -157,10 +157,14 @@ def draw_plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for name in (OURS, STEADY, MULTINOMIAL, TORCH, SPDL):
-        points = [(r["examples"], r["draws_per_s"]) for r in rows if r["sampler"] == name and "draws_per_s" in
-        r] if points: axes.loglog(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if name == OURS
-        else 1.2) axes.set_xlabel("examples (torch stops at 2^24)") axes.set_ylabel("weighted draws per
-        second") axes.grid(alpha=0.3) axes.legend() figure.savefig(path, dpi=150)
+        points = [(r["examples"], r["draws_per_s"]) for r in rows if r["sampler"] == name and "draws_per_s" in r]
+        if points:
+            axes.loglog(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if name == OURS else 1.2)
+    axes.set_xlabel("examples (torch stops at 2^24)")
+    axes.set_ylabel("weighted draws per second")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 def main(
@@ -170,8 +174,7 @@ def main(
     draws: Annotated[int, typer.Option(help="most draws in one measurement")] = 10_000_000,
     largest: Annotated[int, typer.Option(help="leave out sizes above this")] = SIZES[-1],
 ) -> None:
-    """Measure weighted draws per second against torch and SPDL, and test the frequencies above 2^24
-    examples."""
+    """Measure weighted draws per second against torch and SPDL, and test the frequencies above 2^24 examples."""
     torch.set_num_threads(1)
     sizes = [size for size in SIZES if size <= largest]
     rows: list[dict[str, Any]] = []
@@ -193,10 +196,13 @@ def main(
         "Seconds are processor time of that one thread; the rows have the wall clock too.",
         f"One measurement is one change of all weights and min(examples, {draws:,}) draws in batches of {BATCH}.",
         "torch.multinomial yields one tensor for the whole epoch and is not cut into batches.",
-        "Draws of torch and SPDL are independent; ours are spread evenly over blocks of 32 batches (same
-        marginals).", f"spdl {metadata.version('spdl')}" if _has("spdl") else "spdl is not installed", ]
-        headline = headline_of(rows) | {"chi_square_p_above_2e24": chi_square} write_result(json,
-        name="draws", rows=rows, headline=headline, notes=notes) if plot is not None: draw_plot(rows, plot)
+        "Draws of torch and SPDL are independent; ours are spread evenly over blocks of 32 batches (same marginals).",
+        f"spdl {metadata.version('spdl')}" if _has("spdl") else "spdl is not installed",
+    ]
+    headline = headline_of(rows) | {"chi_square_p_above_2e24": chi_square}
+    write_result(json, name="draws", rows=rows, headline=headline, notes=notes)
+    if plot is not None:
+        draw_plot(rows, plot)
 
 
 def _has(package: str) -> bool:

@@ -192,30 +192,38 @@ def correlation_rows(case: Case, device: torch.device) -> list[dict[str, Any]]:
     step = training_step(model, x, y, lambda: None)
     for _ in range(20):
         step()
+    # Products of one parameter at a time: all gradients side by side would be b times the model.
     exact = per_example_gradients(model, x, y)
+    grams = {name: gram(value.flatten(1)) for name, value in exact.items()}
     rows = []
     for dim in DIMS:
         with GradientSketcher(model, dim, dtype=np.float32) as sketcher:
             F.cross_entropy(model(x), y).backward()
             sketches = sketcher.take().sketches
             layers = set(sketcher.layers)
-        covered = [name for name in exact if name.rpartition(".")[0] in layers]
+        covered = [name for name in grams if name.rpartition(".")[0] in layers]
         row: dict[str, Any] = {"measure": "correlation", "model": case.name, "dim": dim}
-        for label, names in (("all parameters", list(exact)), ("sketched layers", covered)):
-            gradients = torch.cat([exact[name].flatten(1) for name in names], 1).double().cpu().numpy()
-            row[f"inner product, {label}"] = pearson(sketches, gradients)
-            row[f"cosine, {label}"] = pearson(unit(sketches), unit(gradients))
+        for label, names in (("all parameters", list(grams)), ("sketched layers", covered)):
+            products = np.sum([grams[name] for name in names], axis=0)
+            estimates = sketches.astype(float) @ sketches.T
+            row[f"inner product, {label}"] = pearson(estimates, products)
+            row[f"cosine, {label}"] = pearson(cosine(estimates), cosine(products))
         rows.append(row)
     return rows
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def gram(rows: Tensor) -> np.ndarray:
+    return (rows @ rows.T).double().cpu().numpy()
+
+
+def cosine(products: np.ndarray) -> np.ndarray:
+    lengths = np.sqrt(np.diag(products))
+    return products / np.outer(lengths, lengths)
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     upper = np.triu_indices(len(a), 1)
-    return round(float(np.corrcoef((a @ a.T)[upper], (b @ b.T)[upper])[0, 1]), 4)
+    return round(float(np.corrcoef(a[upper], b[upper])[0, 1]), 4)
 
 
 def headline_of(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -28,7 +28,6 @@ class Delivery:
     """Plans and lends the batches of one run. Not thread-safe: the sampler holds its lock.
 
     Args:
-        planner: turns rates into global batches.
         members: the trainers.
         config: the run's.
         group: their geometry; another one needs another Delivery.
@@ -40,7 +39,6 @@ class Delivery:
 
     def __init__(
         self,
-        planner: Planner,
         members: Membership,
         config: RunConfig,
         *,
@@ -49,11 +47,11 @@ class Delivery:
         redraw: bool,
         first_batch_id: int,
     ) -> None:
-        self._planner = planner
         self._members = members
+        self._config = config
         self.group = group
+        self._planner = self._new_planner()
         self._choose = choose
-        self._lease_s, self._max_lead = config.lease_s, config.max_lead
         self._redeliver = config.on_lost == "redeliver"
         self._redraw = redraw
         self._next_id = first_batch_id
@@ -84,21 +82,21 @@ class Delivery:
         Returns:
             The rates that the epoch began with, and the batches this trainer will get.
         """
-        here = self._under_way(trainer, epoch, skip) or self._begin(epoch, skip, first_step)
+        here = self._under_way(trainer, epoch, skip) or self._begin(trainer, epoch, skip, first_step)
         rank, first_step = trainer.rank, min(first_step, here.num_steps)
         trainer.leases.clear()
         self._without_trainer.discard(rank)
         for older in self._epochs[: self._epochs.index(here)]:
             older.queues.pop(rank, None)
+            older.left.add(rank)
         here.queues[rank] = deque(batch for batch in here.queue(rank) if batch.step >= first_step)
         lacking_from = min(here.begins_at.get(rank, here.first_step), here.next_step)
-        if first_step < lacking_from and here is self._epochs[-1]:
+        if first_step < lacking_from:
             parts = self._parts(here, first_step, lacking_from - first_step)
             here.queue(rank).extendleft(reversed([part[rank] for part in parts]))
         here.begins_at[rank] = first_step
         self._at[trainer.session] = here
-        to_plan = here.num_steps - max(here.next_step, first_step) if self._planned_on(here) else 0
-        return here.first, len(here.queue(rank)) + to_plan
+        return here.first, len(here.queue(rank)) + here.num_steps - max(here.next_step, first_step)
 
     def take(self, trainer: Trainer, count: int, now: float) -> tuple[list[Batch], bool]:
         """Lend up to `count` batches; the flag says that the trainer's epoch is over.
@@ -114,7 +112,7 @@ class Delivery:
         while len(taken) < count:
             if queue:
                 batch = queue.popleft()
-            elif self._planned_on(here):
+            elif here.next_step < here.num_steps:
                 self._plan(here, min(count - len(taken), here.num_steps - here.next_step))
                 continue
             elif orphans := next((e.orphans for e in self._until(here) if e.orphans), None):
@@ -179,31 +177,39 @@ class Delivery:
             for other in self._members
         )
 
-    def _begin(self, epoch: int, skip: int, first_step: int) -> Epoch:
-        chosen, group = self._choose(epoch, 0), self.group
-        num_steps = self._planner.start_epoch(
-            epoch, chosen.rates, batch_size=group.batch_size, world=group.world_size, skip_examples=skip
-        )
-        # A run that goes back to an earlier epoch has given up what came after.
+    def _begin(self, trainer: Trainer, epoch: int, skip: int, first_step: int) -> Epoch:
+        chosen = self._choose(epoch, 0)
+        here = Epoch(epoch=epoch, skip_examples=skip, first=chosen)
+        later = [e for e in self._epochs if e.epoch > epoch]
+        # After a restart a slow rank may come back to an epoch that others have done with. Without batches of it
+        # in hand, a run that asks for an earlier epoch goes back, and has given up what came after.
+        beside = first_step > 0 and self._others_in(later, trainer)
+        here.planner = self._new_planner() if beside else self._planner
+        here.num_steps = self._start(here.planner, here)
+        # Ranks come back in any order, in step or nearly so.
+        here.first_step = here.next_step = max(0, min(first_step, here.num_steps) - self._config.max_lead)
         older = [e for e in self._epochs if e.epoch < epoch and e.waiting()]
         for late in older[:-KEPT_EPOCHS]:
             log.warning("epoch %d: what some ranks had left of it is dropped, they are too far behind", late.epoch)
-        # After a restart the ranks come back in any order, in step or nearly so.
-        first_step = max(0, min(first_step, num_steps) - self._max_lead)
-        here = Epoch(
-            epoch=epoch,
-            skip_examples=skip,
-            num_steps=num_steps,
-            first=chosen,
-            first_step=first_step,
-            next_step=first_step,
-        )
-        self._epochs = [*older[-KEPT_EPOCHS:], here]
+        if beside:
+            here.left = {other.rank for other in self._members if self._at.get(other.session) in later}
+        else:
+            for other in self._epochs:
+                other.planner = None
+        self._epochs = [*older[-KEPT_EPOCHS:], here, *(later if beside else ())]
         return here
 
-    def _planned_on(self, here: Epoch) -> bool:
-        """Whether steps of a pass are still to be planned; the planner is at the latest pass."""
-        return here is self._epochs[-1] and here.next_step < here.num_steps
+    def _new_planner(self) -> Planner:
+        return Planner(self._config.num_examples, seed=self._config.seed, drop_last=self.group.drop_last)
+
+    def _start(self, planner: Planner, here: Epoch) -> int:
+        return planner.start_epoch(
+            here.epoch,
+            here.first.rates,
+            batch_size=self.group.batch_size,
+            world=self.group.world_size,
+            skip_examples=here.skip_examples,
+        )
 
     def _until(self, here: Epoch) -> list[Epoch]:
         """A pass and the ones before it, oldest first."""
@@ -213,6 +219,8 @@ class Delivery:
         """Plan further steps for all ranks."""
         for part in self._parts(here, here.next_step, count):
             for rank, batch in enumerate(part):
+                if rank in here.left:
+                    continue
                 if rank in self._without_trainer:
                     here.orphans.append(batch)
                 elif batch.step >= here.begins_at.get(rank, 0):
@@ -227,7 +235,10 @@ class Delivery:
             # Only an epoch that began as a sweep has an order that its later steps go on with.
             both_sweep = isinstance(now.rates, Sweep) and isinstance(chosen.rates, Sweep)
             chosen = replace(chosen, reason=now.reason) if both_sweep else now
-        planned = self._planner.plan(step, count, chosen.rates)
+        if here.planner is None:
+            here.planner = self._new_planner()
+            self._start(here.planner, here)
+        planned = here.planner.plan(step, count, chosen.rates)
         return [
             [self._batch(here, at, rows, chosen, sum(map(len, parts))) for rows in parts]
             for at, parts in enumerate(planned, start=step)
@@ -254,7 +265,7 @@ class Delivery:
         if batch.batch_id <= trainer.last_batch_id:
             self._next_id += 1
             batch = replace(batch, batch_id=self._next_id)
-        lent = replace(batch, lease_deadline=now + self._lease_s, lead=len(trainer.leases))
+        lent = replace(batch, lease_deadline=now + self._config.lease_s, lead=len(trainer.leases))
         trainer.leases[lent.batch_id] = lent
         trainer.last_batch_id = lent.batch_id
         self.batches += 1
@@ -263,7 +274,7 @@ class Delivery:
 
     def _expire(self, now: float) -> None:
         for trainer in self._members:
-            if trainer.lost_at is not None and now - trainer.lost_at > self._lease_s:
+            if trainer.lost_at is not None and now - trainer.lost_at > self._config.lease_s:
                 self.expired += len(trainer.leases)
                 self.give_back(trainer)
                 self._members.remove(trainer)

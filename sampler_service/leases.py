@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
+from sampler_service.planning import Planner
 from sampler_service.types import Batch, Int32, Rates
 
 UNCONNECTED_S = 10.0
@@ -65,15 +66,16 @@ class Chosen:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Epoch:
-    """One pass under way: the latest is still planned, in older ones slow ranks take what waits for them."""
+    """One pass under way. Ranks may be in several: fast ones in the latest, slow ones in what is left of others."""
 
     epoch: int
     skip_examples: int
-    num_steps: int
     first: Chosen
-    first_step: int
+    """rates that it began with"""
+    num_steps: int = 0
+    first_step: int = 0
     """steps before it are planned only for ranks that come back to them after the service restarted"""
-    next_step: int
+    next_step: int = 0
     """first step that is not planned yet"""
     begins_at: dict[int, int] = field(default_factory=dict)
     """first step that a rank's trainer asked for"""
@@ -83,6 +85,10 @@ class Epoch:
     """parts that wait, by rank"""
     orphans: deque[Batch] = field(default_factory=deque)
     """parts of ranks without a trainer, for anyone"""
+    left: set[int] = field(default_factory=set)
+    """ranks that are in a later pass and want no more of this one"""
+    planner: Planner | None = None
+    """None: the run's planner has gone on to a later pass; another is made when it is needed"""
 
     def queue(self, rank: int) -> deque[Batch]:
         return self.queues.setdefault(rank, deque())

@@ -26,7 +26,6 @@ from sampler_service.delivery import Delivery
 from sampler_service.errors import ConfigError
 from sampler_service.leases import Chosen, Group, Membership, Trainer
 from sampler_service.monitor import VarianceMonitor, effective_sample_size
-from sampler_service.planning import Planner
 from sampler_service.policies import Policy, choose, make_policy
 from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
 from sampler_service.shards import Shards
@@ -242,7 +241,7 @@ class Sampler:
         """Make the clusters anew from the present sketches. Slow; batches go on meanwhile."""
         neyman = getattr(self.policy, "allocation", "equal") == "neyman"
         with self._lock:
-            self._fresh_rows, self._dropped_rate = 0, False
+            fresh_rows, dropped_rate = self._fresh_rows, self._dropped_rate
         partition = recluster(
             self._shards,
             num_clusters=self._num_clusters(),
@@ -251,6 +250,8 @@ class Sampler:
             timeout_s=self._timeout_s,
         )
         with self._lock:
+            self._fresh_rows -= fresh_rows  # only now: a refresh that failed is due again
+            self._dropped_rate &= not dropped_rate
             self._table.install(partition.cluster_n, partition.sse_k)
             self._clustered_at = self._table.version
             self._monitor.reset()
@@ -318,7 +319,6 @@ class Sampler:
         config = self.config
         first = self._delivery.last_batch_id if self._delivery else self._first_batch_id
         return Delivery(
-            Planner(config.num_examples, seed=config.seed, drop_last=group.drop_last),
             self._members,
             config,
             group=group,
@@ -390,7 +390,9 @@ class Sampler:
         rates = self._chosen.rates if self._chosen else None
         if isinstance(rates, StratifiedDraw):
             size_k = np.bincount(rates.stratum_n, minlength=len(rates.rate_k)).astype(np.float64)
-            return self._monitor.ratio_to_iid(size_k=size_k, rate_k=rates.rate_k)
+            group = self._members.group
+            batch_size = group.batch_size * group.world_size if group else None
+            return self._monitor.ratio_to_iid(size_k=size_k, rate_k=rates.rate_k, batch_size=batch_size)
         return self._monitor.ratio_to_iid() if isinstance(rates, WeightedDraw) else float("nan")
 
     def _effective_sample_ratio(self) -> float:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
 from sampler_service.config import ServiceConfig
 from sampler_service.rpc.server import Server
 from sampler_service.service import LocalService

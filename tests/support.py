@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
 from sampler_service.config import RunConfig
 from sampler_service.leases import Group
 from sampler_service.replies import ReportSummary, Taken

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
-from sampler_service.leases import Group
 
+from sampler_service.errors import Conflict, Stale
+from sampler_service.leases import Group
 from tests.support import Clock, FakeTrainer, ids_of, join_all, make_sampler
 
 
@@ -224,30 +224,7 @@ def test_a_trainer_that_leaves_gives_what_it_holds_to_the_others_at_once():
     assert sorted(ids_of(stays.received)) == list(range(40))
 
 
-@pytest.mark.parametrize("received", [0, 1, 2, 3])
-def test_a_stream_opened_again_loses_nothing_and_repeats_nothing(received):
-    (trainer,) = join_all(make_sampler(40), lead=4)
-    trainer.start(0)
-    sent = trainer.take(3).batches
-    # The last ones were on the way when the connection broke; of those that came the first one is done.
-    came = sent[:received]
-    trainer.received, trainer.held = list(came), {b.batch_id: b for b in came[1:]}
-    trainer.last_batch_id = came[-1].batch_id if came else 0
-    trainer.lose()
-    trainer.reconnect()
-    again = trainer.take(4 - len(trainer.held)).batches
-    assert [b.batch_id for b in again[: 3 - received]] == [b.batch_id for b in sent[received:]]
-    trainer.drain()
-    assert sorted(ids_of(trainer.received)) == list(range(40))
-
-
-def test_a_stream_that_claims_a_batch_nobody_lent_is_refused():
-    (trainer,) = join_all(make_sampler(40))
-    with pytest.raises(Stale, match="has received batch 99"):
-        trainer.sampler.connect(trainer.session, 99, [])
-
-
-def test_a_reconnect_while_others_take_its_orphans_keeps_ids_rising():
+def test_batches_of_a_lost_rank_come_to_the_others_with_ids_that_rise():
     clock = Clock()
     stays, lost = join_all(make_sampler(48, clock), world=2, lead=6)
     lost.start(0)
@@ -259,101 +236,3 @@ def test_a_reconnect_while_others_take_its_orphans_keeps_ids_rising():
     clock.advance(31.0)
     stays.drain()  # FakeTrainer.take asserts that ids rise
     assert sorted(ids_of(stays.received)) == list(range(48))
-
-
-def test_a_single_trainer_that_breaks_out_of_an_epoch_may_begin_it_again_whole():
-    (trainer,) = join_all(make_sampler(40))
-    trainer.start(0)
-    trainer.take(3)
-    trainer.start(0)
-    assert sorted(ids_of(trainer.drain())) == list(range(40))
-    trainer.start(0)
-    assert sorted(ids_of(trainer.drain())) == list(range(40))
-
-
-def test_ranks_that_all_break_out_begin_the_next_epoch_whole():
-    ranks = join_all(make_sampler(40), world=2)
-    for epoch in (0, 0, 1):
-        seen = []
-        for trainer in ranks:
-            trainer.start(epoch)
-            seen += ids_of(trainer.take(2).batches)
-        assert len(set(seen)) == 16
-    for trainer in ranks:
-        trainer.start(2)
-    assert sorted(ids_of(ranks[0].drain()) + ids_of(ranks[1].drain())) == list(range(40))
-
-
-def test_asking_for_batches_before_an_epoch_is_refused_in_words():
-    (trainer,) = join_all(make_sampler(40))
-    with pytest.raises(ConfigError, match="ask for an epoch"):
-        trainer.take(1)
-
-
-@pytest.mark.parametrize("done", [0, 16, 40])
-@pytest.mark.parametrize(("world", "batch"), [(1, 8), (2, 4), (4, 2), (3, 2)])
-def test_an_epoch_resumes_behind_what_was_delivered_with_any_number_of_ranks(done, world, batch):
-    first = make_sampler(40, seed=3)
-    (trainer,) = join_all(first, batch=8)
-    trainer.start(0)
-    before = []
-    while len(ids_of(before)) < done:
-        before += trainer.take_acked().batches
-    for _ in range(2):  # the same position twice
-        ranks = join_all(make_sampler(40, seed=3), world, batch)
-        after = []
-        for rank in ranks:
-            started = rank.start(0, skip=done)
-            after += rank.drain()
-            assert started.num_steps == len([b for b in after if b in rank.received])
-        assert sorted(ids_of(before) + ids_of(after)) == list(range(40))
-
-
-def test_a_position_behind_the_epoch_is_refused():
-    (trainer,) = join_all(make_sampler(40))
-    with pytest.raises(ConfigError, match=r"skip_examples is 41, outside .* 0 … 40"):
-        trainer.start(0, skip=41)
-
-
-@settings(max_examples=60, deadline=None)
-@given(received=st.lists(st.integers(0, 10), min_size=2, max_size=3), order=st.randoms(), seed=st.integers(0, 99))
-def test_ranks_that_come_back_after_a_restart_lose_nothing_and_repeat_nothing(received, order, seed):
-    world = len(received)
-    before = join_all(make_sampler(world * 40, seed=seed), world, lead=8)
-    for trainer, count in zip(before, received, strict=True):
-        trainer.start(0)
-        while len(trainer.received) < count:
-            trainer.take_acked()
-    after = join_all(make_sampler(world * 40, seed=seed, first_batch_id=1 << 20), world, lead=8)
-    coming = list(zip(after, received, strict=True))
-    order.shuffle(coming)
-    for trainer, count in coming:
-        assert trainer.start(0, first_step=count).num_steps == 10 - count
-        trainer.take(order.randint(0, 3))
-    for trainer, _ in coming:
-        trainer.drain()
-    assert sorted(ids_of(b for t in before + after for b in t.received)) == list(range(world * 40))
-
-
-def test_ids_rise_over_a_change_of_the_world_size():
-    sampler = make_sampler(40)
-    (alone,) = join_all(sampler)
-    alone.start(0)
-    alone.take(4)
-    sampler.leave(alone.session)
-    ranks = join_all(sampler, world=2)
-    ranks[0].start(1)
-    assert ranks[0].take(1).batches[0].batch_id > alone.last_batch_id
-
-
-def test_a_run_is_not_given_another_geometry_while_others_train_on_it():
-    sampler = make_sampler(40)
-    join_all(sampler, world=2)
-    with pytest.raises(Conflict, match="must use the same world_size"):
-        join_all(sampler, world=1)
-
-
-def test_an_unknown_session_is_told_to_join():
-    sampler = make_sampler(40)
-    with pytest.raises(NotFound, match="join again"):
-        sampler.take("run:nobody", 1)

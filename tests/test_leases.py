@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
 from sampler_service.leases import UNCONNECTED_S, Group, Membership, run_of
-
 from tests.support import Clock, FakeTrainer, ids_of, make_sampler
 
 PAIR = Group(world_size=2, batch_size=4, drop_last=False)

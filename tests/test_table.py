@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from sampler_service.table import Table
 from sampler_service.types import NEVER, NO_CLUSTER, ReportBlock
 

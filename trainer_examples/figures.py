@@ -33,8 +33,8 @@ def target_of(runs: Runs) -> float:
 
 def table_of(title: str, runs: Runs, target: float) -> Table:
     """A row per policy; medians over the seeds. Best cells are bold."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
-    for heading in ("policy", "steps", "seconds", "loss", "accuracy", "examples", "variance\nratio", "active"):
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for heading in ("policy", "steps", "seconds", "loss", "accuracy", "seen", "ratio", "active"):
         table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
     rows = {policy: _row(curves, target) for policy, curves in runs.items()}
     best = {
@@ -42,7 +42,7 @@ def table_of(title: str, runs: Runs, target: float) -> Table:
         "seconds": min((row["seconds"] for row in rows.values()), key=_nan_last),
         "loss": min(row["loss"] for row in rows.values()),
         "accuracy": max(row["accuracy"] for row in rows.values()),
-        "examples": min(row["examples"] for row in rows.values()),
+        "seen": min(row["seen"] for row in rows.values()),
     }
     for policy, row in rows.items():
         cells = [_cell(name, value, bold=value == best.get(name)) for name, value in row.items()]
@@ -75,7 +75,7 @@ def _row(curves: Sequence[Curve], target: float) -> dict[str, float]:
         "seconds": float(seconds),
         "loss": float(np.median([curve.late_loss for curve in curves])),
         "accuracy": float(np.median([curve.accuracy for curve in curves])),
-        "examples": float(np.median([curve.examples for curve in curves])),
+        "seen": float(np.median([curve.examples for curve in curves])),
         "ratio": float(np.median(ratios)) if ratios else math.nan,
         "active": float(np.median([curve.steps_active / max(1, curve.steps[-1]) for curve in curves])),
     }
@@ -90,7 +90,7 @@ def _cell(name: str, value: float, *, bold: bool) -> str:
         return "never"
     if math.isnan(value):
         return "-"
-    form = {"steps": ",.0f", "examples": ",.0f", "accuracy": ".1%", "active": ".0%", "loss": ".4f"}.get(name, ".2f")
+    form = {"steps": ",.0f", "seen": ",.0f", "accuracy": ".1%", "active": ".0%", "loss": ".4f"}.get(name, ".2f")
     return f"[bold]{value:{form}}[/bold]" if bold else f"{value:{form}}"
 
 

@@ -10,11 +10,9 @@ a sweep, and no DistributedSampler is needed. Rank and world size come from torc
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import time
 from typing import Annotated
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import typer
@@ -37,7 +35,6 @@ def main(
     run: Annotated[str | None, typer.Option(help="name of this training job; none: a new one")] = None,
     policy: Annotated[str, typer.Option(help="what to prefer; shuffle is the baseline")] = "gradient_clustering",
     epochs: Annotated[int, typer.Option(help="passes over the data")] = 20,
-    ids: Annotated[Path | None, typer.Option(help="folder for the ids each rank was given")] = None,
 ) -> None:
     """Train on the processes that torchrun started; rank 0 prints."""
     dist.init_process_group("gloo")
@@ -51,11 +48,11 @@ def main(
     model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
 
-    # (1) One run for all ranks; torchrun's run id is the same on each of them.
-    run = run or f"{images.name}-{policy}-{os.environ.get('TORCHELASTIC_RUN_ID', 'none')}-{os.getppid()}"
-    loader = sampler.attach(loader, address, run=run, policy=policy, epochs=epochs)
+    # (1) One run for all ranks, so rank 0 names it.
+    name = [run or f"{images.name}-{policy}-{time.strftime('%H%M%S')}"]
+    dist.broadcast_object_list(name)
+    loader = sampler.attach(loader, address, run=name[0], policy=policy, epochs=epochs)
 
-    given: list[np.ndarray] = []
     with loader:
         for epoch in range(epochs):
             total = torch.zeros(2)
@@ -67,7 +64,6 @@ def main(
                 optimizer.step()
                 batch.report(losses, sketcher)  # (3) every rank reports its own part
                 total += torch.tensor([loss.item(), 1.0])
-                given.append(batch.example_ids)
             dist.all_reduce(total)
             if rank == 0:
                 print(f"epoch {epoch:3d}  mean loss {total[0] / total[1]:.4f}  {loader.reason}")
@@ -77,8 +73,6 @@ def main(
         with torch.no_grad():
             accuracy = (model.module(x).argmax(1) == y).float().mean().item()
         print(f"accuracy on {len(images.test):,} test images: {accuracy:.1%}")
-    if ids is not None:
-        np.save(ids / f"rank{rank}.npy", np.concatenate(given))
     sketcher.close()
     dist.destroy_process_group()
 

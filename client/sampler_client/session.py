@@ -152,11 +152,14 @@ class EpochReader:
         self.epoch = 0
         self._examples = 0
         self._over = True
+        self._iteration = 0
         self.num_steps: int | None = None
         self.reason = ""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start the next epoch and hand out its batches."""
+        """Start the next epoch and hand out its batches. An iteration that is still under way is over with that."""
+        self._iteration += 1
+        iteration = self._iteration
         self._handed, self._current = [], None
         self.epoch, self._examples = self._next_epoch, self._next_skip
         self._next_epoch, self._next_skip = self.epoch + 1, 0
@@ -164,6 +167,8 @@ class EpochReader:
         started = self._source.start_epoch(self.epoch, min(self._examples, self._num_examples))
         self.num_steps, self.reason = started.num_steps, started.reason
         while True:
+            if iteration != self._iteration:
+                raise ConfigError("another iteration of this loader was started; only the newest can go on")
             held = len(self._handed) + (self._current is not None)
             if held >= self._lead:
                 raise ConfigError(

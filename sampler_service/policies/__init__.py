@@ -43,9 +43,7 @@ def make_policy(name: str, options: Mapping[str, float | str | bool]) -> Policy:
     types = {field.name: type(field.default) for field in fields(cls)}
     for option, value in options.items():
         if option not in types:
-            raise ConfigError(
-                f"policy {name!r} has no option {option!r} (= {value!r}); it has {sorted(types)}"
-            )
+            raise ConfigError(f"policy {name!r} has no option {option!r} (= {value!r}); it has {sorted(types)}")
         if types[option] is float and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ConfigError(f"policy {name!r}: option {option!r} must be a number, got {value!r}")
         if types[option] is str and not isinstance(value, str):

@@ -41,8 +41,7 @@ class GradientClustering:
     def __post_init__(self) -> None:
         if self.allocation not in ALLOCATIONS:
             raise ConfigError(
-                f"policy {self.name!r}: option 'allocation' must be one of {ALLOCATIONS}, "
-                f"got {self.allocation!r}"
+                f"policy {self.name!r}: option 'allocation' must be one of {ALLOCATIONS}, got {self.allocation!r}"
             )
         # A cluster of identical sketches has no scatter: without the mix, neyman would never draw from it.
         check_within(self.name, "alpha", self.alpha, "(0, 1]" if self.allocation == "neyman" else "[0, 1]")

@@ -52,9 +52,7 @@ class Importance:
         tau = self.tau(view)
         if self.gate == 1 or tau >= self.gate:
             return ""
-        return (
-            f"tau {tau:.2f} is below the gate {self.gate:.2f}, gradient norms are too even to gain by draws"
-        )
+        return f"tau {tau:.2f} is below the gate {self.gate:.2f}, gradient norms are too even to gain by draws"
 
     def tau(self, view: TableView) -> float:
         """sqrt(n sum_i (s_i / sum s)^2), 1 for equal norms … sqrt(n) for a single large one (n / ESS =

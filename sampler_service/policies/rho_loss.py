@@ -46,9 +46,7 @@ class RhoLoss:
         # An example without a reference is neither favoured nor shunned; one without a loss is seen first.
         score_n[~known_n] = score_n[known_n].mean() if known_n.any() else 0.0
         score_n[~known(view, "loss")] = np.inf
-        return Sweep(
-            keep_n=plain.keep_n, weight_n=plain.weight_n, score_n=score_n, top_fraction=self.top_fraction
-        )
+        return Sweep(keep_n=plain.keep_n, weight_n=plain.weight_n, score_n=score_n, top_fraction=self.top_fraction)
 
     def aside(self, view: TableView) -> str:
         return "the run has no reference losses" if view.reference_loss_n is None else ""

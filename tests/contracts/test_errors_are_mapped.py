@@ -6,6 +6,7 @@ import inspect
 
 import grpc
 import pytest
+
 import sampler_client.errors as client_errors
 import sampler_service.errors as service_errors
 from sampler_client.errors import ERROR_OF_CODE, from_rpc
@@ -60,7 +61,7 @@ class Failed(grpc.RpcError, grpc.Call):
 
 for _name in grpc.Call.__abstractmethods__:
     if _name not in Failed.__dict__:
-        setattr(Failed, _name, lambda self: None)
+        setattr(Failed, _name, lambda _self: None)
 Failed.__abstractmethods__ = frozenset()
 
 

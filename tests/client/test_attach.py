@@ -1,0 +1,116 @@
+"""What `attach` refuses, and how it learns which trainer it is."""
+
+from __future__ import annotations
+
+import pytest
+import sampler_client as sampler
+import torch.distributed
+from sampler_client.pytorch import loader as loaders
+from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
+
+from tests.client.conftest import BATCH, N, QUICK
+
+
+class Numbers(IterableDataset):
+    def __iter__(self):
+        return iter(range(N))
+
+
+def attach(loader, address, **options):
+    return sampler.attach(loader, address, run="r", **{"policy": "shuffle", "timeouts": QUICK, **options})
+
+
+def place(monkeypatch, **options) -> tuple[int, int]:
+    """The rank and world size that would be asked for."""
+    asked = []
+    monkeypatch.setattr(loaders, "Session", lambda client, **request: asked.append(request))
+    loaders._join("localhost:1", "r", N, BATCH, "shuffle", 2, **options)
+    return asked[0]["rank"], asked[0]["world_size"]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda make: DataLoader(Numbers(), batch_size=4), "needs a map-style dataset"),
+        (lambda make: make(batch_size=None, shuffle=False), "batch_size=None"),
+        (lambda make: make(sampler=WeightedRandomSampler([1.0] * N, N), shuffle=False), "replace_sampler=True"),
+        (lambda make: make(num_workers=1, in_order=False), "in_order=True"),
+    ],
+)
+def test_a_loader_whose_batches_cannot_come_from_a_service_is_refused(plain_loader, host, make, says):
+    with pytest.raises(sampler.ConfigError, match=says):
+        attach(make(plain_loader), host.address)
+
+
+def test_a_sampler_of_the_loaders_own_is_replaced_when_that_is_meant(plain_loader, host):
+    weighted = plain_loader(sampler=WeightedRandomSampler([1.0] * N, N), shuffle=False)
+    with attach(weighted, host.address, replace_sampler=True) as loader:
+        assert sorted(i for (ids,), _ in loader for i in ids.tolist()) == list(range(N))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batchsize": 3}, r"unknown options \['batchsize'\]; there are .*'rank'.*'seed'"),
+        ({"rank": 0}, "both rank and world_size or neither"),
+        ({"world_size": 2}, "both rank and world_size or neither"),
+        ({"rank": 2, "world_size": 2}, "rank"),
+        ({"policy": "no-such"}, "unknown policy 'no-such'; choose one of .*'shuffle'"),
+        ({"max_lead": 1}, "lower prefetch_factor or open the run with a larger max_lead"),
+        ({"policy_options": {"no_such": 1}, "policy": "importance"}, "no_such"),
+        ({"on_lost": "ask"}, "on_lost must be 'redeliver' or 'drop'"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused_with_what_is_allowed(plain_loader, host, options, says):
+    with pytest.raises(sampler.ConfigError, match=says):
+        attach(plain_loader(), host.address, **options)
+
+
+def test_a_prefetch_larger_than_the_lead_is_refused(plain_loader, host):
+    with pytest.raises(sampler.ConfigError, match=r"would hold 8 batches .* allows 1 to 4"):
+        attach(plain_loader(num_workers=2, prefetch_factor=3), host.address, max_lead=4)
+
+
+@pytest.mark.parametrize("address", ["", "localhost"])
+def test_an_address_without_a_port_is_refused(plain_loader, address):
+    with pytest.raises(sampler.ConfigError, match="host:port"):
+        attach(plain_loader(), address)
+
+
+def test_nobody_at_the_address_is_said_so_with_the_address(plain_loader, host):
+    host.stop()
+    with pytest.raises(sampler.ServiceUnavailable, match=f"no service at {host.address}.*sampler-service up"):
+        attach(plain_loader(), host.address)
+
+
+def test_a_rank_that_is_taken_is_refused_with_its_holder(plain_loader, host):
+    with attach(plain_loader(), host.address), pytest.raises(sampler.Conflict, match="rank 0 .* is held by"):
+        attach(plain_loader(), host.address)
+
+
+def test_the_rank_comes_from_the_arguments_before_anything_else(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert place(monkeypatch, rank=1, world_size=2) == (1, 2)
+
+
+def test_the_rank_comes_from_the_environment_when_nothing_else_says_it(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert place(monkeypatch) == (3, 4)
+
+
+def test_a_trainer_that_nobody_numbers_is_alone(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert place(monkeypatch) == (0, 1)
+
+
+def test_the_rank_comes_from_torch_distributed_before_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        assert place(monkeypatch) == (0, 1)
+    finally:
+        torch.distributed.destroy_process_group()
