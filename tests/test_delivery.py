@@ -236,3 +236,15 @@ def test_batches_of_a_lost_rank_come_to_the_others_with_ids_that_rise():
     clock.advance(31.0)
     stays.drain()  # FakeTrainer.take asserts that ids rise
     assert sorted(ids_of(stays.received)) == list(range(48))
+
+
+def test_what_a_trainer_gave_up_by_breaking_out_of_an_epoch_does_not_come_to_others_when_it_leaves():
+    breaks, goes_on = join_all(make_sampler(40), world=2)
+    for trainer in (breaks, goes_on):
+        trainer.start(0)
+        trainer.take(1)
+    breaks.start(1)
+    goes_on.take_acked(2)
+    breaks.sampler.leave(breaks.session)
+    goes_on.drain()
+    assert [b.step for b in goes_on.received] == [0, 1, 2, 3, 4]

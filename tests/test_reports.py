@@ -69,15 +69,15 @@ def test_of_an_id_that_comes_twice_in_a_report_the_last_sound_row_counts():
     report = Report(
         batch_id=0,
         step=0,
-        example_ids=np.array([5, 6, 5, 6]),
-        losses=np.array([1, 2, 3, np.nan], np.float32),
+        example_ids=np.array([5, 5, 6, 6]),
+        losses=np.array([1, 3, 2, np.nan], np.float32),
         norms=None,
         sketches=np.arange(16, dtype=np.float32).reshape(4, 4),
     )
     summary = trainer.sampler.report(trainer.session, [report])
     assert (summary.accepted, summary.rejected) == (2, {"nan": 1})
     assert trainer.sampler._table.loss_n[[5, 6]].tolist() == [3, 2]
-    assert np.allclose(trainer.sampler._shards.rows(np.array([5, 6])), [[8, 9, 10, 11], [4, 5, 6, 7]])
+    assert np.allclose(trainer.sampler._shards.rows(np.array([5, 6])), [[4, 5, 6, 7], [8, 9, 10, 11]])
 
 
 def test_sketches_of_another_width_are_refused_and_the_reports_beside_them_are_applied():

@@ -40,12 +40,15 @@ def table_of(sampler: Sampler):
 # --- versions ---
 
 
-def test_the_version_rises_with_each_report_and_a_fence_puts_it_into_the_next_batch():
+def test_the_version_rises_with_each_report_and_a_fence_puts_it_into_the_next_batch(monkeypatch):
+    monkeypatch.setattr(sampler_module, "RATES_ROWS_PER_STEP", 8)  # without a fence, rates serve for some batches
     sampler = make_sampler(N, policy="importance", policy_options={"gate": "1"})
     (trainer,) = join_all(sampler)
     train(trainer, 2)
     trainer.start(2)
     batch, versions = trainer.take(1).batches[0], []
+    trainer.report(batch, batch_id=0)
+    assert trainer.take(1).batches[0].table_version == batch.table_version
     for _ in range(3):
         versions.append(trainer.report(batch, batch_id=0).table_version)
     assert versions == sorted(set(versions))

@@ -109,8 +109,8 @@ def _show(scenario: Scenario, runs: dict[str, list[Curve]], seeds: int) -> None:
     console.print(
         f"steps and seconds: to a full-set training loss of {target:.4f}, where shuffle ends (evaluated every "
         f"{settings.steps // settings.evaluations} steps, clock stopped; the start of a run is not counted either). "
-        "loss: over the training set, late in the run. seen: examples trained on. ratio: variance of a batch's gradient "
-        "against i.i.d. draws, as the service measured it. active: share of batches that the policy itself planned.",
+        "loss: over the training set, late in the run. seen: examples trained on. ratio: variance of a batch's "
+        "gradient against i.i.d. draws, as the service measured it. active: share of batches that the policy itself planned.",
         style="dim",
     )
     for note in notes_of(runs):

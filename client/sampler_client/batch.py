@@ -159,8 +159,9 @@ class Batch:
             )
         if losses.requires_grad:
             losses.register_hook(self._note_coefficients)
-        weights = losses.new_tensor(self.weights)
-        return (losses * weights).sum() * (self.world_size / self.global_batch_size)
+        # The scale goes into the weights: a sum of float16 losses overflows long before their mean does.
+        scale = np.float32(self.world_size / self.global_batch_size)
+        return (losses * losses.new_tensor(self.weights * scale)).sum()
 
     def _note_coefficients(self, gradient: Any) -> None:
         self._coefficients = gradient.detach()

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 from numpy.typing import NDArray
+
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient, check_size
@@ -98,6 +99,8 @@ class Reporter:
         self._thread: threading.Thread | None = None
         self.dropped = 0
         """Reports that were never sent: the queue was full, or the service stayed away."""
+        self.refused = 0
+        """Calls that the service refused, one malformed report being enough; the reports beside it are applied."""
         self.rejected: Counter[str] = Counter()
         """Rows that the service did not take, by reason."""
         self.accepted = 0
@@ -189,8 +192,12 @@ class Reporter:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)
             except SamplerError as error:
-                self.dropped += len(batch)
+                self.refused += 1
                 self._error = error
+                return
+            except Exception as error:  # the thread must outlive whatever it was given
+                self.refused += 1
+                self._error = SamplerError(f"a report could not be sent: {type(error).__name__}: {error}")
                 return
             else:
                 self.accepted += summary.accepted

@@ -21,6 +21,7 @@ from sampler_service.errors import ConfigError
 from sampler_service.types import Float64, Int64
 
 _ENTRIES_PER_CELL = 8  # 2 to 16 draw about equally fast; more entries make a shorter guide
+_CHUNK = 1 << 17  # running sums put into cells at a time: what fits in a processor's cache
 
 
 class WeightedDrawer:
@@ -35,24 +36,41 @@ class WeightedDrawer:
         Raises:
             ConfigError: a weight is negative, NaN or infinite (the message has its index), or all are zero.
         """
-        self._order_n = rng.permutation(np.arange(len(weight_n), dtype=np.int32))
+        num_examples = len(weight_n)
+        self._order_n = rng.permutation(np.arange(num_examples, dtype=np.int32))
+        self._num_cells = -(-num_examples // _ENTRIES_PER_CELL)
+        # Kept from refresh to refresh: fresh pages for arrays of this size cost as much as the arithmetic.
+        self._cumulative_n = np.empty(num_examples)
+        self._first_g = np.empty(self._num_cells + 2, dtype=np.int64)
         self.refresh(weight_n)
 
     def refresh(self, weight_n: Float64) -> None:
-        """Replace all weights, keeping the order; O(n). Raises ConfigError as `__init__` does."""
+        """Replace all weights, keeping the order; O(n). Raises ConfigError as `__init__` does, changing nothing."""
         with np.errstate(over="ignore"):  # reported below, in our own words
-            cumulative_n = np.cumsum(weight_n.take(self._order_n), dtype=np.float64)
-        total = float(cumulative_n[-1])
-        # One pass finds that something is wrong; only then do we look for what. A NaN fails both comparisons.
+            total = float(weight_n.sum())
+        # Two passes find that something is wrong; only then do we look for what. A NaN fails both comparisons.
         if not (np.min(weight_n) >= 0 and 0 < total < np.inf):
             raise ConfigError(_complaint(weight_n))
-        num_cells = -(-len(weight_n) // _ENTRIES_PER_CELL)
-        # Sums in a lower cell than a point's are below the point, in a higher one above it: the same monotone
-        # function makes both cells, so rounding cannot break the bracket.
-        cell_n = (cumulative_n / total * num_cells).astype(np.int64)
-        entries_g = np.bincount(cell_n, minlength=num_cells + 1)
-        self._first_g = np.concatenate(([0], np.cumsum(entries_g)))
-        self._cumulative_n, self._num_cells, self.total = cumulative_n, num_cells, total
+        weight_n.take(self._order_n, out=self._cumulative_n, mode="clip")
+        np.cumsum(self._cumulative_n, out=self._cumulative_n)
+        self.total = float(self._cumulative_n[-1])
+        self._make_guide()
+
+    def _make_guide(self) -> None:
+        """For each cell, the number of running sums in lower cells: where the search for its points begins.
+
+        Sums in a lower cell than a point's are below the point, in a higher one above it: the same monotone
+        function makes both cells, so rounding cannot break the bracket.
+        """
+        self._first_g.fill(0)
+        for low in range(0, len(self._cumulative_n), _CHUNK):
+            cell_c = self._cell(self._cumulative_n[low : low + _CHUNK])
+            count_g = np.bincount(cell_c - cell_c[0])
+            self._first_g[cell_c[0] + 1 : cell_c[0] + 1 + len(count_g)] += count_g
+        np.cumsum(self._first_g, out=self._first_g)
+
+    def _cell(self, sum_m: Float64) -> Int64:
+        return (sum_m / self.total * self._num_cells).astype(np.int64)
 
     def draw(self, *, num_batches: int, size: int, rng: np.random.Generator) -> Int64:
         """(num_batches, size) int64 example ids, each batch in random order."""
@@ -64,7 +82,7 @@ class WeightedDrawer:
 
     def _locate(self, point_m: Float64) -> Int64:
         """First place in the order whose running sum exceeds the point, by bisection from the guide on."""
-        cell_m = (point_m / self.total * self._num_cells).astype(np.int64)
+        cell_m = self._cell(point_m)
         place_m = self._first_g.take(cell_m)
         width = int((self._first_g.take(cell_m + 1) - place_m).max())
         step = (1 << width.bit_length()) >> 1

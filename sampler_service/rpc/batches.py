@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import grpc
 import numpy as np
+
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
-
 from sampler_service.errors import ConfigError, SamplerError
 from sampler_service.replies import Taken
 from sampler_service.rpc.status import errors_as_status
@@ -91,10 +91,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         credit, epoch, inside, acked = 0, 0, True, []
         while not self._draining.is_set():
             wanted = credit if inside else 0
-            try:
-                request = inbox.get(block=not wanted, timeout=1.0 if not wanted else None)
-            except queue.Empty:
-                request = pb.BatchRequest()
+            request = _next(inbox, wait=not wanted)
             if request is None:
                 break
             kind = request.WhichOneof("request")
@@ -114,11 +111,8 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             elif kind == "credit":
                 credit += request.credit.count
                 acked.extend(request.credit.acked)
-            elif kind == "hello":
-                raise ConfigError("a batch stream has one hello; open another stream for another session")
-            if not inbox.empty():
-                continue  # several requests may be waiting: one call to the run serves them all
-            if acked or (inside and credit > 0):
+            # Several requests may be waiting: one call to the run serves them all.
+            if inbox.empty() and (acked or (inside and credit > 0)):
                 taken = self._take(session, stream, credit if inside else 0, acked)
                 if taken is None:
                     return
@@ -158,6 +152,17 @@ def _read(requests: Iterator[pb.BatchRequest], inbox: queue.SimpleQueue[pb.Batch
         pass  # the trainer is gone; what it held waits for its lease
     finally:
         inbox.put(None)
+
+
+def _next(inbox: queue.SimpleQueue[pb.BatchRequest | None], *, wait: bool) -> pb.BatchRequest | None:
+    """The next request, an empty one when there is none (yet), None when there will be none."""
+    try:
+        request = inbox.get(block=wait, timeout=1.0 if wait else None)
+    except queue.Empty:
+        return pb.BatchRequest()
+    if request is not None and request.WhichOneof("request") == "hello":
+        raise ConfigError("a batch stream has one hello; open another stream for another session")
+    return request
 
 
 def encode_batches(batches: list[Batch]) -> Iterator[pb.BatchReply]:

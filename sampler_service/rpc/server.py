@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
-
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError
 from sampler_service.rpc.batches import BatchesServicer

@@ -9,10 +9,10 @@ from urllib.parse import unquote
 
 import grpc
 import numpy as np
+
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
-
 from sampler_service import __version__
 from sampler_service.config import RunConfig
 from sampler_service.errors import ConfigError

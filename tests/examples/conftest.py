@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sampler_client.reporter import ReportRows
 from sampler_client.session import Session
 

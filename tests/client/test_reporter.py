@@ -1,0 +1,266 @@
+"""The reporter never holds up a step, never loses a report without counting it, and never has one applied twice."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+import sampler_client as sampler
+from sampler_client.reporter import Reporter, ReportRows
+from sampler_client.session import Session
+from sampler_service.service import LocalService
+
+from tests.client.conftest import BATCH, QUICK, N
+
+D = 8
+
+
+class Watched(LocalService):
+    """Keeps the losses it is given, and takes reports only while `open` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+        self.open.set()
+        self.called = threading.Event()
+        self.applied: list[int] = []
+        self.fail_after = False
+
+    def report(self, session, reports):
+        self.called.set()
+        self.open.wait(30)
+        before = self.statistics("r").reported_rows
+        summary = super().report(session, reports)
+        if self.statistics("r").reported_rows > before:
+            self.applied += [report.batch_id for report in reports]
+        return summary
+
+
+@pytest.fixture
+def service(host) -> Watched:
+    host.stop()
+    service = Watched()
+    host.start(service)
+    return service
+
+
+@pytest.fixture
+def join(host):
+    opened = []
+
+    def make(address: str = "", *, timeouts=QUICK, queue=256) -> Session:
+        client = sampler.SamplerClient(address or host.address, timeouts=timeouts)
+        options = sampler.RunOptions(policy="shuffle", sketch_dim=D)
+        made = Session(
+            client,
+            run="r",
+            dataset="r",
+            num_examples=N,
+            options=options,
+            rank=0,
+            world_size=1,
+            batch_size=BATCH,
+            drop_last=False,
+            lead=2,
+            queue=queue,
+        )
+        opened.append(made)
+        return made
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+def rows(batch_id: int, *, width: int = D, count: int = 3) -> ReportRows:
+    ids = (batch_id * count + np.arange(count)) % N
+    losses = np.ones(count, np.float32)
+    return ReportRows(
+        batch_id=batch_id,
+        step=batch_id,
+        example_ids=ids,
+        losses=losses,
+        norms=losses,
+        sketches=np.ones((count, width), np.float16),
+    )
+
+
+def test_a_flush_returns_when_everything_is_in_the_table(join, service):
+    session = join()
+    for batch_id in range(1, 21):
+        session.put(rows(batch_id))
+    session.flush()
+    assert service.applied == list(range(1, 21))
+    assert session.reporter.accepted == 60
+
+
+def test_putting_a_report_takes_no_time_while_the_service_hangs(join, service):
+    session = join()
+    service.open.clear()
+    started = time.monotonic()
+    for batch_id in range(1, 101):
+        session.put(rows(batch_id))
+    assert time.monotonic() - started < 0.5
+    service.open.set()
+    session.flush()
+    assert service.applied == list(range(1, 101))
+
+
+def test_a_full_queue_drops_its_oldest_reports_and_counts_them(join, service):
+    session = join(queue=4)
+    service.open.clear()
+    session.put(rows(1))
+    assert service.called.wait(5)  # the first one is under way
+    for batch_id in range(2, 11):
+        session.put(rows(batch_id))
+    assert session.reporter.dropped == 5
+    service.open.set()
+    session.flush()
+    assert service.applied == [1, 7, 8, 9, 10]
+
+
+def test_a_flush_that_is_late_says_how_many_reports_are_waiting_and_for_whom(join, service, host):
+    session = join()
+    service.open.clear()
+    session.put(rows(1))
+    with pytest.raises(sampler.ReplyTimeout, match=rf"1 reports are not with {host.address} after 0\.2 s"):
+        session.flush(0.2)
+    service.open.set()
+    session.flush()
+
+
+def test_a_fence_says_the_version_of_the_table_that_has_every_report(join, service):
+    session = join()
+    session.put(rows(1))
+    first = session.fence()
+    session.put(rows(2))
+    assert session.fence() > first
+    assert service.statistics("r").reported_rows == 6
+
+
+def test_a_fence_with_nobody_there_is_an_error_that_names_the_address(join, host):
+    session = join(timeouts=sampler.Timeouts(call_s=5, report_s=1))
+    host.stop()
+    with pytest.raises(sampler.ServiceUnavailable, match=f"fence.*{host.address}"):
+        session.fence()
+
+
+def test_closing_sends_what_is_queued(join, service):
+    session = join()
+    for batch_id in range(1, 11):
+        session.put(rows(batch_id))
+    session.close()
+    assert service.applied == list(range(1, 11))
+
+
+def test_closing_with_nobody_there_ends_and_logs_what_was_lost(join, host, caplog):
+    session = join(timeouts=sampler.Timeouts(call_s=1, report_s=1))
+    host.stop()
+    session.put(rows(1))
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        session.reporter.close(timeout_s=0.5)
+    assert time.monotonic() - started < 5
+    assert "1 reports are not with" in caplog.text
+
+
+def test_a_report_after_closing_is_an_error(join):
+    session = join()
+    session.close()
+    with pytest.raises(sampler.SamplerError, match=r"report after close\(\)"):
+        session.put(rows(1))
+
+
+@pytest.mark.parametrize("surfaces", ["flush", "put"])
+def test_a_refused_report_is_an_error_of_the_next_call_and_the_others_are_applied(join, service, surfaces):
+    session = join()
+    service.open.clear()
+    session.put(rows(1))
+    assert service.called.wait(5)
+    session.put(rows(2, width=D + 1))
+    session.put(rows(3))
+    service.open.set()
+    with pytest.raises(sampler.ConfigError, match=f"sketches have width {D + 1}.*sketch_dim {D}"):
+        if surfaces == "flush":
+            session.flush()
+        else:
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                session.put(rows(3))
+                time.sleep(0.05)
+    session.flush()
+    session.put(rows(4))
+    session.flush()
+    assert service.statistics("r").reported_rows == 9
+    assert session.reporter.refused == 1
+
+
+def test_rows_that_were_not_taken_are_counted_by_reason(join, service):
+    session = join()
+    bad = rows(1)
+    bad.losses[1] = np.nan
+    session.put(bad)
+    session.put(ReportRows(batch_id=2, step=2, example_ids=np.array([0, N + 7]), losses=np.ones(2, np.float32)))
+    session.flush()
+    assert session.reporter.accepted == 3
+    assert session.reporter.rejected == {"nan": 1, "unknown_id": 1}
+
+
+def test_reports_made_while_the_service_is_away_are_applied_once_when_it_is_back(join, service, proxy):
+    session = join(proxy.address)
+    proxy.refuse = True
+    proxy.cut()
+    for batch_id in range(1, 6):
+        session.put(rows(batch_id))
+    time.sleep(0.3)
+    proxy.refuse = False
+    session.flush()
+    assert sorted(service.applied) == [1, 2, 3, 4, 5]
+    assert session.reporter.dropped == 0
+
+
+def test_a_report_whose_answer_was_lost_is_applied_once(join, service, proxy):
+    session = join(proxy.address)
+    service.open.clear()
+    session.put(rows(1))
+    assert service.called.wait(5)
+    proxy.cut()  # the service has the report, its answer finds nobody
+    service.open.set()
+    session.flush()
+    assert service.applied == [1]
+    assert service.statistics("r").reported_rows == 3
+
+
+def test_reports_are_given_up_and_counted_when_the_service_stays_away(join, host):
+    session = join(timeouts=sampler.Timeouts(call_s=1, report_s=1, reconnect_s=0.3))
+    host.stop()
+    session.put(rows(1))
+    session.flush(5)
+    assert session.reporter.dropped == 1
+
+
+def test_what_can_not_be_encoded_is_an_error_of_the_next_call_and_the_reporter_lives_on(join, service):
+    session = join()
+    session.put(ReportRows(batch_id=1, step=1, example_ids=np.array(["a", "b"])))  # type: ignore[arg-type]
+    with pytest.raises(sampler.SamplerError, match="could not be sent"):
+        session.flush()
+    session.put(rows(2))
+    session.flush()
+    assert service.applied == [2]
+
+
+def test_a_report_larger_than_one_message_allows_goes_in_pieces(monkeypatch):
+    monkeypatch.setattr("sampler_client.wire.MAX_REPORT_ROWS", 10)
+    pieces = rows(7, count=25).messages("r:x")
+    assert [len(piece.example_ids) // 8 for piece in pieces] == [10, 10, 5]
+    assert [piece.batch_id for piece in pieces] == [7, 0, 0]  # a second piece with it would be a repeat
+
+
+def test_a_reporter_that_never_reports_starts_no_thread():
+    reporter = Reporter(sampler.SamplerClient("localhost:1"), lambda: "r:x")
+    reporter.flush()
+    reporter.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "sampler-reporter"]
