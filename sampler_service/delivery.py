@@ -188,7 +188,8 @@ class Delivery:
         here.num_steps = self._start(here.planner, here)
         # Ranks come back in any order, in step or nearly so.
         here.first_step = here.next_step = max(0, min(first_step, here.num_steps) - self._config.max_lead)
-        older = [e for e in self._epochs if e.epoch < epoch and e.waiting()]
+        of_others = [at for session, at in self._at.items() if session != trainer.session]
+        older = [e for e in self._epochs if e.epoch < epoch and (e in of_others or e.waiting())]
         for late in older[:-KEPT_EPOCHS]:
             log.warning("epoch %d: what some ranks had left of it is dropped, they are too far behind", late.epoch)
         if beside:

@@ -77,7 +77,7 @@ class Sweep:
     weight_n: Float32
     """Loss weight of the example when it is kept."""
     score_n: Float32 | None = None
-    """When given, every run of `round(b / top_fraction)` examples in the epoch's order is cut to its b highest scores."""
+    """When given, every run of `round(b / top_fraction)` examples in the epoch's order is cut to its b highest."""
     top_fraction: float = 1.0
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ def main(
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
     policies: Annotated[str, typer.Option(help="comma-separated; shuffle is always among them")] = ",".join(POLICIES),
     steps: Annotated[int | None, typer.Option(help="of each run; none: 400 on digits, 800 on other sets")] = None,
-    seeds: Annotated[int, typer.Option(help="runs of each policy")] = 3,
+    seeds: Annotated[int, typer.Option(help="runs of each policy")] = 2,
     examples: Annotated[int, typer.Option(help="largest training set")] = 10_000,
     out: Annotated[Path, typer.Option(help="where the plot goes")] = Path("out/demo.png"),
     address: Annotated[str | None, typer.Option(help="a running service; none: one is started for the demo")] = None,
@@ -110,7 +110,7 @@ def _show(scenario: Scenario, runs: dict[str, list[Curve]], seeds: int) -> None:
         f"steps and seconds: to a full-set training loss of {target:.4f}, where shuffle ends (evaluated every "
         f"{settings.steps // settings.evaluations} steps, clock stopped; the start of a run is not counted either). "
         "loss: over the training set, late in the run. seen: examples trained on. ratio: variance of a batch's "
-        "gradient against i.i.d. draws, as the service measured it. active: share of batches that the policy itself planned.",
+        "gradient against i.i.d. draws, as the service measured it. active: batches that the policy itself planned.",
         style="dim",
     )
     for note in notes_of(runs):

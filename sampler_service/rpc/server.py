@@ -50,8 +50,10 @@ class Server:
 
     def __init__(self, service: Service, config: ServiceConfig) -> None:
         # A stream holds its thread, so control calls need some beside those of all trainers.
-        self._pool = ThreadPoolExecutor(max_workers=config.max_trainers + 32, thread_name_prefix="rpc")
-        self._server = grpc.server(self._pool, options=_OPTIONS)
+        threads = config.max_trainers + 32
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc")
+        # One call more than there are threads is refused with RESOURCE_EXHAUSTED instead of waiting unseen.
+        self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=threads)
         self._health = health.HealthServicer()
         self._batches = BatchesServicer(service)
         pb_grpc.add_DatasetsServicer_to_server(DatasetsServicer(service), self._server)
