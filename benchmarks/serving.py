@@ -55,7 +55,7 @@ def message_bytes() -> int:
         global_batch_size=BATCH,
         world_size=1,
     )
-    return pb.BatchReply(batch=batch).ByteSize()
+    return pb.BatchReply(block=pb.BatchBlock(batch=[batch])).ByteSize()
 
 
 def bare_server(pipe: Connection, size: int) -> None:

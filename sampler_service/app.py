@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sampler_service.config import ServiceConfig
-from sampler_service.rpc.server import Server
+from sampler_service.rpc.server import Server, check_free
 from sampler_service.runtime.cluster import Cluster
 from sampler_service.service import Service
 
@@ -15,4 +15,5 @@ def serve(service: Service, config: ServiceConfig) -> Server:
 
 def start(config: ServiceConfig, address: str | None = None) -> Cluster:
     """The whole service: on a Ray cluster of its own, or on the one at `address`."""
+    check_free(config.host, config.port)
     return Cluster(serve, config, address)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sampler_client.client import SamplerClient
 from sampler_client.errors import SamplerError as ClientError
@@ -116,7 +117,8 @@ def main() -> None:
     try:
         app()
     except (SamplerError, ClientError) as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        # soft_wrap: one error is one line, also in a file
+        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 

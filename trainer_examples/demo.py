@@ -107,8 +107,8 @@ def _show(scenario: Scenario, runs: dict[str, list[Curve]], seeds: int) -> None:
     console.print()
     console.print(table_of(title, runs, target))
     console.print(
-        f"steps and seconds: to a full-set training loss of {target:.4f}, where shuffle ends (evaluated every "
-        f"{settings.steps // settings.evaluations} steps, clock stopped; the start of a run is not counted either). "
+        f"steps and seconds: to a full-set training loss of {target:.4f}, where shuffle ends in its worst run "
+        f"(evaluated every {settings.steps // settings.evaluations} steps, clock stopped; a start is not counted). "
         "loss: over the training set, late in the run. seen: examples trained on. ratio: variance of a batch's "
         "gradient against i.i.d. draws, as the service measured it. active: batches that the policy itself planned.",
         style="dim",

@@ -27,8 +27,8 @@ COLOURS = {
 
 
 def target_of(runs: Runs) -> float:
-    """The full-set training loss that shuffling comes to: its median over seeds, late in the run."""
-    return float(np.median([curve.late_loss for curve in runs["shuffle"]]))
+    """The full-set training loss that shuffling ends at, whatever the seed: late in its worst run."""
+    return max(curve.late_loss for curve in runs["shuffle"])
 
 
 def table_of(title: str, runs: Runs, target: float) -> Table:

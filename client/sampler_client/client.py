@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,30 +16,15 @@ from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.config import RunOptions, Timeouts
-from sampler_client.errors import ConfigError, MessageTooLarge, VersionMismatch, grpc_errors
+from sampler_client.errors import ConfigError, MessageTooLarge, ServiceUnavailable, VersionMismatch, grpc_errors
 
-_RETRY_BRIEFLY = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [
-                    *({"service": f"sampler.v1.{name}"} for name in ("Datasets", "Runs", "Statistics")),
-                    {"service": "sampler.v1.Reports", "method": "Fence"},
-                ],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ]
-    }
-)
-"""All of these calls are idempotent, so a blip is worth a second try before the caller hears of it."""
+_PAUSES_S = (0.1, 0.3, 0.9)
+"""Before a second, third and fourth attempt: a blip is worth them before the caller hears of it."""
 
 _CONNECTION = (
+    # With gRPC's own retries, about one in sixty streams that failed to connect was never told so, and a cancel did
+    # not end it either (grpcio 1.85.1): hence `_call` makes the attempts.
+    ("grpc.enable_retries", 0),
     # gRPC's own pause between attempts grows to two minutes: longer than a service is given to come back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
@@ -95,7 +80,7 @@ class SamplerClient:
                 # A channel inherited through fork is left alone: closing it here would disturb the parent's.
                 self._channel = grpc.insecure_channel(
                     self.address,
-                    options=(*wire.CHANNEL_OPTIONS, *_CONNECTION, ("grpc.service_config", _RETRY_BRIEFLY)),
+                    options=(*wire.CHANNEL_OPTIONS, *_CONNECTION),
                 )
                 self._pid = os.getpid()
             return self._channel
@@ -144,7 +129,8 @@ class SamplerClient:
 
     def leave(self, session: str) -> None:
         """Give a rank back."""
-        self._call(pb_grpc.RunsStub(self.channel()).Leave, pb.LeaveRequest(session=session), "leave the run")
+        request = pb.LeaveRequest(session=session)
+        self._call(pb_grpc.RunsStub(self.channel()).Leave, request, "leave the run", pauses_s=())
 
     def set_reference(self, run: str, losses: NDArray[np.float32]) -> int:
         """Losses of all examples, (num_examples,), under a reference model; needed by `rho_loss`."""
@@ -179,7 +165,7 @@ class SamplerClient:
 
     def stop_service(self) -> None:
         """Ask a service on this machine to drain and end."""
-        self._call(pb_grpc.ControlStub(self.channel()).Stop, pb.StopRequest(), "stop the service")
+        self._call(pb_grpc.ControlStub(self.channel()).Stop, pb.StopRequest(), "stop the service", pauses_s=())
 
     def send_reports(self, reports: Iterable[pb.Report]) -> pb.ReportSummary:
         """Send reports and wait until they are in the table; safe to repeat.
@@ -195,13 +181,27 @@ class SamplerClient:
             stub = pb_grpc.ReportsStub(self.channel())
             return stub.Send(iter(messages), timeout=self.timeouts.report_s)
 
-    def _call(self, method: Callable[..., Any], request: Any, what: str) -> Any:
+    def _call(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        what: str,
+        pauses_s: tuple[float, ...] = _PAUSES_S,
+    ) -> Any:
+        """Call, and again while nobody answers; `call_s` bounds all attempts together."""
         check_size(request.ByteSize(), what)
-        try:
-            with grpc_errors(what, self.address):
-                return method(request, timeout=self.timeouts.call_s)
-        except VersionMismatch as error:
-            raise VersionMismatch(f"{error} (this client speaks protocol {wire.PROTOCOL})") from None
+        deadline = time.monotonic() + self.timeouts.call_s
+        pauses = list(pauses_s)
+        while True:
+            try:
+                with grpc_errors(what, self.address):
+                    return method(request, timeout=deadline - time.monotonic())
+            except VersionMismatch as error:
+                raise VersionMismatch(f"{error} (this client speaks protocol {wire.PROTOCOL})") from None
+            except ServiceUnavailable:
+                if not pauses or time.monotonic() + pauses[0] >= deadline:
+                    raise
+                time.sleep(pauses.pop(0))
 
 
 def check_size(size: int, what: str) -> None:

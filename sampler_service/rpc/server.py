@@ -6,6 +6,8 @@ Synchronous: measured here it moves more small messages than the asyncio server,
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -39,6 +41,22 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise ConfigError when `port` can't be listened on: said at once, before a cluster is started for nothing."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise _taken(host, port, os.strerror(error.errno) if error.errno else str(error)) from None
+
+
+def _taken(host: str, port: int, why: str) -> ConfigError:
+    return ConfigError(
+        f"can't listen on {host}:{port} ({why}): the port is in use or the address is not this machine's; "
+        "choose another with --port, or 0 for a free one"
+    )
 
 
 class Server:
@@ -80,12 +98,6 @@ class Server:
 
     def _bind(self, host: str, port: int) -> int:
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise ConfigError(
-                f"can't listen on {host}:{port}: the port is in use or the address is not this machine's; "
-                "choose another with --port, or 0 for a free one"
-            )
-        return bound
+            return self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise _taken(host, port, str(error)) from None

@@ -99,4 +99,4 @@ def test_the_demo_uses_a_running_service_when_told_to(
     results = main(steps=8, seeds=1, policies="infobatch", address=served.address, out=out)
     assert [list(runs) for runs in results.values()] == [["shuffle", "infobatch"]] * 2
     assert out.exists()
-    assert "where shuffle ends" in capsys.readouterr().out.replace("\n", " ")
+    assert "where shuffle ends" in " ".join(capsys.readouterr().out.split())

@@ -25,20 +25,26 @@ class SketchAuditError(SketchError):
 
 
 class GradientWindow:
-    """The sum of the raw sketches of the backward passes that one `.grad` has accumulated."""
+    """The raw sketches of the backward passes that one `.grad` has accumulated; summed only when asked for."""
 
     def __init__(self) -> None:
-        self.total: Tensor | None = None
+        self._rows: Tensor | None = None
         self._grad = lambda: None
 
-    def add(self, raw_sum: Tensor, layers: Iterable[Layer]) -> None:
+    @property
+    def total(self) -> Tensor | None:
+        """The sum (d,) over all rows; None before the first."""
+        return None if self._rows is None else self._rows.sum(0)
+
+    def add(self, raw: Tensor, layers: Iterable[Layer]) -> None:
+        """Take rows (b, d) in; those of an earlier window are forgotten."""
         grad = next(
             (p.grad for layer in layers for p in layer.module.parameters(recurse=False) if p.grad is not None),
             None,
         )
         # A new tensor in .grad means that zero_grad() has dropped the old one.
-        same = grad is not None and self._grad() is grad and self.total is not None
-        self.total = self.total + raw_sum if same and self.total is not None else raw_sum
+        same = grad is not None and self._grad() is grad
+        self._rows = torch.stack((self._rows.sum(0), raw.sum(0))) if same and self._rows is not None else raw
         self._grad = ref(grad) if grad is not None else lambda: None
 
 

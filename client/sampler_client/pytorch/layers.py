@@ -118,6 +118,7 @@ class LinearLayer(KhatriRaoLayer):
         bias = gaussian(seed, names["bias"], "one", (d,)) if self.trains("bias") else torch.zeros(d)
         q = gaussian(seed, names["weight"], "rows", (outputs, d), std=d**-0.5)
         self.matrices = (p, bias, q)
+        self._weight_trains, self._bias_trains = self.trains("weight"), self.trains("bias")
 
     def widths(self, x: Tensor) -> tuple[int, int, int]:
         outputs, inputs = self.module.weight.shape
@@ -143,8 +144,9 @@ class LinearLayer(KhatriRaoLayer):
 
     def _squared_length(self, a: Tensor) -> Tensor:
         """|[a; 1]|^2 (b,), of the parts that meet trainable parameters."""
-        squared = squared_length(a) if self.trains("weight") else a.new_zeros(len(a))
-        return squared + 1.0 if self.trains("bias") else squared
+        if not self._weight_trains:
+            return a.new_full((len(a),), float(self._bias_trains))
+        return squared_length(a, float(self._bias_trains))
 
     def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         p, bias, q = self.matrices

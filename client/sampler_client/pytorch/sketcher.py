@@ -165,7 +165,7 @@ class GradientSketcher:
         """
         raw = self._collect()
         c = self._coefficients(coefficients, len(raw))
-        self._window.add(raw[:, : self.dim].sum(0), self._layers)
+        self._window.add(raw[:, : self.dim], self._layers)
         entries = raw.cpu().numpy()
         with np.errstate(all="ignore"):  # rows that divide by zero or overflow are the ones marked not usable
             exact = entries[:, : self.dim] / c[:, None]
@@ -174,9 +174,11 @@ class GradientSketcher:
                 norms = np.linalg.norm(exact, axis=1)
             else:
                 norms = np.sqrt(np.maximum(entries[:, self.dim], np.float32(0))) / np.abs(c)
-        usable = (c != 0) & np.isfinite(c) & np.isfinite(norms) & np.isfinite(sketches).all(1)
-        sketches[~usable], norms[~usable] = 0, 0
-        return GradientSketches(sketches, norms.astype(np.float32), usable)
+            # A sum is finite only if all of its terms are, and 0/0 and x/0 are not.
+            usable = np.isfinite(norms + sketches.sum(axis=1, dtype=np.float32)) & np.isfinite(c)
+        if not usable.all():
+            sketches[~usable], norms[~usable] = 0, 0
+        return GradientSketches(sketches, norms.astype(np.float32, copy=False), usable)
 
     def audit(self, *, tolerance: float = 1e-3) -> float:
         """Check that the sketches taken since `zero_grad()` add up to that of `.grad`; returns the relative error.

@@ -1,0 +1,57 @@
+"""Actors that are killed under load: trainers go on, nothing hangs, and the statistics tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import psutil
+import sampler_client as sampler
+
+from tests.cluster.conftest import actors, until
+from tests.cluster.test_end_to_end import GroupedSketches, train
+
+
+def below(service, title: str, before: set[int]) -> list[psutil.Process]:
+    """Actors of a class that were started since."""
+    return [process for process in actors(service.pid, title) if process.pid not in before]
+
+
+def pids(service, title: str) -> set[int]:
+    return {process.pid for process in actors(service.pid, title)}
+
+
+def test_a_killed_run_actor_comes_back_and_the_epoch_goes_on_with_what_was_reported(attach, service):
+    before = pids(service, "RunHost")
+    loader, sketcher = attach("host-killed", policy="shuffle"), GroupedSketches()
+    train(loader, sketcher)
+    (host,) = below(service, "RunHost", before)
+    ids = []
+    for step, (_, batch) in enumerate(loader):
+        ids += batch.example_ids.tolist()
+        if step == 1:
+            host.kill()
+        batch.report(np.ones(len(batch)))
+    loader.flush()
+    assert sorted(ids) == list(range(64))
+    with sampler.SamplerClient(service) as client:
+        statistics = client.statistics("host-killed")
+    assert statistics.mean_age_steps == statistics.mean_age_steps  # not NaN: it knows of reports
+    assert 0 < statistics.reported_rows < 2 * 64  # counts begin anew with the actor
+    assert sorted(i for _, more in train(loader, sketcher) for i in more) == list(range(64))
+
+
+def test_a_killed_shard_comes_back_and_the_run_goes_on(attach, service):
+    before = pids(service, "Shard")
+    loader, sketcher = attach("shard-killed", policy="gradient_clustering", num_clusters=4), GroupedSketches()
+    train(loader, sketcher)
+    shards = below(service, "Shard", before)
+    assert len(shards) == 2
+    shards[0].kill()
+    until(lambda: len(below(service, "Shard", before)) == 2, "two shards again")
+    for _ in range(2):
+        train(loader, sketcher)
+    with sampler.SamplerClient(service) as client:
+        statistics = client.statistics("shard-killed")
+        assert statistics.reported_rows == 3 * 64
+        assert statistics.sketch_coverage == 1.0
+        assert "shard-killed" in client.runs()
+    until(lambda: train(loader, sketcher)[-1][0] == "gradient_clustering", "clusters from both shards")

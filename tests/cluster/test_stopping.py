@@ -1,0 +1,103 @@
+"""How a service ends: on SIGTERM, on `stop`, and on a cluster that is not its own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import sampler_client as sampler
+from sampler_service.embedded import running_service
+from sampler_service.errors import Unavailable
+
+from tests.cluster.conftest import PATIENT, actors, cli, until
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[tuple[str, int]]:
+    """Address and process of a Ray cluster that belongs to somebody else."""
+    port, client_port, low = free_ports(3)
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=false"]
+    command += [f"--port={port}", f"--ray-client-server-port={client_port}", f"--node-manager-port={low}"]
+    command += ["--object-store-memory=100000000", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        try:
+            yield f"127.0.0.1:{port}", head.pid
+        finally:
+            head.terminate()
+            try:
+                head.wait(30)
+            except subprocess.TimeoutExpired:
+                for process in psutil.Process(head.pid).children(recursive=True):
+                    process.kill()
+                head.kill()
+
+
+def first_batch(address: str, attach) -> sampler.SampledLoader:
+    """A trainer with an open stream and a batch in its hands."""
+    loader = attach("open", address=address, policy="shuffle")
+    next(iter(loader))
+    return loader
+
+
+def test_sigterm_with_an_open_stream_drains_and_leaves_no_process(attach):
+    with running_service() as service:
+        first_batch(service, attach)
+        family = [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]
+        assert any("raylet" in process.name() for process in family)
+        started = time.monotonic()
+        psutil.Process(service.pid).send_signal(signal.SIGTERM)
+        assert service.process.wait(30) == 0, service.log.read_text()
+        assert time.monotonic() - started < 15
+        until(lambda: not any(p.is_running() and p.status() != "zombie" for p in family), "no process left", 10)
+        log = service.log.read_text()
+        assert log.rstrip().endswith("stopped")
+        assert "Traceback" not in log
+        assert "INFO faiss" not in log
+
+
+def test_a_service_joins_a_cluster_and_stop_leaves_that_cluster_alive(attach, ray_cluster):
+    address, head = ray_cluster
+    until(lambda: _answers(address), "the Ray cluster to answer")
+    with running_service(arguments=("--address", address)) as service:
+        loader = first_batch(service, attach)
+        assert len(list(loader)) == 4
+        stopped = cli("stop", service)
+        assert (stopped.returncode, stopped.stdout.strip()) == (0, f"{service} is stopping")
+        assert service.process.wait(30) == 0, service.log.read_text()
+        assert psutil.pid_exists(head)
+        assert _answers(address)
+        assert not actors(head, "Gateway")
+
+
+def test_a_cluster_that_is_not_there_is_one_line_and_an_exit_code():
+    (port,) = free_ports(1)
+    with pytest.raises(Unavailable, match="exit code 1") as raised, running_service(arguments=("--address", f"127.0.0.1:{port}")):
+        pass
+    assert "ray start --head" in str(raised.value)
+
+
+def test_a_service_that_does_not_start_in_time_is_stopped_and_its_log_is_told():
+    with pytest.raises(Unavailable, match=r"does not serve after 0\.01 s"), running_service(timeout_s=0.01):
+        pass
+
+
+def _answers(address: str) -> bool:
+    host, port = address.split(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+        return True
+    return False
