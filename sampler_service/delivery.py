@@ -178,8 +178,9 @@ class Delivery:
         )
 
     def _begin(self, trainer: Trainer, epoch: int, skip: int, first_step: int) -> Epoch:
-        chosen = self._choose(epoch, 0)
-        here = Epoch(epoch=epoch, skip_examples=skip, first=chosen)
+        # A trainer that resumes inside an epoch goes on in the order that the epoch began with, if it is still known.
+        known = [e.first for e in self._epochs if e.epoch == epoch] if skip else []
+        here = Epoch(epoch=epoch, skip_examples=skip, first=known[-1] if known else self._choose(epoch, 0))
         later = [e for e in self._epochs if e.epoch > epoch]
         # After a restart a slow rank may come back to an epoch that others have done with. Without batches of it
         # in hand, a run that asks for an earlier epoch goes back, and has given up what came after.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
 from sampler_service.planning import Planner
-from sampler_service.types import Batch, Int32, Rates
+from sampler_service.types import Batch, Float64, Int32, Rates
 
 UNCONNECTED_S = 10.0
 """seconds within which a trainer that joined must open its stream before its rank may be taken"""
@@ -29,6 +29,8 @@ class Trainer:
     lead: int
     """batches it may hold"""
     joined_at: float
+    token: str = ""
+    """what the trainer calls itself: the same one joining again is the same trainer"""
     connected: bool = False
     lost_at: float | None = None
     """when its stream broke; None while it is connected or was never"""
@@ -62,6 +64,8 @@ class Chosen:
     table_version: int
     cluster_n: Int32
     """cluster of every example in that table"""
+    size_k: Float64 | None = None
+    """examples of every stratum, for stratified draws"""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -112,8 +116,10 @@ class Membership:
     def connected(self) -> int:
         return sum(trainer.connected for trainer in self)
 
-    def join(self, group: Group, rank: int, lead: int, name: str, now: float) -> tuple[Trainer, Trainer | None]:
-        """Claim a rank; returns the trainer and the lost one that it replaces.
+    def join(
+        self, group: Group, rank: int, lead: int, name: str, now: float, token: str = ""
+    ) -> tuple[Trainer, Trainer | None]:
+        """Claim a rank; returns the trainer and the lost one that it replaces. A repeat with a token changes nothing.
 
         Raises:
             Conflict: the rank is held by a trainer that is there, or others train with another geometry.
@@ -125,6 +131,8 @@ class Membership:
                 "run must use the same world_size, batch_size and drop_last"
             )
         holder = self._of_rank.get(rank)
+        if holder is not None and token and holder.token == token and group == self.group:
+            return holder, None
         if holder is not None and holder.alive(now):
             raise Conflict(
                 f"rank {rank} of run {self._run!r} is held by {holder.name}; give each trainer its own rank, "
@@ -136,7 +144,7 @@ class Membership:
             self.group = group
         if holder is not None:
             self._gone.append(holder.session)
-        trainer = Trainer(session=f"{self._run}:{uuid.uuid4().hex}", rank=rank, name=name, lead=lead, joined_at=now)
+        trainer = Trainer(session=f"{self._run}:{uuid.uuid4().hex}", rank=rank, name=name, lead=lead, joined_at=now, token=token)
         self._of_rank[rank] = trainer
         return trainer, holder
 

@@ -150,6 +150,9 @@ def _stratified_ratio(strata: _Strata | None, rate_k: Float64, batch_size: int |
     if strata is None:
         return np.nan
     share_k, mean_kd, noise_k = strata.share_k, strata.mean_kd, strata.noise_k
+    # Rates of the known strata among themselves, as the shares are.
+    rate_k = np.where(share_k > 0, rate_k, 0.0)
+    rate_k = rate_k / rate_k.sum()
     # Both squared means carry the noise of the stratum means; its expectation is taken off.
     mean_d = share_k @ mean_kd
     square_k = np.einsum("kd,kd->k", mean_kd, mean_kd) - noise_k

@@ -14,8 +14,8 @@ from sampler_service.errors import ConfigError
 from sampler_service.leases import Group
 from sampler_service.types import Int64, Report, ReportBlock
 
-LAST_STEP = 2**62
-"""a later trainer step would not fit the table's int64 with room to subtract"""
+STEPS_AHEAD = 1 << 20
+"""steps by which a report may be ahead of the run's clock: one from the far future would make all others look stale"""
 
 
 def option_values(options: Mapping[str, str]) -> dict[str, float | str | bool]:
@@ -48,20 +48,25 @@ def check_group(config: RunConfig, group: Group, rank: int, lead: int) -> None:
         )
 
 
-def misfit(config: RunConfig, report: Report) -> str:
-    """Why a report can't belong to this run, or an empty string."""
+def misfit(config: RunConfig, report: Report, now: int) -> str:
+    """Why a report can't belong to this run, or an empty string. `now` is the latest step that the run has lent."""
     if report.sketches is not None and report.sketches.shape[1] != config.sketch_dim:
         return (
             f"sketches have width {report.sketches.shape[1]}, run {config.run!r} was opened with sketch_dim "
             f"{config.sketch_dim}; make the sketcher with dim={config.sketch_dim} or open another run"
         )
-    if report.step > LAST_STEP:
-        return f"report of batch {report.batch_id} is of step {report.step}; steps go up to {LAST_STEP}"
+    if report.step > now + STEPS_AHEAD:
+        return (
+            f"report of batch {report.batch_id} is of step {report.step}, the run is at step {now}; "
+            "count optimiser steps from 0, or leave the step to the client"
+        )
     return ""
 
 
-def sound_rows(report: Report, num_examples: int) -> tuple[ReportBlock, dict[str, int]]:
-    """Rows that can be used, and how many were not, by reason ("unknown_id", "nan").
+def sound_rows(report: Report, num_examples: int, step_n: Int64) -> tuple[ReportBlock, dict[str, int]]:
+    """Rows that can be used, and how many were not, by reason ("unknown_id", "nan", "negative_norm", "old").
+
+    `step_n` are the steps of the rows that the table holds: a report that was overtaken on its way changes nothing.
 
     Of an id that comes twice the last row counts.
     """
@@ -73,13 +78,18 @@ def sound_rows(report: Report, num_examples: int) -> tuple[ReportBlock, dict[str
             finite &= np.isfinite(column)
     if report.sketches is not None:
         finite &= np.isfinite(report.sketches).all(axis=1)
-    usable = np.flatnonzero(known & finite)
+    possible = np.ones(len(ids), dtype=bool) if report.norms is None else ~(report.norms < 0)
+    recent = np.ones(len(ids), dtype=bool)
+    recent[known] = step_n[ids[known]] <= report.step
+    usable = np.flatnonzero(known & finite & possible & recent)
     _, last = np.unique(ids[usable][::-1], return_index=True)
     if len(last) < len(usable):
         usable = usable[np.sort(len(usable) - 1 - last)]
     reasons = {
         "unknown_id": int(np.count_nonzero(~known)),
         "nan": int(np.count_nonzero(known & ~finite)),
+        "negative_norm": int(np.count_nonzero(known & finite & ~possible)),
+        "old": int(np.count_nonzero(known & finite & possible & ~recent)),
     }
     nothing = np.full(len(usable), np.nan, dtype=np.float32)
     block = ReportBlock(

@@ -23,14 +23,15 @@ from sampler_service import reports
 from sampler_service.clustering import recluster, refresh_due
 from sampler_service.config import RunConfig
 from sampler_service.delivery import Delivery
-from sampler_service.errors import ConfigError
+from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.leases import Chosen, Group, Membership, Trainer
-from sampler_service.monitor import VarianceMonitor, effective_sample_size
+from sampler_service.monitor import VarianceMonitor
 from sampler_service.policies import Policy, choose, make_policy
 from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
 from sampler_service.shards import Shards
 from sampler_service.table import Table
-from sampler_service.types import Batch, Float32, Float64, Int64, Rates, Report, StratifiedDraw, WeightedDraw
+from sampler_service.telemetry import effective_sample_ratio, measured_ratio, stratum_sizes
+from sampler_service.types import Batch, Float32, Report, ReportBlock
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Sampler:
         self._timeout_s = timeout_s
         self._first_batch_id = first_batch_id
         self._lock = threading.RLock()
+        self._storing = threading.Lock()
         self._table = Table(config.num_examples)
         self._members = Membership(config.run)
         self._delivery: Delivery | None = None
@@ -85,14 +87,15 @@ class Sampler:
         self._rejected: Counter[str] = Counter()
         self._refreshes = 0
         self._clustered_at = 0
+        self._before = (0, 0)  # batches and examples of deliveries under another geometry
 
     # --- trainers ---
 
-    def join(self, group: Group, rank: int, lead: int, name: str) -> Joined:
+    def join(self, group: Group, rank: int, lead: int, name: str, token: str = "") -> Joined:
         """Claim a rank; see `Membership.join`."""
         reports.check_group(self.config, group, rank, lead)
         with self._lock:
-            trainer, lost = self._members.join(group, rank, lead, name, self._clock())
+            trainer, lost = self._members.join(group, rank, lead, name, self._clock(), token)
             if self._delivery is None or self._delivery.group != group:
                 self._delivery = self._new_delivery(group)
             elif lost is not None:
@@ -164,32 +167,48 @@ class Sampler:
         Raises:
             ConfigError: a report does not fit the run; the others are applied first.
         """
-        accepted, rejected, malformed = 0, Counter[str](), ""
-        with self._lock:
-            trainer = self._members.find(session)
-            for report in received:
-                if report.batch_id and report.batch_id in self._reported:
-                    rejected["duplicate"] += len(report.example_ids)
-                    continue
-                misfit = reports.misfit(self.config, report)
-                if misfit:
-                    malformed = malformed or misfit
-                    continue
-                block, reasons = reports.sound_rows(report, self.config.num_examples)
-                rejected.update(reasons)
-                self._watch(report)
-                self._table.apply(block)
-                self._shards.update(block)
-                self._fresh_rows += len(block) if block.sketches is not None else 0
-                accepted += len(block)
-                trainer.leases.pop(report.batch_id, None)
-                self._remember(report.batch_id)
-            self._accepted += accepted
-            self._rejected.update(rejected)
-            version = self._table.version
+        # The shards are told outside of the lock, since they may be slow, but in the order of the table.
+        with self._storing:
+            with self._lock:
+                blocks, rejected, malformed = self._apply(self._members.find(session), received)
+                accepted = sum(map(len, blocks))
+                version = self._table.version
+            for block in blocks:
+                try:
+                    self._shards.update(block)
+                except Unavailable as error:  # it comes back empty: what it missed counts as never sketched
+                    log.warning("run %s: %d sketches are lost: %s", self.config.run, len(block), error)
+                    rejected["shard_away"] += len(block)
+            with self._lock:
+                self._accepted += accepted
+                self._rejected.update(rejected)
         if malformed:
             raise ConfigError(malformed)
         return ReportSummary(table_version=version, accepted=accepted, rejected=dict(rejected))
+
+    def _apply(
+        self, trainer: Trainer, received: Sequence[Report]
+    ) -> tuple[list[ReportBlock], Counter[str], str]:
+        """Sound rows, now in the table; rows left out, by reason; and what was wrong with a whole report."""
+        blocks: list[ReportBlock] = []
+        rejected, malformed = Counter[str](), ""
+        for report in received:
+            if report.batch_id and report.batch_id in self._reported:
+                rejected["duplicate"] += len(report.example_ids)
+                continue
+            misfit = reports.misfit(self.config, report, self._now)
+            if misfit:
+                malformed = malformed or misfit
+                continue
+            block, reasons = reports.sound_rows(report, self.config.num_examples, self._table.step_n)
+            rejected.update(reasons)
+            self._watch(report)
+            self._table.apply(block)
+            self._fresh_rows += len(block) if block.sketches is not None else 0
+            blocks.append(block)
+            trainer.leases.pop(report.batch_id, None)
+            self._remember(report.batch_id)
+        return blocks, rejected, malformed
 
     def fence(self) -> int:
         """Return when everything reported is stored; the next batch is planned from it."""
@@ -281,7 +300,6 @@ class Sampler:
         stored = self._shards.memory_bytes(self._timeout_s)
         with self._lock:
             chosen, table, delivery = self._chosen, self._table, self._delivery
-            known_n = table.cluster_n >= 0 if self._refreshes else ~np.isnan(table.norm_n)
             return RunStatistics(
                 run=self.config.run,
                 dataset=self.config.dataset,
@@ -292,13 +310,13 @@ class Sampler:
                 unbiased=self.policy.unbiased,
                 table_version=table.version,
                 epoch=delivery.epoch if delivery else 0,
-                batches=delivery.batches if delivery else 0,
-                examples=delivery.examples if delivery else 0,
+                batches=self._before[0] + (delivery.batches if delivery else 0),
+                examples=self._before[1] + (delivery.examples if delivery else 0),
                 reported_rows=self._accepted,
                 rejected_rows=dict(self._rejected),
-                sketch_coverage=float(known_n.mean()),
+                sketch_coverage=float(table.sketched_n.mean()),
                 variance_ratio=self._measured_ratio(),
-                effective_sample_ratio=self._effective_sample_ratio(),
+                effective_sample_ratio=effective_sample_ratio(chosen.rates, chosen.size_k) if chosen else float("nan"),
                 num_clusters=len(table.cluster_sse_k),
                 refreshes=self._refreshes,
                 mean_age_steps=table.mean_age(),
@@ -312,12 +330,21 @@ class Sampler:
     # --- inside ---
 
     @property
+    def _now(self) -> int:
+        """The run's clock: the step of the latest epoch's end, as trainers count."""
+        epoch = self._delivery.epoch if self._delivery else 0
+        return max(self._table.step, (epoch + 1) * max(1, self._steps_per_epoch))
+
+    @property
     def _world(self) -> int:
         return self._members.group.world_size if self._members.group else 1
 
     def _new_delivery(self, group: Group) -> Delivery:
         config = self.config
-        first = self._delivery.last_batch_id if self._delivery else self._first_batch_id
+        first = self._first_batch_id
+        if self._delivery is not None:
+            first = self._delivery.last_batch_id
+            self._before = (self._before[0] + self._delivery.batches, self._before[1] + self._delivery.examples)
         return Delivery(
             self._members,
             config,
@@ -357,6 +384,7 @@ class Sampler:
             reason=reason,
             table_version=view.version,
             cluster_n=view.cluster_n,
+            size_k=stratum_sizes(rates),
         )
         self._chosen_epoch, self._chosen_steps, self._stale_rates = epoch, steps, False
         return self._chosen
@@ -387,34 +415,13 @@ class Sampler:
         )
 
     def _measured_ratio(self) -> float:
-        rates = self._chosen.rates if self._chosen else None
-        if isinstance(rates, StratifiedDraw):
-            size_k = np.bincount(rates.stratum_n, minlength=len(rates.rate_k)).astype(np.float64)
-            group = self._members.group
-            batch_size = group.batch_size * group.world_size if group else None
-            return self._monitor.ratio_to_iid(size_k=size_k, rate_k=rates.rate_k, batch_size=batch_size)
-        return self._monitor.ratio_to_iid() if isinstance(rates, WeightedDraw) else float("nan")
-
-    def _effective_sample_ratio(self) -> float:
-        """Effective sample size of one draw over n: 1 when all examples are as likely."""
-        rates = self._chosen.rates if self._chosen else None
-        if rates is None:
+        chosen, group = self._chosen, self._members.group
+        if chosen is None or group is None:
             return float("nan")
-        n = self.config.num_examples
-        return effective_sample_size(_probabilities(rates)) / n
+        return measured_ratio(self._monitor, chosen.rates, chosen.size_k, group.batch_size * group.world_size)
 
     def _remember(self, batch_id: int) -> None:
         if batch_id:
             self._reported[batch_id] = None
             while len(self._reported) > max(4096, 8 * self.config.max_lead * self._world):
                 self._reported.popitem(last=False)
-
-
-def _probabilities(rates: Rates) -> Float64:
-    """(n,) chance of each example in one draw, sum 1."""
-    if isinstance(rates, WeightedDraw):
-        return rates.probability_n
-    if isinstance(rates, StratifiedDraw):
-        size_k: Int64 = np.bincount(rates.stratum_n, minlength=len(rates.rate_k))
-        return (rates.rate_k / np.maximum(size_k, 1))[rates.stratum_n]
-    return rates.keep_n / rates.keep_n.sum()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -37,7 +38,7 @@ class Service(Protocol):
 
     def runs(self) -> list[str]: ...
 
-    def join(self, run: str, group: Group, rank: int, lead: int, name: str) -> Joined: ...
+    def join(self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "") -> Joined: ...
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None: ...
 
@@ -70,6 +71,7 @@ class Catalog:
     def __init__(self) -> None:
         self._datasets: dict[str, int] = {}
         self.runs: dict[str, RunConfig] = {}
+        self._closed: deque[str] = deque(maxlen=4096)
 
     def register_dataset(self, dataset: str, num_examples: int) -> None:
         check_name("dataset", dataset)
@@ -89,11 +91,20 @@ class Catalog:
     def open_run(self, config: RunConfig) -> bool:
         known = self.runs.setdefault(config.run, config)
         if known is config:
+            if config.run in self._closed:
+                self._closed.remove(config.run)
             return True
         known.check_same(config)
         return False
 
+    def close_run(self, run: str) -> None:
+        """Forget a run. Its trainers are told that it ended, so that they don't take it for lost and open it again."""
+        if self.runs.pop(run, None) is not None:
+            self._closed.append(run)
+
     def run(self, run: str) -> RunConfig:
+        if run in self._closed:
+            raise Stale(f"run {run!r} was closed; attach again to start it anew")
         if run not in self.runs:
             raise NotFound(f"unknown run {run!r}; open are {sorted(self.runs)}; open it first")
         return self.runs[run]
@@ -132,7 +143,7 @@ class LocalService:
 
     def close_run(self, run: str) -> None:
         with self._lock:
-            self._catalog.runs.pop(run, None)
+            self._catalog.close_run(run)
             self._samplers.pop(run, None)
             self._turns.pop(run, None)
 
@@ -140,8 +151,8 @@ class LocalService:
         with self._lock:
             return sorted(self._samplers)
 
-    def join(self, run: str, group: Group, rank: int, lead: int, name: str) -> Joined:
-        return self._sampler(run).join(group, rank, lead, name)
+    def join(self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "") -> Joined:
+        return self._sampler(run).join(group, rank, lead, name, token)
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
         self._of(session).connect(session, last_batch_id, held)

@@ -153,3 +153,12 @@ def test_whatever_fails_under_drop_no_example_is_delivered_twice(world, seed):
     counts = Counter(crowd.delivered)
     assert set(counts.values()) == {1}, "delivered twice"
     assert set(counts) == set(range(crowd.n)), "what was never handed out is not dropped"
+
+
+def test_joining_again_with_the_same_token_is_the_same_session():
+    members = Membership("run")
+    first, _ = members.join(PAIR, 0, 4, "first", now=0.0, token="t")
+    again, replaced = members.join(PAIR, 0, 4, "first", now=1.0, token="t")
+    assert again is first and replaced is None
+    with pytest.raises(Conflict, match="held by first"):
+        members.join(PAIR, 0, 4, "other", now=1.0, token="u")

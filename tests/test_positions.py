@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,3 +159,26 @@ def test_a_run_may_go_back_to_its_first_epoch():
             trainer.start(epoch)
             seen += ids_of(trainer.drain())
         assert sorted(seen) == list(range(40))
+
+
+def test_a_pruned_epoch_is_resumed_in_the_order_that_it_began_with():
+    sampler = make_sampler(48, policy="infobatch")
+    (trainer,) = join_all(sampler)
+    rng = np.random.default_rng(0)
+
+    def train(count: int) -> list[int]:
+        seen = []
+        for _ in range(count):
+            for batch in trainer.take_acked(1).batches:
+                trainer.report(batch, losses=rng.random(len(batch.rows)).astype(np.float32))
+                seen += batch.rows.example_ids.tolist()
+        return seen
+
+    trainer.start(0)
+    train(48)
+    trainer.start(1)
+    kept = trainer.num_steps
+    first = train(3)
+    trainer.start(1, skip=len(first))
+    rest = train(48)
+    assert len(first) + len(rest) == len(set(first + rest)) and kept * 4 - 3 <= len(first + rest) <= kept * 4 + 3

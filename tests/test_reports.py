@@ -148,3 +148,39 @@ def test_a_report_of_a_session_that_ended_is_refused():
     sampler.leave(trainer.session)
     with pytest.raises(Stale, match="join again"):
         trainer.report(batch)
+
+
+def test_a_negative_norm_is_rejected_and_draws_go_on():
+    (trainer,) = join_all(make_sampler(N, policy="importance", policy_options={"gate": "1"}))
+    trainer.start(0)
+    for _ in range(12):
+        batch = trainer.take_acked(1).batches[0]
+        norms = np.linspace(-60, 9, len(batch.rows)).astype(np.float32)
+        summary = trainer.report(batch, norms=norms)
+        assert summary.rejected == {"negative_norm": int((norms < 0).sum())}
+    trainer.start(1)
+    assert len(trainer.take(2).batches) == 2
+
+
+def test_a_report_from_the_far_future_is_refused_and_does_not_age_the_others():
+    (trainer,) = join_all(make_sampler(N))
+    trainer.start(0)
+    batch = trainer.take(1).batches[0]
+    with pytest.raises(ConfigError, match=r"is of step \d+, the run is at step \d+; count optimiser steps from 0"):
+        trainer.report(batch, step=2**60)
+    assert trainer.sampler._table.step < 1000
+    assert trainer.report(batch, step=3).accepted == len(batch.rows)
+
+
+def test_a_report_that_was_overtaken_on_its_way_changes_nothing():
+    (trainer,) = join_all(make_sampler(N))
+
+    def send(step: int, loss: float):
+        ids, losses = np.array([1, 2]), np.full(2, loss, np.float32)
+        report = Report(batch_id=0, step=step, example_ids=ids, losses=losses, norms=None, sketches=None)
+        return trainer.sampler.report(trainer.session, [report])
+
+    assert send(5, 1.0).accepted == 2
+    assert send(4, 9.0).rejected == {"old": 2}
+    assert trainer.sampler._table.loss_n[[1, 2]].tolist() == [1, 1]
+    assert send(5, 2.0).accepted == 2

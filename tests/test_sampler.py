@@ -89,7 +89,7 @@ def test_a_draw_is_planned_from_a_table_at_most_max_lead_batches_old(policy, row
 def test_gradient_clustering_shuffles_until_enough_sketches_are_there_and_says_so():
     (trainer,) = join_all(make_sampler(N, policy="gradient_clustering"))
     started = trainer.start(0)
-    assert started.policy == "shuffle" and "0 % of sketches are fresh" in started.reason
+    assert started.policy == "shuffle" and "0 % of clustered sketches are fresh" in started.reason
     first = train(trainer, 1)
     switched = [b.policy for b in first]
     assert switched == sorted(switched, reverse=True), "once it acts it goes on"

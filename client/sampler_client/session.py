@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -85,6 +86,7 @@ class Session:
             drop_last=drop_last,
             lead=lead,
             trainer=f"{socket.gethostname()}:{os.getpid()}",
+            token=uuid.uuid4().hex,
         )
         try:
             self._stream = BatchStream(client, self._join, lead=lead)

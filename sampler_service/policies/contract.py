@@ -15,7 +15,7 @@ Kind = Literal["sweep", "draw"]
 _WORDS = {
     "loss": "losses",
     "norm": "gradient norms",
-    "cluster": "sketches",
+    "cluster": "clustered sketches",
     "reference_loss": "reference losses",
 }
 

@@ -26,7 +26,8 @@ class RhoLoss:
 
     name: ClassVar[str] = "rho_loss"
     unbiased: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"loss", "reference_loss"})
+    needs: ClassVar[frozenset[str]] = frozenset({"reference_loss"})
+    """Losses are not among them: an example without one is seen first, so they come by themselves."""
     kind: ClassVar[Kind] = "sweep"
     min_coverage: ClassVar[float] = 0.5
 

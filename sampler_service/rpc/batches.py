@@ -122,7 +122,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                 if taken.ended and inside and credit > 0:
                     yield pb.BatchReply(epoch_end=pb.EpochEnd(epoch=epoch))
                     inside = False
-                elif not taken.batches and credit > 0:
+                elif inside and not taken.batches and credit > 0:
                     time.sleep(WAIT_S)
         if acked:  # the last word of a trainer that leaves: what it has done must not go to others
             self._take(session, stream, 0, acked)

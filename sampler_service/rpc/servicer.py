@@ -60,7 +60,7 @@ class RunsServicer(pb_grpc.RunsServicer):
         with errors_as_status(context):
             group = Group(world_size=request.world_size, batch_size=request.batch_size, drop_last=request.drop_last)
             name = f"{request.trainer or 'a trainer'} at {unquote(context.peer())}"
-            joined = self._service.join(request.run, group, request.rank, request.lead, name)
+            joined = self._service.join(request.run, group, request.rank, request.lead, name, request.token)
             return pb.JoinResponse(**asdict(joined))
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext):  # noqa: N802

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 EMBEDDED_STORE_BYTES = 256 * 1024 * 1024
 """object store of an embedded cluster: calls carry arrays of some megabytes at most"""
+
+
+REACH_S = 5.0
+"""within which a cluster to be joined must take a connection"""
 
 
 class StartedServer(Protocol):
@@ -112,7 +117,23 @@ def _connect(address: str | None) -> None:
         options |= {"object_store_memory": EMBEDDED_STORE_BYTES}
     else:
         options |= {"address": address}
+        _knock(address)
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise Unavailable(
+            f"no Ray cluster at {address!r} that can be joined: {error}; start one with `ray start --head`, and set "
+            "RAY_AUTH_MODE=token here if it asks for a token"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise Unavailable when nobody listens at "host:port" or "ray://host:port": Ray would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=REACH_S):
+            pass
+    except OSError as error:
         raise Unavailable(f"no Ray cluster at {address!r}: {error}; start one with `ray start --head`") from error

@@ -50,8 +50,8 @@ class RayService:
     def runs(self) -> list[str]:
         return self._ask("runs")
 
-    def join(self, run: str, group: Group, rank: int, lead: int, name: str) -> Joined:
-        return self._call(run, "join", group, rank, lead, name)
+    def join(self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "") -> Joined:
+        return self._call(run, "join", group, rank, lead, name, token)
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
         self._call(run_of(session), "connect", session, last_batch_id, held)

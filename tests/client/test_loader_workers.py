@@ -17,7 +17,9 @@ N, BATCH, STEPS = 30, 4, 8
 WORKERS = [
     pytest.param({}, id="in-process"),
     *(
-        pytest.param({"num_workers": 2, "multiprocessing_context": start, "persistent_workers": keep}, id=f"{start}-{keep}")
+        pytest.param(
+            {"num_workers": 2, "multiprocessing_context": start, "persistent_workers": keep}, id=f"{start}-{keep}"
+        )
         for start in ("fork", "spawn", "forkserver")
         for keep in (False, True)
     ),
@@ -78,7 +80,9 @@ class NamingItsWorker(Squares):
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.timeout(120)
 def test_every_epoch_yields_every_example_once_and_in_the_order_of_its_handle(host, workers):
-    with sampler.attach(DataLoader(Squares(), batch_size=BATCH, **workers), host.address, run="r", policy="shuffle") as loader:
+    with sampler.attach(
+        DataLoader(Squares(), batch_size=BATCH, **workers), host.address, run="r", policy="shuffle"
+    ) as loader:
         for epoch in range(3 if loader.loader.persistent_workers or not workers else 2):
             seen = []
             for step, ((ids, squares), batch) in enumerate(loader):
@@ -89,13 +93,17 @@ def test_every_epoch_yields_every_example_once_and_in_the_order_of_its_handle(ho
             assert sorted(seen) == list(range(N))
 
 
-@pytest.mark.parametrize("workers", [each for each in WORKERS if each.id in ("in-process", "spawn-True", "forkserver-True")])
+@pytest.mark.parametrize(
+    "workers", [each for each in WORKERS if each.id in ("in-process", "spawn-True", "forkserver-True")]
+)
 @pytest.mark.timeout(120)
 def test_a_dataset_may_ask_the_service_from_its_workers(host, workers):
     with sampler.SamplerClient(host.address) as client:
         client.register_dataset("r", N)  # the parent's channel is open before the workers start
         dataset = AskingTheService(client, "r")
-        with sampler.attach(DataLoader(dataset, batch_size=BATCH, **workers), host.address, run="r", policy="shuffle") as loader:
+        with sampler.attach(
+            DataLoader(dataset, batch_size=BATCH, **workers), host.address, run="r", policy="shuffle"
+        ) as loader:
             for _ in range(2):
                 answers = torch.cat([sizes for (_, sizes), _ in loader])
                 assert answers.tolist() == [N] * N
@@ -105,7 +113,9 @@ def test_a_dataset_may_ask_the_service_from_its_workers(host, workers):
 def test_a_forked_worker_that_asks_the_service_gets_an_error_that_says_what_to_do(host):
     with sampler.SamplerClient(host.address) as client:
         client.register_dataset("r", N)
-        plain = DataLoader(AskingTheService(client, "r"), batch_size=BATCH, num_workers=2, multiprocessing_context="fork")
+        plain = DataLoader(
+            AskingTheService(client, "r"), batch_size=BATCH, num_workers=2, multiprocessing_context="fork"
+        )
         with (
             sampler.attach(plain, host.address, run="r", policy="shuffle") as loader,
             pytest.raises(sampler.ConfigError, match='multiprocessing_context="spawn"'),

@@ -197,7 +197,7 @@ def test_too_few_fresh_columns_fall_back_to_shuffling_and_say_so():
     policy = make_policy("gradient_clustering", {})
     rates, reason = choose(policy, view, min_coverage=None, max_age=None, progress=0)
     assert isinstance(rates, Sweep)
-    assert reason == "shuffle: 12 % of sketches are fresh, gradient_clustering needs 50 %"
+    assert reason == "shuffle: 12 % of clustered sketches are fresh, gradient_clustering needs 50 %"
     rates, reason = choose(policy, view, min_coverage=0.1, max_age=None, progress=0)
     assert isinstance(rates, StratifiedDraw)
     assert reason == ""
@@ -213,7 +213,7 @@ def test_a_policy_that_stands_aside_says_why():
         "shuffle: the run has no reference losses"
     )
     assert (
-        "0 % of losses and reference losses are fresh"
+        "0 % of reference losses are fresh"
         in (choose(rho, VIEWS["no reference"], min_coverage=None, max_age=None, progress=0)[1])
     )
 

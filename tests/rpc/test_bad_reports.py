@@ -57,7 +57,7 @@ MALFORMED = [
     ({"sketches": pb.Array(dtype="float32", shape=[16], data=bytes(64))}, r"shape \(16,\) where \(4, d\)"),
     ({"sketches": pb.Array(dtype="float32", shape=[-4, -4], data=bytes(64))}, "sizes can't be negative"),
     ({"sketches": pb.Array(dtype="float32", shape=[], data=bytes(4))}, r"shape \(\) where"),
-    ({"step": 2**63}, "steps go up to"),
+    ({"step": 2**63}, "count optimiser steps from 0"),
     ({"example_ids": bytes(8 * (wire.MAX_REPORT_ROWS + 1))}, "65537 rows are more than 65536; send several"),
 ]
 

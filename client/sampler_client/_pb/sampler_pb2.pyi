@@ -70,7 +70,7 @@ class OpenRunResponse(_message.Message):
     def __init__(self, created: bool = ..., unbiased: bool = ..., policies: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("run", "rank", "world_size", "batch_size", "drop_last", "lead", "trainer")
+    __slots__ = ("run", "rank", "world_size", "batch_size", "drop_last", "lead", "trainer", "token")
     RUN_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class JoinRequest(_message.Message):
     DROP_LAST_FIELD_NUMBER: _ClassVar[int]
     LEAD_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     run: str
     rank: int
     world_size: int
@@ -85,7 +86,8 @@ class JoinRequest(_message.Message):
     drop_last: bool
     lead: int
     trainer: str
-    def __init__(self, run: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., batch_size: _Optional[int] = ..., drop_last: bool = ..., lead: _Optional[int] = ..., trainer: _Optional[str] = ...) -> None: ...
+    token: str
+    def __init__(self, run: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., batch_size: _Optional[int] = ..., drop_last: bool = ..., lead: _Optional[int] = ..., trainer: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("session", "steps_per_epoch", "max_lead")

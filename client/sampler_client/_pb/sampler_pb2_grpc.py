@@ -194,7 +194,7 @@ class RunsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Close(self, request, context):
-        """Ends a run and forgets its sketches. Idempotent.
+        """Ends a run and forgets its sketches; its trainers get FAILED_PRECONDITION. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -566,7 +566,8 @@ class ReportsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Fence(self, request, context):
-        """Returns when everything reported before the call is in the table and the next batch is planned from it.
+        """Returns when everything reported before the call is in the table from which the next batch is planned. Batches
+        planned before it may still be under way: to this trainer, up to its lead; to slower ranks, as far as they lag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
