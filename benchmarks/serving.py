@@ -1,8 +1,11 @@
 """How fast the service serves: batches to one trainer, reports from it, the wait at a trainer's pace, memory.
 
 Service, bare gRPC server and trainer are separate processes on this machine's loopback. The ceiling is a bare
-server that streams ready-made bytes of a batch message's size, neither encoded nor decoded; it is measured in
-turn with the service, and medians over rounds are quoted.
+server that streams ready-made bytes, neither encoded nor decoded; it is measured in turn with the service, and
+medians over rounds are quoted. `over_ceiling` is strict: the service sends one batch in each message
+(`--message-bytes 1`) and the bare server messages of that very size. By default the service packs batches that are
+ready together; `over_ceiling_packed` is that against the same bare server, `over_ceiling_same_block` against one that
+streams messages of the packed size.
 
     python -m benchmarks.serving --json benchmarks/results/serving.json
 """
@@ -58,12 +61,13 @@ def message_bytes() -> int:
     return pb.BatchReply(block=pb.BatchBlock(batch=[batch])).ByteSize()
 
 
-def bare_server(pipe: Connection, size: int) -> None:
-    """A gRPC server that streams as many messages of `size` bytes as it is asked for. Ends with its parent."""
-    message = bytes(size)
+def bare_server(pipe: Connection) -> None:
+    """A gRPC server that streams as many messages as it is asked for, of the size asked for. Ends with its parent."""
 
     def stream(request: bytes, _: grpc.ServicerContext) -> Iterator[bytes]:
-        for _ in range(int.from_bytes(request, "little")):
+        count, size = np.frombuffer(request, np.int64)
+        message = bytes(size)
+        for _ in range(count):
             yield message
 
     server = grpc.server(ThreadPoolExecutor(4), options=wire.CHANNEL_OPTIONS)
@@ -91,13 +95,14 @@ def session(address: str, name: str, *, lead: int, examples: int = EXAMPLES, pol
     )
 
 
-def ceiling_rate(port: int, batches: int) -> float:
-    """Batches of 256 per second from the bare server, as examples."""
+def ceiling_rate(port: int, batches: int, batches_per_message: int = 1) -> float:
+    """Examples per second from the bare server, when each of its messages stands for that many batches of 256."""
+    request = np.array([batches // batches_per_message, message_bytes() * batches_per_message], np.int64)
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=wire.CHANNEL_OPTIONS) as channel:
         call = channel.unary_stream("/bare/Stream")
         start = time.perf_counter()
-        received = sum(1 for _ in call(batches.to_bytes(8, "little")))
-        return received * BATCH / (time.perf_counter() - start)
+        received = sum(1 for _ in call(request.tobytes()))
+        return received * batches_per_message * BATCH / (time.perf_counter() - start)
 
 
 def service_rate(trainer: Session, epoch: int, batches: int) -> float:
@@ -115,21 +120,37 @@ def service_rate(trainer: Session, epoch: int, batches: int) -> float:
     return examples / (time.perf_counter() - start)
 
 
-def report_rate(trainer: Session, reports: int) -> float:
-    """Rows of 64 float16 per second, from the first `put` until all are in the table and the shards."""
+def report_rate(trainer: Session, epoch: int, reports: int) -> float:
+    """Rows of 64 float16 per second, from the first `put` until all are in the table and the shards.
+
+    Each report is of a batch that this trainer holds, as in training; the batches are received before the clock starts.
+    """
     rng = np.random.default_rng(0)
     sketches = rng.standard_normal((BATCH, DIM)).astype(np.float16)
     norms = np.ones(BATCH, np.float32)
+    trainer.start_epoch(epoch, 0)
+    held = [message for _ in range(reports) if (message := trainer.next()) is not None]
     start = time.perf_counter()
-    for number in range(reports):
-        ids = (np.arange(BATCH) + number * BATCH) % EXAMPLES
-        rows = ReportRows(batch_id=0, step=number, example_ids=ids, losses=norms, norms=norms, sketches=sketches)
-        trainer.put(rows)
-        if number % 128 == 127:
+    for number, message in enumerate(held, start=1):
+        trainer.put(
+            ReportRows(
+                batch_id=message.batch_id,
+                step=epoch * trainer.steps_per_epoch + message.step,
+                example_ids=np.frombuffer(message.example_ids, np.int64),
+                losses=norms,
+                norms=norms,
+                sketches=sketches,
+            )
+        )
+        if number % 128 == 0:
             trainer.flush()  # the queue holds 256: nothing is dropped, and nothing is counted that was
     trainer.fence()
-    assert trainer.reporter.dropped == 0
-    return reports * BATCH / (time.perf_counter() - start)
+    rate = len(held) * BATCH / (time.perf_counter() - start)
+    assert trainer.reporter.dropped == 0 and not trainer.reporter.rejected
+    for message in held:
+        trainer.done(message.batch_id)
+    trainer.finish_epoch()
+    return rate
 
 
 def paced_waits(address: str, policy: str, lead: int, step_s: float, steps: int) -> np.ndarray:
@@ -177,7 +198,7 @@ def resident_bytes() -> int:
     return total
 
 
-def memory_rows(address: str) -> dict[str, Any]:
+def memory_row(address: str) -> dict[str, Any]:
     """Bytes per million examples: of the arrays, and of the processes as they grow."""
     small = session(address, "memory-small", lead=2, examples=BATCH)
     before = resident_bytes()
@@ -204,30 +225,42 @@ def interleaved(rounds: int, *measures: Callable[[int], float]) -> list[list[flo
     return [list(values) for values in zip(*[[m(r) for m in measures] for r in range(rounds)], strict=True)]
 
 
-def run(address: str, port: int, rounds: int, progress: Progress) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """All measurements: rows and headline."""
-    task = progress.add_task("serving", total=5)
+def stream_row(address: str, port: int, rounds: int, per_message: int) -> dict[str, Any]:
+    """Streaming to one trainer, in turn with the bare server's messages of one batch and of `per_message` batches."""
     trainer = session(address, "stream", lead=LEAD)
     batches = EXAMPLES // BATCH
     service_rate(trainer, 0, batches)
-    ceilings, rates = interleaved(
-        rounds, lambda _: ceiling_rate(port, 2 * batches), lambda r: service_rate(trainer, r + 1, batches)
-    )
-    progress.advance(task)
-    rows: list[dict[str, Any]] = [
-        {
-            "what": "batches of 256 to one trainer",
-            "message_bytes": message_bytes(),
-            "examples_per_second": statistics.median(rates),
-            "ceiling_examples_per_second": statistics.median(ceilings),
-            "rounds": [{"service": s, "ceiling": c} for s, c in zip(rates, ceilings, strict=True)],
-        }
-    ]
-    reported = [report_rate(trainer, 512) for _ in range(rounds)]
-    rows.append(
-        {"what": "reports of 256 x 64 float16", "rows_per_second": statistics.median(reported), "rounds": reported}
+    measured = interleaved(
+        rounds,
+        lambda _: ceiling_rate(port, 2 * batches),
+        lambda _: ceiling_rate(port, 20 * batches, per_message),
+        lambda r: service_rate(trainer, r + 1, batches),
     )
     trainer.close()
+    ceiling, block_ceiling, rate = (statistics.median(values) for values in measured)
+    return {
+        "what": "batches of 256 to one trainer",
+        "batches_per_message": per_message,
+        "batch_bytes": message_bytes(),
+        "examples_per_second": rate,
+        "ceiling_examples_per_second": ceiling,
+        "same_block_ceiling_examples_per_second": block_ceiling,
+        "over_ceiling": statistics.median(s / c for c, _, s in zip(*measured, strict=True)),
+        "over_same_block": statistics.median(s / c for _, c, s in zip(*measured, strict=True)),
+        "rounds": [{"ceiling": c, "block_ceiling": b, "service": s} for c, b, s in zip(*measured, strict=True)],
+    }
+
+
+def run(address: str, port: int, rounds: int, progress: Progress) -> list[dict[str, Any]]:
+    """Everything that is measured of the service as it is by default."""
+    task = progress.add_task("serving", total=6)
+    rows = [stream_row(address, port, rounds, -(-128 * 1024 // message_bytes()))]
+    progress.advance(task)
+    trainer = session(address, "reports", lead=LEAD)
+    reported = [report_rate(trainer, epoch, LEAD) for epoch in range(rounds + 1)][1:]
+    trainer.close()
+    what = "reports of 256 x 64 float16"
+    rows.append({"what": what, "rows_per_second": statistics.median(reported), "rounds": reported})
     progress.advance(task)
     for policy, lead in (("shuffle", 2), ("gradient_clustering", 2), ("gradient_clustering", 6)):
         waits = paced_waits(address, policy, lead, 0.02, 400)
@@ -239,16 +272,9 @@ def run(address: str, port: int, rounds: int, progress: Progress) -> tuple[list[
             }
         )
         progress.advance(task)
-    rows.append(memory_rows(address))
-    headline = {
-        "examples_per_second": statistics.median(rates),
-        "over_ceiling": statistics.median(s / c for s, c in zip(rates, ceilings, strict=True)),
-        "reports_per_second": statistics.median(reported),
-        "wait_p50_ms": rows[3]["p50_ms"],
-        "wait_p99_ms": rows[3]["p99_ms"],
-        "memory_bytes_per_million": float(rows[-1]["process_bytes"]),
-    }
-    return rows, headline
+    rows.append(memory_row(address))
+    progress.advance(task)
+    return rows
 
 
 def main(
@@ -258,13 +284,29 @@ def main(
     """Measure serving on loopback."""
     ours, theirs = multiprocessing.Pipe()
     # spawn: the bare server's process must not inherit this one's gRPC state
-    bare = multiprocessing.get_context("spawn").Process(target=bare_server, args=(theirs, message_bytes()), daemon=True)
+    bare = multiprocessing.get_context("spawn").Process(target=bare_server, args=(theirs,), daemon=True)
     bare.start()
-    with running_service() as address, Progress() as progress:
-        rows, headline = run(address, ours.recv(), rounds, progress)
+    port = ours.recv()
+    with Progress() as progress:
+        with running_service() as address:
+            rows = run(address, port, rounds, progress)
+        with running_service(arguments=["--message-bytes", "1"]) as address:
+            strict = stream_row(address, port, rounds, 1)
     ours.send(None)
     bare.join(10)
-    write_result(json, name="serving", rows=rows, headline=headline)
+    packed, reports, _, _, wait, memory = rows
+    headline = {
+        "examples_per_second": packed["examples_per_second"],
+        "over_ceiling": strict["over_ceiling"],
+        "over_ceiling_packed": packed["over_ceiling"],
+        "over_ceiling_same_block": packed["over_same_block"],
+        "examples_per_second_unpacked": strict["examples_per_second"],
+        "reports_per_second": reports["rows_per_second"],
+        "wait_p50_ms": wait["p50_ms"],
+        "wait_p99_ms": wait["p99_ms"],
+        "memory_bytes_per_million": float(memory["process_bytes"]),
+    }
+    write_result(json, name="serving", rows=[*rows, strict], headline=headline)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
 from sampler_client.client import SamplerClient
 from sampler_client.errors import SamplerError as ClientError
-
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import SamplerError
 
@@ -26,7 +26,7 @@ Service = Annotated[str, typer.Argument(help="host:port of the service")]
 
 
 @app.command()
-def up(
+def up(  # noqa: PLR0913 - the options of a command line
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join (auto, host:port); none: one is started here")
     ] = None,
@@ -34,13 +34,21 @@ def up(
     port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = 50051,
     shards: Annotated[int, typer.Option(help="sketch shards per run")] = 1,
     gpus_per_shard: Annotated[float, typer.Option(help="GPUs each shard asks Ray for")] = 0.0,
+    message_bytes: Annotated[int, typer.Option(help="ready batches share a message up to this size")] = 128 * 1024,
     reflection: Annotated[bool, typer.Option(help="serve gRPC reflection")] = False,
     ready_file: Annotated[Path | None, typer.Option(help="write host:port here once it serves")] = None,
 ) -> None:
     """Start the service and serve until SIGTERM, Ctrl-C or `sampler-service stop`."""
     from sampler_service.app import start
 
-    config = ServiceConfig(host=host, port=port, shards=shards, gpus_per_shard=gpus_per_shard, reflection=reflection)
+    config = ServiceConfig(
+        host=host,
+        port=port,
+        shards=shards,
+        gpus_per_shard=gpus_per_shard,
+        message_bytes=message_bytes,
+        reflection=reflection,
+    )
     console.print("starting Ray and the gateway …" if address is None else f"joining {address} …")
     cluster = start(config, address)
     stop = threading.Event()

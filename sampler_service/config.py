@@ -118,12 +118,14 @@ class ServiceConfig:
     """streams that the gateway serves at once"""
     reflection: bool = False
     """gRPC server reflection, for grpcurl"""
+    message_bytes: int = 128 * 1024
+    """batches that are ready together are sent in one message, up to about this size; 1 sends each by itself"""
     call_s: float = 20.0
     """deadline of one call between actors"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be 0 to 65535, got {self.port}")
-        for name in ("shards", "threads_per_shard", "max_trainers"):
+        for name in ("shards", "threads_per_shard", "max_trainers", "message_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -144,7 +144,8 @@ class Membership:
             self.group = group
         if holder is not None:
             self._gone.append(holder.session)
-        trainer = Trainer(session=f"{self._run}:{uuid.uuid4().hex}", rank=rank, name=name, lead=lead, joined_at=now, token=token)
+        session = f"{self._run}:{uuid.uuid4().hex}"
+        trainer = Trainer(session=session, rank=rank, name=name, lead=lead, joined_at=now, token=token)
         self._of_rank[rank] = trainer
         return trainer, holder
 

@@ -186,9 +186,7 @@ class Sampler:
             raise ConfigError(malformed)
         return ReportSummary(table_version=version, accepted=accepted, rejected=dict(rejected))
 
-    def _apply(
-        self, trainer: Trainer, received: Sequence[Report]
-    ) -> tuple[list[ReportBlock], Counter[str], str]:
+    def _apply(self, trainer: Trainer, received: Sequence[Report]) -> tuple[list[ReportBlock], Counter[str], str]:
         """Sound rows, now in the table; rows left out, by reason; and what was wrong with a whole report."""
         blocks: list[ReportBlock] = []
         rejected, malformed = Counter[str](), ""

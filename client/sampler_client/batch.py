@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.errors import ConfigError

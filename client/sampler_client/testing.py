@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.errors import ConfigError

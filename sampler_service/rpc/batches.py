@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 WAIT_S = 0.1
 """pause before asking again for batches that another trainer may give back"""
 
-MESSAGE_BYTES = 128 * 1024
-"""batches that are ready together are sent together, up to about this size"""
-
 
 class _Stream:
     """An open stream of a session. One that is opened later displaces it: a broken connection can go unnoticed here
@@ -40,8 +37,9 @@ class _Stream:
 class BatchesServicer(pb_grpc.BatchesServicer):
     """One Stream call per trainer session."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, message_bytes: int) -> None:
         self._service = service
+        self._message_bytes = message_bytes
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         self._draining = threading.Event()
@@ -118,7 +116,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                     return
                 acked = []
                 credit -= len(taken.batches)
-                yield from encode_batches(taken.batches)
+                yield from encode_batches(taken.batches, self._message_bytes)
                 if taken.ended and inside and credit > 0:
                     yield pb.BatchReply(epoch_end=pb.EpochEnd(epoch=epoch))
                     inside = False
@@ -165,13 +163,13 @@ def _next(inbox: queue.SimpleQueue[pb.BatchRequest | None], *, wait: bool) -> pb
     return request
 
 
-def encode_batches(batches: list[Batch]) -> Iterator[pb.BatchReply]:
-    """Messages of about MESSAGE_BYTES; the cost of one message is that of some ten batches."""
+def encode_batches(batches: list[Batch], message_bytes: int) -> Iterator[pb.BatchReply]:
+    """Messages of about `message_bytes`; the cost of one message is that of some ten batches."""
     waiting, size = [], 0
     for batch in batches:
         waiting.append(encode_batch(batch))
         size += waiting[-1].ByteSize()
-        if size >= MESSAGE_BYTES:
+        if size >= message_bytes:
             yield pb.BatchReply(block=pb.BatchBlock(batch=waiting))
             waiting, size = [], 0
     if waiting:

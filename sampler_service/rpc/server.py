@@ -73,7 +73,7 @@ class Server:
         # One call more than there are threads is refused with RESOURCE_EXHAUSTED instead of waiting unseen.
         self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=threads)
         self._health = health.HealthServicer()
-        self._batches = BatchesServicer(service)
+        self._batches = BatchesServicer(service, config.message_bytes)
         pb_grpc.add_DatasetsServicer_to_server(DatasetsServicer(service), self._server)
         pb_grpc.add_RunsServicer_to_server(RunsServicer(service), self._server)
         pb_grpc.add_BatchesServicer_to_server(self._batches, self._server)

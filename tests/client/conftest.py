@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
+
 from sampler_client.config import Timeouts
 from sampler_service.config import ServiceConfig
 from sampler_service.rpc.server import Server
 from sampler_service.service import LocalService
-from torch.utils.data import DataLoader, TensorDataset
 
 N = 50
 BATCH = 8

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import sampler_client as sampler
 import torch.distributed
-from sampler_client.pytorch import loader as loaders
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
-from tests.client.conftest import BATCH, N, QUICK
+import sampler_client as sampler
+from sampler_client.pytorch import loader as loaders
+from tests.client.conftest import BATCH, QUICK, N
 
 
 class Numbers(IterableDataset):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import sampler_client as sampler
 import torch
+
+import sampler_client as sampler
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import sampler_client as sampler
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+import sampler_client as sampler
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 
 

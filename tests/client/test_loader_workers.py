@@ -8,9 +8,10 @@ import sys
 import warnings
 
 import pytest
-import sampler_client as sampler
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+import sampler_client as sampler
 
 N, BATCH, STEPS = 30, 4, 8
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import sampler_client as sampler
 
+import sampler_client as sampler
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 
 EVERYTHING = list(range(N))

@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
+
 import sampler_client as sampler
 from sampler_service.service import LocalService
-
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 
 EVERYTHING = list(range(N))

@@ -8,11 +8,11 @@ import time
 
 import numpy as np
 import pytest
+
 import sampler_client as sampler
 from sampler_client.reporter import Reporter, ReportRows
 from sampler_client.session import Session
 from sampler_service.service import LocalService
-
 from tests.client.conftest import BATCH, QUICK, N
 
 D = 8

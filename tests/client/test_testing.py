@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+
 import sampler_client as sampler
 from sampler_client import testing
 from sampler_client.testing import FakeSession, fake_attach
-
 from tests.client.conftest import BATCH, STEPS, N
 
 

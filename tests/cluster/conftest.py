@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-import sampler_client as sampler
 import torch
-from sampler_service.embedded import RunningService, running_service
 from torch.utils.data import DataLoader, TensorDataset
+
+import sampler_client as sampler
+from sampler_service.embedded import RunningService, running_service
 
 PATIENT = sampler.Timeouts(call_s=60, batch_s=60, report_s=60, reconnect_s=60)
 """Ray starts processes slowly on a small and busy machine."""

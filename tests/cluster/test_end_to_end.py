@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import sampler_client as sampler
 
+import sampler_client as sampler
 from tests.cluster.conftest import cli
 
 GROUPS = 4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import psutil
-import sampler_client as sampler
 
+import sampler_client as sampler
 from tests.cluster.conftest import actors, until
 from tests.cluster.test_end_to_end import GroupedSketches, train
 

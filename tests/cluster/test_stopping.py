@@ -14,12 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 import sampler_client as sampler
 from sampler_service.embedded import running_service
 from sampler_service.errors import Unavailable
-
 from tests.cluster.conftest import actors, cli, until
-
 
 OPEN_CLUSTER = {"RAY_AUTH_MODE": "disabled"}
 """Whether Ray asks for a token depends on the home directory otherwise."""

@@ -226,7 +226,9 @@ def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[in
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigError("attach needs a map-style dataset (with __getitem__ and __len__), got an IterableDataset")
     if loader.batch_size is None:
-        raise ConfigError("attach needs a DataLoader with a batch_size, got one with batch_size=None or a batch_sampler")
+        raise ConfigError(
+            "attach needs a DataLoader with a batch_size, got one with batch_size=None or a batch_sampler"
+        )
     if not getattr(loader, "in_order", True):
         raise ConfigError("attach needs in_order=True: batches are matched to their handles by order")
     plain = (SequentialSampler, RandomSampler, DistributedSampler)
