@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.draws --json benchmarks/results/draws.json --plot draws.png
 
-Ours is what the service runs: `WeightedDrawer` in blocks of 32 batches, each batch an array of ids. The peers
+Ours is what the service runs: `WeightedDrawer` in the planner's blocks of `BLOCK_STEPS` batches, each with a
+generator of its own and each batch an array of ids. The peers
 are iterated as their documentation says, through torch's BatchSampler; `torch.multinomial` alone, without the
 iterating, is the harder thing to beat. One measurement is one set of weights and as many draws as examples
 (at most `--draws`), so that every sampler pays once for its running sum; "steady" leaves that out for ours.
@@ -28,11 +29,13 @@ from scipy.stats import chisquare
 from torch.utils.data import BatchSampler, WeightedRandomSampler
 
 from benchmarks.common import write_result
+from sampler_service.planning.draws import BLOCK_STEPS
+from sampler_service.planning.randomness import Stream, generator
 from sampler_service.planning.weighted import WeightedDrawer
 from sampler_service.types import Float64
 
 SIZES = (100_000, 1_000_000, 10_000_000, 30_000_000)
-BATCH, BLOCK = 256, 32
+BATCH = 256
 ABOVE_2E24 = (1 << 24) + 1000
 
 OURS, STEADY, MAKE = "ours", "ours, steady", "ours, making the order"
@@ -42,12 +45,14 @@ Measurement = Callable[[], int]
 """Draws something and returns how many."""
 
 
-def draw_blocks(drawer: WeightedDrawer, draws: int, rng: np.random.Generator) -> int:
-    blocks = max(1, draws // (BATCH * BLOCK))
-    for _ in range(blocks):
-        for _batch in drawer.draw(num_batches=BLOCK, size=BATCH, rng=rng):
+def draw_blocks(drawer: WeightedDrawer, draws: int) -> int:
+    rows = BATCH * BLOCK_STEPS
+    blocks = max(1, draws // rows)
+    for block in range(blocks):
+        rng = generator(Stream.DRAW, seed=0, epoch=0, position=block * rows)
+        for _batch in drawer.draw(num_batches=BLOCK_STEPS, size=BATCH, rng=rng):
             pass
-    return blocks * BLOCK * BATCH
+    return blocks * rows
 
 
 def ours(weight_n: Float64, draws: int) -> dict[str, Measurement]:
@@ -56,13 +61,13 @@ def ours(weight_n: Float64, draws: int) -> dict[str, Measurement]:
 
     def with_new_weights() -> int:
         drawer.refresh(weight_n)
-        return draw_blocks(drawer, draws, rng)
+        return draw_blocks(drawer, draws)
 
     def steady() -> int:
-        return draw_blocks(drawer, draws, rng)
+        return draw_blocks(drawer, draws)
 
     def with_new_order() -> int:
-        return draw_blocks(WeightedDrawer(weight_n, rng), draws, rng)
+        return draw_blocks(WeightedDrawer(weight_n, rng), draws)
 
     return {OURS: with_new_weights, STEADY: steady, MAKE: with_new_order}
 
@@ -136,7 +141,8 @@ def chi_square_above_2e24() -> float:
     weight_n[: ABOVE_2E24 // 2] = 2
     rng = np.random.default_rng(24)
     drawer = WeightedDrawer(weight_n, rng)
-    blocks = [drawer.draw(num_batches=BLOCK, size=BATCH, rng=rng) for _ in range(2_000_000 // (BLOCK * BATCH))]
+    count = 2_000_000 // (BLOCK_STEPS * BATCH)
+    blocks = [drawer.draw(num_batches=BLOCK_STEPS, size=BATCH, rng=rng) for _ in range(count)]
     observed_b = np.bincount(np.concatenate(blocks).ravel() * 64 // ABOVE_2E24, minlength=64)
     expected_b = np.bincount(np.arange(ABOVE_2E24) * 64 // ABOVE_2E24, weights=weight_n, minlength=64)
     return float(chisquare(observed_b, expected_b / expected_b.sum() * observed_b.sum()).pvalue)
@@ -196,7 +202,8 @@ def main(
         "Seconds are processor time of that one thread; the rows have the wall clock too.",
         f"One measurement is one change of all weights and min(examples, {draws:,}) draws in batches of {BATCH}.",
         "torch.multinomial yields one tensor for the whole epoch and is not cut into batches.",
-        "Draws of torch and SPDL are independent; ours are spread evenly over blocks of 32 batches (same marginals).",
+        "Draws of torch and SPDL are independent; ours are spread evenly over blocks of "
+        f"{BLOCK_STEPS} batches (same marginals).",
         f"spdl {metadata.version('spdl')}" if _has("spdl") else "spdl is not installed",
     ]
     headline = headline_of(rows) | {"chi_square_p_above_2e24": chi_square}

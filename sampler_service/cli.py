@@ -1,4 +1,4 @@
-"""`sampler-service up | status | stop`."""
+"""`sampler-service up | status | close | stop`."""
 
 from __future__ import annotations
 
@@ -108,6 +108,14 @@ def status(service: Service = "127.0.0.1:50051") -> None:
         console.print(table)
         for note in notes:
             console.print(note)
+
+
+@app.command()
+def close(run: Annotated[str, typer.Argument(help="name of the run")], service: Service = "127.0.0.1:50051") -> None:
+    """End a run and forget its sketches; its trainers are told."""
+    with SamplerClient(service) as client:
+        client.close_run(run)
+    console.print(f"run {run} is closed")
 
 
 @app.command()

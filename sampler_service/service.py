@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sampler_service.config import RunConfig, check_name, check_size
-from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
+from sampler_service.errors import Conflict, NotFound, Stale
 from sampler_service.leases import Group, run_of
 from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
 from sampler_service.sampler import Sampler

@@ -6,6 +6,7 @@ Shapes: b examples of this trainer's part, d sketch length.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sampler_client.reporter import ReportRows
+    from sampler_client.reporter import PendingReport
 
 
 class Taken(Protocol):
@@ -45,6 +46,9 @@ class Sketcher(Protocol):
         """Sketches, given dL/dloss_i of each example, or None when the caller reduced the losses alone."""
         ...
 
+    # A sketcher may also have `capture`, with the same arguments, which waits for no device: it returns an object
+    # whose `resolve()` gives what `take` would. `Batch.report` then uses it instead.
+
 
 class Batch:
     """One trainer's part of a global batch. Arrays are read-only and in the order of the data.
@@ -54,7 +58,7 @@ class Batch:
         epoch, step: position of the global batch; step counts from 0 in each epoch.
         table_version: the table that it was planned from.
         policy: what planned it.
-        lead: batches this trainer held unreported when it was planned.
+        lead: batches in this trainer's hands, not finished, when this one was handed out.
         example_ids: (b,) int64.
         weights: (b,) float32, factor on each example's loss.
         probabilities: (b,) float32, chance of each example in one draw.
@@ -77,7 +81,7 @@ class Batch:
     def __init__(
         self,
         message: pb.Batch,
-        report: Callable[[ReportRows], None] | None = None,
+        report: Callable[[PendingReport], None] | None = None,
         steps_per_epoch: int = 0,
     ) -> None:
         self._message = message
@@ -170,30 +174,45 @@ class Batch:
     def report(self, losses: Any, sketcher: Sketcher | None = None) -> None:
         """Queue what this batch showed; returns at once, a background thread sends it.
 
+        On a GPU too: the thread waits for the device and copies, nothing here does. What goes wrong there is raised
+        by the next report or `flush()`.
+
         Args:
             losses: (b,) per-example losses, a torch tensor or an array.
             sketcher: takes the sketches of the backward pass that just ended.
 
         Raises:
             ConfigError: when the number of losses is not that of the examples.
-            SketchError: when the sketcher saw no backward pass for this batch.
+            SketchError: when the sketcher saw no backward pass for this batch, or an earlier report failed.
         """
-        from sampler_client.reporter import ReportRows
+        from sampler_client.reporter import PendingReport
 
-        losses_b = _to_numpy(losses)
-        if losses_b.shape != (len(self),):
-            raise ConfigError(f"report needs {len(self)} losses, one per example, got shape {losses_b.shape}")
-        rows = ReportRows(batch_id=self.batch_id, step=self.run_step, example_ids=self.example_ids, losses=losses_b)
-        if sketcher is not None:
-            taken = sketcher.take(self._coefficients)
-            rows = rows.with_sketches(taken.sketches, taken.norms, taken.usable)
+        values = losses if hasattr(losses, "detach") else np.array(losses, dtype=np.float32)
+        if tuple(values.shape) != (len(self),):
+            raise ConfigError(f"report needs {len(self)} losses, one per example, got shape {tuple(values.shape)}")
+        report = PendingReport(
+            batch_id=self.batch_id,
+            step=self.run_step,
+            example_ids=self.example_ids,
+            losses=_deferred(values),
+            sketches=None if sketcher is None else _captured(sketcher, self._coefficients),
+        )
         self._coefficients = None
         if self._report is not None:
-            self._report(rows)
+            self._report(report)
 
 
-def _to_numpy(values: Any) -> NDArray[np.float32]:
-    """A float32 array from a tensor on any device or from anything numpy takes."""
-    if hasattr(values, "detach"):
-        values = values.detach().float().cpu().numpy()
-    return np.asarray(values, dtype=np.float32)
+def _captured(sketcher: Any, coefficients: Any) -> Callable[[], Taken]:
+    """The sketches of the last backward pass, for later where the sketcher knows how to."""
+    if hasattr(sketcher, "capture"):
+        return sketcher.capture(coefficients).resolve
+    taken = sketcher.take(coefficients)
+    return lambda: taken
+
+
+def _deferred(values: Any) -> Callable[[], NDArray[np.float32]]:
+    """The values as they are now, without waiting for the device of a tensor."""
+    if isinstance(values, np.ndarray):
+        return lambda: values
+    # By name: this module is importable without torch.
+    return import_module("sampler_client.pytorch.captured").Deferred(values).numpy

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 from sampler_client.errors import ConfigError
+
+
+_UINT32, _UINT64 = 2**32 - 1, 2**64 - 1
+
+
+def check_whole(name: str, value: Any, least: int, most: int = _UINT32) -> None:
+    """Raise ConfigError unless `value` is a whole number from `least` to `most`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}") from None
+    if not least <= number <= most:
+        allowed = f"at least {least}" if number < least else f"at most {most}"
+        raise ConfigError(f"{name} must be {allowed}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +63,16 @@ class RunOptions:
     num_clusters: int = 0
     """0: as many as examples in a global batch, the choice of gradient clustering."""
     max_lead: int = 0
-    """Batches a trainer may hold unreported; 0: the service's default (64)."""
+    """Batches that a trainer may hold unfinished; 0: the service's default (64)."""
     lease_s: float = 0.0
     """Seconds for which a lost trainer's batches wait for its return; 0: the service's default (60)."""
     on_lost: str = "redeliver"
     """What becomes of a lost trainer's batches: "redeliver" (at least once) or "drop" (at most once)."""
     epochs: int = 0
     """Planned length of the run, for policies with phases; 0: unknown."""
+
+    def __post_init__(self) -> None:
+        check_whole("seed", self.seed, 0, _UINT64)
+        check_whole("sketch_dim", self.sketch_dim, 1)
+        for name in ("num_clusters", "max_lead", "epochs"):
+            check_whole(name, getattr(self, name), 0)

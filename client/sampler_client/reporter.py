@@ -9,9 +9,10 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,10 @@ from numpy.typing import NDArray
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient, check_size
-from sampler_client.errors import Busy, NotFound, ReplyTimeout, SamplerError, ServiceUnavailable, Stale
+from sampler_client.errors import Busy, NotFound, ReplyTimeout, SamplerError, ServiceUnavailable, SketchError, Stale
+
+if TYPE_CHECKING:
+    from sampler_client.batch import Taken
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,12 @@ class ReportRows:
     losses: NDArray[np.float32] | None = None
     norms: NDArray[np.float32] | None = None
     sketches: NDArray[Any] | None = None
+    unusable: int = 0
+    """rows left out, because their gradient could not be told"""
+
+    def resolve(self) -> ReportRows:
+        """The rows themselves: nothing of them is under way."""
+        return self
 
     def with_sketches(
         self, sketches: NDArray[Any], norms: NDArray[np.float32], usable: NDArray[np.bool_]
@@ -47,6 +57,7 @@ class ReportRows:
             losses=None if self.losses is None else self.losses[usable],
             norms=norms[usable],
             sketches=sketches[usable],
+            unusable=self.unusable + int(np.count_nonzero(~usable)),
         )
 
     def message_bytes(self) -> int:
@@ -75,6 +86,54 @@ class ReportRows:
         return pieces
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingReport:
+    """A report whose numbers may still be on their way from a device."""
+
+    batch_id: int
+    step: int
+    example_ids: NDArray[np.int64]
+    losses: Callable[[], NDArray[np.float32]]
+    sketches: Callable[[], Taken] | None = None
+
+    def resolve(self) -> ReportRows:
+        """Wait for the device and fetch what it has.
+
+        Raises:
+            SketchError: that did not work.
+        """
+        try:
+            rows = ReportRows(
+                batch_id=self.batch_id, step=self.step, example_ids=self.example_ids, losses=self.losses()
+            )
+            if self.sketches is None:
+                return rows
+            taken = self.sketches()
+            return rows.with_sketches(taken.sketches, taken.norms, taken.usable)
+        except Exception as error:
+            raise SketchError(
+                f"the report of batch {self.batch_id} could not be taken: {type(error).__name__}: {error}"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportCounts:
+    """What became of the reports so far."""
+
+    accepted: int = 0
+    """rows that the service took"""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """rows that it did not take, by reason"""
+    unusable: int = 0
+    """rows left out because their gradient could not be told"""
+    dropped: int = 0
+    """reports never sent: the queue was full, the service stayed away, closing came first, or they were faulty"""
+    refused: int = 0
+    """calls that the service refused, one malformed report being enough; the reports beside it are applied"""
+    waiting: int = 0
+    """reports queued or under way"""
+
+
 class Reporter:
     """Background sender of one session.
 
@@ -91,32 +150,42 @@ class Reporter:
         self._client = client
         self._session = session
         self._capacity = capacity
-        self._queue: deque[ReportRows] = deque()
+        self._queue: deque[ReportRows | PendingReport] = deque()
         self._changed = threading.Condition()
         self._sending = 0
         self._closed = False
         self._error: SamplerError | None = None
         self._thread: threading.Thread | None = None
+        # See ReportCounts.
         self.dropped = 0
-        """Reports that were never sent: the queue was full, or the service stayed away."""
         self.refused = 0
-        """Calls that the service refused, one malformed report being enough; the reports beside it are applied."""
         self.rejected: Counter[str] = Counter()
-        """Rows that the service did not take, by reason."""
         self.accepted = 0
-        """Rows that the service took."""
+        self.unusable = 0
 
-    def put(self, rows: ReportRows) -> None:
+    def counts(self) -> ReportCounts:
+        with self._changed:
+            return ReportCounts(
+                accepted=self.accepted,
+                rejected=dict(self.rejected),
+                unusable=self.unusable,
+                dropped=self.dropped,
+                refused=self.refused,
+                waiting=len(self._queue) + self._sending,
+            )
+
+    def put(self, rows: ReportRows | PendingReport) -> None:
         """Queue a report; never blocks.
 
         Raises:
             MessageTooLarge: it would not fit a message; it is not queued, and what is queued is not touched.
-            SamplerError: what the service answered to an earlier report that it refused as a whole.
+            SamplerError: what became of an earlier report, or of the call that sent it; this one is queued.
         """
-        check_size(rows.message_bytes(), f"report of batch {rows.batch_id}")
+        if isinstance(rows, ReportRows):
+            check_size(rows.message_bytes(), f"report of batch {rows.batch_id}")
         with self._changed:
-            self._raise_pending()
             if self._closed:
+                self.dropped += 1
                 raise SamplerError("report after close(): open the loader again, or report before closing it")
             if len(self._queue) >= self._capacity:
                 self._queue.popleft()
@@ -126,6 +195,7 @@ class Reporter:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="sampler-reporter", daemon=True)
                 self._thread.start()
+            self._raise_pending()
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until everything queued is in the service's table.
@@ -150,6 +220,8 @@ class Reporter:
             log.warning("closing with unsent reports: %s", error)
         with self._changed:
             self._closed = True
+            self.dropped += len(self._queue)
+            self._queue.clear()
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -169,37 +241,64 @@ class Reporter:
                 self._queue.clear()
                 self._sending = len(batch)
             try:
-                self._send(batch)
+                self._send(self._encoded(batch))
             finally:
                 with self._changed:
                     self._sending = 0
                     self._changed.notify_all()
 
-    def _send(self, batch: list[ReportRows]) -> None:
+    def _encoded(self, reports: list[ReportRows | PendingReport]) -> list[list[pb.Report]]:
+        """The messages of each report, without session. One that fails is counted, and does no harm to the others."""
+        encoded = []
+        while reports:  # taken out one by one, so that what each holds on a device is free at once
+            report = reports.pop(0)
+            try:
+                rows = report.resolve()
+                check_size(rows.message_bytes(), f"report of batch {rows.batch_id}")
+                encoded.append(rows.messages(session=""))
+            except Exception as error:  # the thread must outlive whatever it was given
+                if not isinstance(error, SamplerError):
+                    error = SamplerError(f"a report could not be sent: {type(error).__name__}: {error}")
+                with self._changed:
+                    self._error = error
+                    self.dropped += 1
+            else:
+                with self._changed:
+                    self.unusable += rows.unusable
+        return encoded
+
+    def _send(self, reports: list[list[pb.Report]]) -> None:
         """Send until it is through, refused, or the service has been away for too long."""
         give_up = time.monotonic() + self._client.timeouts.reconnect_s
         pause_s = 0.05
-        while True:
+        while reports:
             try:
-                session = self._session()
-                summary = self._client.send_reports(m for rows in batch for m in rows.messages(session))
+                summary = self._client.send_reports(self._addressed(reports))
             except (ServiceUnavailable, ReplyTimeout, Busy, NotFound, Stale) as error:
                 # NotFound and Stale: the service restarted or the rank moved; the stream is rejoining meanwhile.
                 if time.monotonic() > give_up or self._closed:
-                    log.warning("dropping %d reports: %s", len(batch), error)
-                    self.dropped += len(batch)
+                    log.warning("dropping %d reports: %s", len(reports), error)
+                    with self._changed:
+                        self.dropped += len(reports)
                     return
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)
-            except SamplerError as error:
-                self.refused += 1
-                self._error = error
-                return
-            except Exception as error:  # the thread must outlive whatever it was given
-                self.refused += 1
-                self._error = SamplerError(f"a report could not be sent: {type(error).__name__}: {error}")
+            except Exception as error:  # the thread must outlive whatever comes
+                if not isinstance(error, SamplerError):
+                    error = SamplerError(f"reports could not be sent: {type(error).__name__}: {error}")
+                with self._changed:
+                    self.refused += 1
+                    self._error = error
                 return
             else:
-                self.accepted += summary.accepted
-                self.rejected.update(summary.rejected)
+                with self._changed:
+                    self.accepted += summary.accepted
+                    self.rejected.update(summary.rejected)
                 return
+
+    def _addressed(self, reports: list[list[pb.Report]]) -> Iterator[pb.Report]:
+        """All messages, for the present session; it may be another at the next attempt."""
+        session = self._session()
+        for message in chain.from_iterable(reports):
+            message.session = session
+            yield message

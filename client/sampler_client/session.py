@@ -6,15 +6,16 @@ import logging
 import os
 import socket
 import uuid
+import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
-from sampler_client.config import RunOptions
-from sampler_client.errors import ConfigError, SamplerError, Stale
-from sampler_client.reporter import Reporter, ReportRows
+from sampler_client.config import RunOptions, check_whole
+from sampler_client.errors import ConfigError, Stale
+from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.stream import BatchStream
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ class Source(Protocol):
 
     def finish_epoch(self) -> None: ...
 
-    def put(self, rows: ReportRows) -> None: ...
+    def put(self, rows: ReportRows | PendingReport) -> None: ...
+
+    def report_counts(self) -> ReportCounts: ...
 
     def flush(self, timeout_s: float | None = None) -> None: ...
 
@@ -45,7 +48,7 @@ class Source(Protocol):
 
 
 class Session:
-    """The real source: opens the run, claims a rank, streams and reports.
+    """The real source: opens the run, claims a rank, opens its stream, and reports.
 
     Args:
         client: connection to the service; closed with the session.
@@ -57,7 +60,7 @@ class Session:
         queue: reports that may wait to be sent.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only, what Open and Join say
         self,
         client: SamplerClient,
         *,
@@ -78,22 +81,14 @@ class Session:
         self._dataset = dataset
         self._num_examples = num_examples
         self._options = options
-        self._request = pb.JoinRequest(
-            run=run,
-            rank=rank,
-            world_size=world_size,
-            batch_size=batch_size,
-            drop_last=drop_last,
-            lead=lead,
-            trainer=f"{socket.gethostname()}:{os.getpid()}",
-            token=uuid.uuid4().hex,
-        )
         try:
+            check_whole("queue", queue, 1)
+            self._request = _join_request(run, rank, world_size, batch_size, drop_last, lead)
             self._stream = BatchStream(client, self._join, lead=lead)
-        except SamplerError:
+            self.reporter = Reporter(client, lambda: self._stream.session, capacity=queue)
+        except BaseException:
             client.close()
             raise
-        self.reporter = Reporter(client, lambda: self._stream.session, capacity=queue)
 
     def _join(self) -> str:
         """Open and join, or do so again after the service was restarted; all of it is idempotent."""
@@ -118,8 +113,11 @@ class Session:
     def finish_epoch(self) -> None:
         self._stream.finish_epoch()
 
-    def put(self, rows: ReportRows) -> None:
+    def put(self, rows: ReportRows | PendingReport) -> None:
         self.reporter.put(rows)
+
+    def report_counts(self) -> ReportCounts:
+        return self.reporter.counts()
 
     def flush(self, timeout_s: float | None = None) -> None:
         self.reporter.flush(timeout_s)
@@ -135,11 +133,34 @@ class Session:
         self.client.close()
 
 
+def _join_request(run: str, rank: int, world_size: int, batch_size: int, drop_last: bool, lead: int) -> pb.JoinRequest:
+    """What claims a rank, with a token of its own: a repeat of it is known for one."""
+    check_whole("batch_size", batch_size, 1)
+    for name, value in (("rank", rank), ("world_size", world_size), ("lead", lead)):
+        check_whole(name, value, 0)
+    if rank >= world_size:
+        raise ConfigError(
+            f"world_size must be at least 1 and rank from 0 to world_size-1, got rank {rank} of world_size {world_size}"
+        )
+    return pb.JoinRequest(
+        run=run,
+        rank=rank,
+        world_size=world_size,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        lead=lead,
+        trainer=f"{socket.gethostname()}:{os.getpid()}",
+        token=uuid.uuid4().hex,
+    )
+
+
 class EpochReader:
     """Epochs and position over a source: which epoch is next, what the training loop has received of it.
 
     Handed out and received are told apart, because a DataLoader asks for batches well before the loop gets them;
-    `state_dict` counts what the loop received.
+    `state_dict` counts what the loop received: of each step the whole global batch, once. Steps come in order, so a
+    batch counts when its step is beyond all that were received before. What a lost rank left of a step, or of an
+    earlier epoch, is handed out at the end and counts no second time.
     """
 
     def __init__(self, source: Source, *, run: str, num_examples: int, lead: int) -> None:
@@ -153,19 +174,22 @@ class EpochReader:
         self._next_skip = 0
         self.epoch = 0
         self._examples = 0
+        self._next_step = 0
         self._over = True
+        self._exhausted = False
         self._iteration = 0
         self.num_steps: int | None = None
         self.reason = ""
 
     def __iter__(self) -> Iterator[Batch]:
         """Start the next epoch and hand out its batches. An iteration that is still under way is over with that."""
+        self.end_if_exhausted()
         self._iteration += 1
         iteration = self._iteration
         self._handed, self._current = [], None
         self.epoch, self._examples = self._next_epoch, self._next_skip
         self._next_epoch, self._next_skip = self.epoch + 1, 0
-        self._over = False
+        self._over, self._exhausted, self._next_step = False, False, 0
         started = self._source.start_epoch(self.epoch, min(self._examples, self._num_examples))
         self.num_steps, self.reason = started.num_steps, started.reason
         while True:
@@ -179,7 +203,8 @@ class EpochReader:
                 )
             message = self._source.next()
             if message is None:
-                break
+                self._exhausted = True
+                return
             batch = Batch(message, self._source.put, self._source.steps_per_epoch)
             self._handed.append(batch)
             yield batch
@@ -190,7 +215,9 @@ class EpochReader:
         if not self._handed:
             raise ConfigError("received() was called without a batch: call it once for each batch of the loader")
         self._current = self._handed.pop(0)
-        self._examples += self._current.global_batch_size
+        if self._current.epoch == self.epoch and self._current.step >= self._next_step:
+            self._examples += self._current.global_batch_size
+            self._next_step = self._current.step + 1
         return self._current
 
     def finished(self) -> None:
@@ -203,7 +230,12 @@ class EpochReader:
         """The loop came to the epoch's end."""
         self.finished()
         self._source.finish_epoch()
-        self._over = True
+        self._over, self._exhausted = True, False
+
+    def end_if_exhausted(self) -> None:
+        """End an epoch whose batches the loop has all received, where nobody says that it came to the end."""
+        if self._exhausted and not self._handed:
+            self.end_epoch()
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is. A position restored inside this very epoch is kept."""

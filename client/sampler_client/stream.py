@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 """Codes of a stream that broke, rather than was refused."""
 
+_FINISH_S = 2.5
+"""How long `finish_epoch` tries to open a stream again that broke before it."""
+
+_SETTLE_S = 0.25
+"""Within this time a stream that can't be opened says so; one that is open says nothing."""
+
 _DRAIN_S = 2.0
 """How long `close` waits for the service to read what is done."""
 
@@ -73,6 +79,8 @@ class BatchStream:
         self._broken_since: float | None = None
         self._reset_epoch(0, 0)
         self._last_batch_id = 0
+        # At once: a rank without a stream may be taken by others while its model is still being built.
+        self._open()
 
     def _reset_epoch(self, epoch: int, skip_examples: int) -> None:
         self._epoch = epoch
@@ -144,12 +152,22 @@ class BatchStream:
             self._done = []
 
     def finish_epoch(self) -> None:
-        """Tell the service that everything received of this epoch is done."""
+        """Tell the service that everything received of this epoch is done.
+
+        Over another stream when this one broke meanwhile: until then the other trainers would wait for the lease.
+        Never raises, and gives up after some seconds: the next epoch opens the stream again in any case.
+        """
         self._done.extend(self._held)
         self._held.clear()
         if self._done and self._requests is not None:
             self._requests.send(credit=pb.Credit(count=0, acked=self._done))
         self._done = []
+        if self._requests is not None and not self._replies.is_active():
+            try:
+                self._reopen(time.monotonic() + _FINISH_S)
+            except SamplerError as error:
+                log.info("finishing epoch %d: %s", self._epoch, error)
+            self._broken_since = None  # it is no wait of the epoch that comes next
 
     def close(self) -> None:
         """End the stream and give the rank back. Never raises: there is nobody left to wait for."""
@@ -185,6 +203,19 @@ class BatchStream:
         if self._watchdog is None:
             self._watchdog = threading.Thread(target=self._watch, name="sampler-deadline", daemon=True)
             self._watchdog.start()
+
+    def _reopen(self, until: float) -> None:
+        """Try until then to open a stream that broke; its hello says what is done, by not naming it as held."""
+        while not self._replies.is_active() and time.monotonic() < until:
+            try:
+                self._receive()
+            except (grpc.RpcError, _Ended) as error:
+                if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.NOT_FOUND:
+                    return  # a service that was restarted knows no leases
+                self._recover(error, resume=False)
+            settled = time.monotonic() + _SETTLE_S
+            while self._replies.is_active() and time.monotonic() < settled:
+                time.sleep(0.01)
 
     def _begin(self) -> pb.EpochStart:
         """Ask for the epoch and wait for its start; batches of an epoch that was left early are passed over."""

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.errors import ConfigError
-from sampler_client.reporter import ReportRows
+from sampler_client.reporter import PendingReport, ReportCounts, ReportRows
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -95,8 +95,12 @@ class FakeSession:
 
     def finish_epoch(self) -> None: ...
 
-    def put(self, rows: ReportRows) -> None:
-        self.reports.append(rows)
+    def put(self, rows: ReportRows | PendingReport) -> None:
+        self.reports.append(rows.resolve())
+
+    def report_counts(self) -> ReportCounts:
+        unusable = sum(report.unusable for report in self.reports)
+        return ReportCounts(accepted=len(self.rows()), unusable=unusable)
 
     def flush(self, timeout_s: float | None = None) -> None: ...
 

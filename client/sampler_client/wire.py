@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sampler_client._pb import sampler_pb2 as pb
 
 PROTOCOL = 1

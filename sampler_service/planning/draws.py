@@ -1,14 +1,19 @@
 """Batches from draw rates, the same ones however the steps are split over the calls that ask for them.
 
 Stratified draws are planned step by step, each step with a generator of its own. Weighted draws are spread over
-blocks of `BLOCK_STEPS` steps. A block is planned whole, whichever of its steps is asked for first, and step t of
-the epoch gets row t mod `BLOCK_STEPS`; when the rates change, the steps that are left get their rows of the same
-block planned anew, with the new rates and the same randomness.
+blocks of `BLOCK_STEPS` steps, counted from the start of the epoch: a block is planned whole, whichever of its
+steps is asked for first, and step t gets row t mod `BLOCK_STEPS`.
+
+Rates that change inside a block end it there, and a shorter one with randomness of its own takes its remaining
+steps. The randomness of the old block would not do: the steps already drawn have told part of it to the reports
+that the new rates were made from, and given those rates the remaining rows would no longer have mean b p_i.
 
 Shapes: n examples, k strata, s batches, b batch size, m = s b rows.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +30,24 @@ BLOCK_STEPS = 16
 _TOLERANCE = 1e-6  # of a sum that should be 1: a larger gap is a wrong rate, not rounding
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """Weighted draws of several steps; positions are examples into the epoch."""
+
+    rows: Rows
+    first: int
+    size: int
+    """Rows of one batch."""
+
+    @property
+    def stop(self) -> int:
+        return self.first + len(self.rows)
+
+    def covers(self, position: int, size: int) -> bool:
+        into = position - self.first
+        return size == self.size and 0 <= into < len(self.rows) and into % size == 0
+
+
 class DrawPlanner:
     """Turns draw rates into rows; keeps what is costly to make between two refreshes of the rates."""
 
@@ -37,8 +60,12 @@ class DrawPlanner:
         self._member_probability_k: Float64 = np.empty(0)
         self._drawer: WeightedDrawer | None = None
         self._drawer_epoch = -1
-        self._planned: Rows | None = None  # the latest block of weighted draws, unless the drawer has changed since
-        self._planned_at = (0, 0)  # its first position and its batch size
+        self._block: _Block | None = None  # of weighted draws, the latest
+        self._block_ended = False  # by other rates
+
+    def restart(self) -> None:
+        """Forget how far blocks were planned: a pass begins, perhaps through an epoch that was begun before."""
+        self._block, self._block_ended = None, False
 
     def block(
         self, rates: StratifiedDraw | WeightedDraw, *, epoch: int, position: int, num_batches: int, size: int
@@ -71,29 +98,30 @@ class DrawPlanner:
         self, drawer: WeightedDrawer, rates: WeightedDraw, epoch: int, position: int, num_batches: int, size: int
     ) -> Rows:
         """The rows of these batches, cut out of as many blocks as they touch."""
-        # Blocks are counted from the start of the epoch, so that a run resumed inside one goes on with its rows.
-        # After a resume with another batch size the batches may begin off the multiples of theirs, by `off`.
-        step, off = divmod(position, size)
         parts: list[Rows] = []
-        end = step + num_batches
-        while step < end:
-            block, row = divmod(step, BLOCK_STEPS)
-            count = min(end - step, BLOCK_STEPS - row)
-            rows = self._planned_block(drawer, rates, epoch, off + block * BLOCK_STEPS * size, size)
-            parts.append(rows.take(slice(row * size, (row + count) * size)))
-            step += count
+        end = position + num_batches * size
+        while position < end:
+            block = self._block_at(drawer, rates, epoch, position, size)
+            stop = min(end, block.stop)
+            parts.append(block.rows.take(slice(position - block.first, stop - block.first)))
+            position = stop
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _planned_block(self, drawer: WeightedDrawer, rates: WeightedDraw, epoch: int, position: int, size: int) -> Rows:
-        if self._planned is None or self._planned_at != (position, size):
-            rng = generator(Stream.DRAW, seed=self._seed, epoch=epoch, position=position)
-            id_m = drawer.draw(num_batches=BLOCK_STEPS, size=size, rng=rng).ravel()
-            self._planned = _weighted_rows(id_m, rates.probability_n[id_m], self._num_examples)
-            self._planned_at = (position, size)
-        return self._planned
+    def _block_at(self, drawer: WeightedDrawer, rates: WeightedDraw, epoch: int, position: int, size: int) -> _Block:
+        under_way = self._block is not None and self._block.covers(position, size)
+        if self._block is None or not under_way or self._block_ended:
+            row = position // size % BLOCK_STEPS
+            # After a resume the block is planned from its start on, so that it gives the rows that it would have.
+            first = position if under_way else position - row * size
+            num_batches = BLOCK_STEPS - row if under_way else BLOCK_STEPS
+            rng = generator(Stream.DRAW, seed=self._seed, epoch=epoch, position=first)
+            id_m = drawer.draw(num_batches=num_batches, size=size, rng=rng).ravel()
+            rows = _weighted_rows(id_m, rates.probability_n[id_m], self._num_examples)
+            self._block, self._block_ended = _Block(rows=rows, first=first, size=size), False
+        return self._block
 
     def _weigh(self, rates: WeightedDraw, epoch: int) -> WeightedDrawer:
-        """The drawer of this epoch with these rates; what was planned stands as long as neither changes."""
+        """The drawer of this epoch with these rates. Rates with the values of the last ones change nothing."""
         self._check_length(len(rates.probability_n))
         if self._drawer is not None and epoch == self._drawer_epoch:
             if rates is self._rates:
@@ -101,8 +129,9 @@ class DrawPlanner:
             if isinstance(self._rates, WeightedDraw) and np.array_equal(rates.probability_n, self._rates.probability_n):
                 self._rates = rates
                 return self._drawer
-        self._rates = self._planned = None  # should what follows fail
+        self._rates, self._block_ended = None, True  # also should what follows fail
         if self._drawer is None or epoch != self._drawer_epoch:
+            self.restart()
             rng = generator(Stream.ORDER, seed=self._seed, epoch=epoch)
             self._drawer, self._drawer_epoch = WeightedDrawer(rates.probability_n, rng), epoch
         else:

@@ -18,7 +18,8 @@ Mode = Literal["sweep", "draw"]
 
 
 class Planner:
-    """Plans one epoch after another. Randomness is a function of (seed, epoch, examples into the epoch).
+    """Plans one epoch after another. Randomness is a function of (seed, epoch, examples into the epoch), and
+    batches do not depend on how many steps are asked for at once.
 
     A sweep's order is fixed when it starts, whatever later rates say. Later draw rates take over from the
     step they are given for, and a policy that stands aside again goes on with the slice of the sweep that
@@ -73,6 +74,7 @@ class Planner:
         if not 0 <= skip_examples <= self._num_examples:
             raise ConfigError(f"skip_examples must lie in 0 … {self._num_examples}, got {skip_examples}")
         self.epoch, self._skip = epoch, skip_examples
+        self._draws.restart()
         self._global_batch, self._world = batch_size * world, world
         self._edge_t = np.zeros(1, dtype=np.int64)  # no steps, should what follows fail
         if isinstance(rates, Sweep):
@@ -87,7 +89,12 @@ class Planner:
     def plan(self, step: int, count: int, rates: Rates) -> list[list[Rows]]:
         """The parts of steps `step` … `step + count - 1` of `start_epoch`'s numbering: [count][world].
 
+        For the same seed and rates at each step, in order, any split of the steps into calls gives the same batches.
         Draws are full global batches; a sweep's last step may be shorter or longer (see `batch_sizes`).
+
+        After a resume with the same global batch and rates, sweeps and weighted draws go on as they would have, but
+        for what is left of a block of weighted draws in which the rates had changed. What stratified draws have
+        seen is not restored.
 
         Raises:
             ConfigError: steps outside the epoch, or rates that do not fit the run's examples.

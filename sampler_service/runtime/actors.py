@@ -16,7 +16,7 @@ import ray
 from ray.actor import ActorHandle
 
 from sampler_service.config import RunConfig, ServiceConfig
-from sampler_service.errors import SamplerError, Unavailable
+from sampler_service.errors import Conflict, SamplerError, Unavailable
 from sampler_service.policies import make_policy
 from sampler_service.reports import option_values
 from sampler_service.runtime.calls import answer
@@ -62,14 +62,26 @@ class RunHost:
             # Above every id of an earlier life of this run, so that ids rise over restarts as well.
             first_batch_id=int(time.time()) << 20,
         )
-        self._sampler.recover()  # of shards that are new, nothing
+        self._call_s = call_s
+        self._recovered = threading.Event()
         threading.Thread(target=self._refresh_forever, name="refresh", daemon=True).start()
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the sampler; one entry, so that the actor needs no copy of its face."""
+        if not self._recovered.wait(self._call_s):
+            raise Unavailable("the run is taking back what its shards hold, and they do not answer yet")
         return getattr(self._sampler, method)(*args)
 
     def _refresh_forever(self) -> None:
+        # Not in the constructor: Ray never makes an actor again whose constructor failed, and after the loss of a
+        # node the shards may be later than this actor.
+        while not self._recovered.is_set():
+            try:
+                self._sampler.recover()  # of shards that are new, nothing
+                self._recovered.set()
+            except SamplerError as error:
+                log.warning("not recovered yet: %s", error)
+                time.sleep(REFRESH_CHECK_S)
         while True:
             time.sleep(REFRESH_CHECK_S)
             try:
@@ -85,19 +97,48 @@ class RunHost:
 class Registry:
     """Remembers datasets and runs, and starts the actors of a run.
 
-    Looking up a run must not wait while another one starts, so calls overlap: those that change it hold a lock.
+    Calls overlap: nobody waits for a run to start but those who opened that run. When the registry dies its actors
+    die with it, which is for trainers as if the service had been restarted.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
         quiet_logging()
         self._config = config
-        self._changing = threading.Lock()
+        self._lock = threading.Lock()
         self._catalog = Catalog()
+        self._gateways: set[str] = set()
+        self._started: dict[str, threading.Event] = {}
         self._hosts: dict[str, ActorHandle] = {}
         self._shards: dict[str, list[ActorHandle]] = {}
 
+    def enter(self, gateway: str, config: ServiceConfig) -> None:
+        """A gateway opens; all of a cluster must ask for the same shards.
+
+        Raises:
+            Conflict: they differ.
+        """
+        for name in ("shards", "gpus_per_shard", "threads_per_shard"):
+            here, asked = getattr(self._config, name), getattr(config, name)
+            if here != asked:
+                raise Conflict(
+                    f"the service on this cluster runs with {name}={here}, asked for {asked}; use the same, or stop "
+                    "the other gateways first"
+                )
+        with self._lock:
+            self._gateways.add(gateway)
+
+    def leave(self, gateway: str) -> bool:
+        """A gateway closes; True when it was the last one, and all runs have been ended."""
+        with self._lock:
+            self._gateways.discard(gateway)
+            last = not self._gateways
+        if last:
+            for run in self.runs():
+                self.close_run(run)
+        return last
+
     def register_dataset(self, dataset: str, num_examples: int) -> None:
-        with self._changing:
+        with self._lock:
             self._catalog.register_dataset(dataset, num_examples)
 
     def dataset_size(self, dataset: str) -> int:
@@ -105,45 +146,54 @@ class Registry:
 
     def open_run(self, config: RunConfig) -> bool:
         make_policy(config.policy, option_values(config.policy_options))  # its errors, before any actor
-        with self._changing:
-            if not self._catalog.open_run(config):
-                return False
-            try:
-                self._start(config)
-            except Exception:
-                self._end(config.run)
-                raise
-            return True
+        with self._lock:
+            created = self._catalog.open_run(config)
+            if created:
+                self._started[config.run] = threading.Event()
+            started = self._started[config.run]
+        if not created:
+            self._wait(started, config.run)
+            return False
+        try:
+            self._start(config)
+        except Exception:
+            self.close_run(config.run)
+            raise
+        finally:
+            started.set()
+        return True
 
     def close_run(self, run: str) -> None:
-        with self._changing:
-            self._end(run)
+        with self._lock:
+            self._catalog.close_run(run)
+            self._started.pop(run, None)
+            actors = [*filter(None, [self._hosts.pop(run, None)]), *self._shards.pop(run, [])]
+        for actor in actors:
+            ray.kill(actor)
 
     def host(self, run: str) -> ActorHandle:
         """The actor of a run."""
-        self._catalog.run(run)
+        with self._lock:
+            self._catalog.run(run)
+            started = self._started[run]
+        self._wait(started, run)
         if run not in self._hosts:
-            raise Unavailable(f"run {run!r} is being started")
+            raise Unavailable(f"run {run!r} could not be started; open it again")
         return self._hosts[run]
 
     def runs(self) -> list[str]:
         return sorted(self._hosts)
 
-    def close(self) -> None:
-        for run in self.runs():
-            self.close_run(run)
-
-    def _end(self, run: str) -> None:
-        self._catalog.runs.pop(run, None)
-        for actor in [*filter(None, [self._hosts.pop(run, None)]), *self._shards.pop(run, [])]:
-            ray.kill(actor)
+    def _wait(self, started: threading.Event, run: str) -> None:
+        if not started.wait(self._config.call_s):
+            raise Unavailable(f"run {run!r} is still being started; is the cluster short of GPUs or memory?")
 
     def _start(self, config: RunConfig) -> None:
         service = self._config
         # Spinning OpenMP threads cost up to 15 times on a busy core.
         env = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(service.threads_per_shard), **_ONE_THREAD}
         names = [f"{config.run}/{uuid.uuid4().hex}/{number}" for number in range(service.shards)]
-        shard = ray.remote(Shard)
+        shard: Any = ray.remote(Shard)
         self._shards[config.run] = [
             shard.options(
                 name=name,
@@ -156,7 +206,7 @@ class Registry:
             ).remote(number, service.shards, config.num_examples, config.sketch_dim, config.sketch_dtype)
             for number, name in enumerate(names)
         ]
-        host = ray.remote(RunHost).options(
+        host: Any = ray.remote(RunHost).options(
             num_cpus=0, max_concurrency=16, max_restarts=-1, runtime_env={"env_vars": env}
         )
         started = host.remote(config, names, service.call_s)
@@ -172,7 +222,8 @@ def find_registry(config: ServiceConfig) -> ActorHandle:
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
-        "max_concurrency": 8,
+        "max_concurrency": 64,
         "runtime_env": {"env_vars": _ONE_THREAD},
     }
-    return ray.remote(Registry).options(**options).remote(config)
+    registry: Any = ray.remote(Registry).options(**options)
+    return registry.remote(config)

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class Gateway:
 
     def start(self, serve: Serve, config: ServiceConfig) -> int:
         """Listen, and return the port; a call of its own, since what a constructor raises looks like a crash."""
-        service = RayService(find_registry(config), config.call_s, self._stop_asked.set)
+        service = RayService(lambda: find_registry(config), config.call_s, self._stop_asked.set)
         self._server = serve(service, config)
         return self._server.port
 
@@ -78,12 +79,14 @@ class Cluster:
     """
 
     def __init__(self, serve: Serve, config: ServiceConfig, address: str | None) -> None:
-        self._embedded = address is None
+        self._name = uuid.uuid4().hex
         _connect(address)
         try:
-            self._registry = find_registry(config)
+            self._registry: Any = find_registry(config)
+            entered = self._registry.enter.remote(self._name, config)
+            answer(entered, 6 * config.call_s, "the registry to start")
             node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            gateway = ray.remote(Gateway).options(num_cpus=0, max_concurrency=8, scheduling_strategy=node)
+            gateway: Any = ray.remote(Gateway).options(num_cpus=0, max_concurrency=8, scheduling_strategy=node)
             self._gateway = gateway.remote()
             started = self._gateway.start.remote(serve, config)
             self.port: int = answer(started, 6 * config.call_s, "the gateway to start")
@@ -97,11 +100,11 @@ class Cluster:
         return answer(reference, timeout_s + 20.0, "the gateway")
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Drain the gateway, end the actors that are ours, leave the cluster."""
+        """Drain the gateway and leave the cluster; the last gateway ends all runs."""
         try:
             answer(self._gateway.drain.remote(grace_s), grace_s + 10.0, "the gateway to drain")
-            if self._embedded:
-                answer(self._registry.close.remote(), 10.0, "the registry to close its runs")
+            if answer(self._registry.leave.remote(self._name), 10.0, "the registry to close its runs"):
+                ray.kill(self._registry)  # it is detached: on a cluster that goes on it would outlive us
         except SamplerError as error:
             log.warning("stopping anyway: %s", error)
         finally:

@@ -20,13 +20,14 @@ class RayService:
     """See `service.Service` for what each call does.
 
     Args:
-        registry: the cluster's registry actor.
+        find_registry: finds the cluster's registry actor, or starts another when it has died.
         call_s: deadline of each call to an actor.
         on_stop: what a Stop request does.
     """
 
-    def __init__(self, registry: ActorHandle, call_s: float, on_stop: Callable[[], None]) -> None:
-        self._registry = registry
+    def __init__(self, find_registry: Callable[[], ActorHandle], call_s: float, on_stop: Callable[[], None]) -> None:
+        self._find_registry = find_registry
+        self._registry = find_registry()
         self._call_s = call_s
         self._on_stop = on_stop
         self._hosts: dict[str, ActorHandle] = {}
@@ -88,7 +89,12 @@ class RayService:
 
     def _ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         reference = getattr(self._registry, method).remote(*args)
-        return answer(reference, timeout_s or self._call_s, "the registry")
+        try:
+            return answer(reference, timeout_s or self._call_s, "the registry")
+        except Unavailable:
+            # When it has died its name is free again, and the caller's next try meets a new one.
+            self._registry = self._find_registry()
+            raise
 
     def _call(self, run: str, method: str, *args: Any) -> Any:
         with self._lock:

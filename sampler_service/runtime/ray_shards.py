@@ -5,6 +5,7 @@ Shapes: n examples, r rows, d sketch length, k clusters or neighbours, q queries
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Any
 
@@ -31,6 +32,7 @@ class RayShards:
         self._num_examples = num_examples
         self._dim = dim
         self._call_s = call_s
+        self._lock = threading.Lock()  # reports and fences come from several threads
         self._in_flight: list[deque[Any]] = [deque() for _ in actors]
 
     @property
@@ -47,17 +49,20 @@ class RayShards:
 
     def update(self, block: ReportBlock) -> None:
         for shard, part in routing.split(block, self.num_shards):
-            waiting = self._in_flight[shard]
-            waiting.append(self._actors[shard].update.remote(part))
-            if len(waiting) > UPDATES_IN_FLIGHT:
-                self._answer(waiting.popleft(), shard, None)
+            with self._lock:
+                waiting = self._in_flight[shard]
+                waiting.append(self._actors[shard].update.remote(part))
+                oldest = waiting.popleft() if len(waiting) > UPDATES_IN_FLIGHT else None
+            if oldest is not None:
+                self._answer(oldest, shard, None)
 
     def flush(self, timeout_s: float | None = None) -> None:
         for shard, waiting in enumerate(self._in_flight):
-            # Calls to one actor run in order, so the newest being done means that all are.
-            if waiting:
-                newest = waiting[-1]
-                waiting.clear()
+            with self._lock:
+                newest = waiting[-1] if waiting else None
+            if newest is not None:
+                # Calls to one actor run in order, so the newest being done means that all are. It stays in the
+                # queue: another fence has to wait for it too, and one that failed must fail again.
                 self._answer(newest, shard, timeout_s)
 
     def sketched(self, timeout_s: float | None = None) -> int:

@@ -23,7 +23,7 @@ def attach(loader, address, **options):
 def place(monkeypatch, **options) -> tuple[int, int]:
     """The rank and world size that would be asked for."""
     asked = []
-    monkeypatch.setattr(loaders, "Session", lambda client, **request: asked.append(request))
+    monkeypatch.setattr(loaders, "Session", lambda _client, **request: asked.append(request))
     loaders._join("localhost:1", "r", N, BATCH, "shuffle", 2, **options)
     return asked[0]["rank"], asked[0]["world_size"]
 
@@ -31,7 +31,7 @@ def place(monkeypatch, **options) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda make: DataLoader(Numbers(), batch_size=4), "needs a map-style dataset"),
+        (lambda _make: DataLoader(Numbers(), batch_size=4), "needs a map-style dataset"),
         (lambda make: make(batch_size=None, shuffle=False), "batch_size=None"),
         (lambda make: make(sampler=WeightedRandomSampler([1.0] * N, N), shuffle=False), "replace_sampler=True"),
         (lambda make: make(num_workers=1, in_order=False), "in_order=True"),
@@ -84,7 +84,7 @@ def test_nobody_at_the_address_is_said_so_with_the_address(plain_loader, host):
 
 
 def test_a_rank_that_is_taken_is_refused_with_its_holder(plain_loader, host):
-    with attach(plain_loader(), host.address), pytest.raises(sampler.Conflict, match="rank 0 .* is held by"):
+    with attach(plain_loader(), host.address), pytest.raises(sampler.Conflict, match=r"rank 0 .* is held by"):
         attach(plain_loader(), host.address)
 
 

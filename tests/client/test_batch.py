@@ -72,7 +72,7 @@ def test_the_mean_over_ranks_is_the_weighted_mean_of_the_global_batch_also_when_
 
 @pytest.mark.parametrize("scale", [1.0, 1 / 4, 1024.0])
 def test_the_coefficients_are_the_derivatives_by_the_losses_whatever_scales_the_scalar(scale):
-    batch, sketcher = batch_of(WEIGHTS, report=lambda rows: None), NotingSketcher()
+    batch, sketcher = batch_of(WEIGHTS, report=lambda _rows: None), NotingSketcher()
     _, losses = losses_of()
     (batch.weighted_mean(losses) * scale).backward()
     batch.report(losses, sketcher)
@@ -82,14 +82,14 @@ def test_the_coefficients_are_the_derivatives_by_the_losses_whatever_scales_the_
 def test_the_coefficients_of_one_micro_batch_do_not_meet_those_of_the_next():
     parameter = torch.ones(3, requires_grad=True)
     for weights in (WEIGHTS, [3.0, 3.0, 3.0]):
-        batch, sketcher = batch_of(weights, report=lambda rows: None), NotingSketcher()
+        batch, sketcher = batch_of(weights, report=lambda _rows: None), NotingSketcher()
         (batch.weighted_mean(parameter * 2) / 2).backward()
         batch.report(np.ones(3), sketcher)
         assert sketcher.coefficients.tolist() == pytest.approx([w / 6 for w in weights])
 
 
 def test_a_batch_without_a_backward_pass_gives_no_coefficients():
-    batch, sketcher = batch_of(WEIGHTS, report=lambda rows: None), NotingSketcher()
+    batch, sketcher = batch_of(WEIGHTS, report=lambda _rows: None), NotingSketcher()
     with torch.no_grad():
         batch.weighted_mean(torch.ones(3))
     batch.report(np.ones(3), sketcher)
@@ -123,7 +123,7 @@ def test_losses_of_another_shape_are_refused_with_what_to_do(shape):
 def test_a_report_takes_losses_of_any_dtype_and_those_that_need_a_gradient(dtype):
     reported = []
     _, losses = losses_of(dtype=dtype)
-    batch_of(WEIGHTS, report=reported.append).report(losses)
+    batch_of(WEIGHTS, report=lambda rows: reported.append(rows.resolve())).report(losses)
     assert reported[0].losses.dtype == np.float32
     assert reported[0].losses.tolist() == [1.0, 4.0, 9.0]
     assert (reported[0].batch_id, reported[0].step) == (1, 23)
@@ -131,7 +131,7 @@ def test_a_report_takes_losses_of_any_dtype_and_those_that_need_a_gradient(dtype
 
 def test_rows_whose_gradient_could_not_be_told_are_left_out_of_the_report():
     reported = []
-    batch_of(WEIGHTS, report=reported.append).report([1.0, 2.0, 3.0], NotingSketcher())
+    batch_of(WEIGHTS, report=lambda rows: reported.append(rows.resolve())).report([1.0, 2.0, 3.0], NotingSketcher())
     assert reported[0].example_ids.tolist() == [0, 2]
     assert reported[0].losses.tolist() == [1.0, 3.0]
     assert reported[0].sketches.shape == (2, 4)

@@ -15,7 +15,8 @@ import sampler_client as sampler
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-loader = sampler.attach(DataLoader(TensorDataset(torch.arange(50)), batch_size=8), sys.argv[1], run="r", policy="shuffle")
+plain = DataLoader(TensorDataset(torch.arange(50)), batch_size=8)
+loader = sampler.attach(plain, sys.argv[1], run="r", policy="shuffle")
 epoch = iter(loader)
 _, batch = next(epoch)
 batch.report(np.ones(len(batch)))

@@ -161,7 +161,7 @@ def test_drop_last_counts_what_was_received(attach):
 def test_a_position_of_another_run_or_of_a_newer_client_is_refused(attach):
     loader = attach()
     state = saved(loader)
-    with pytest.raises(sampler.Stale, match="'other'.*'r'"):
+    with pytest.raises(sampler.Stale, match=r"'other'.*'r'"):
         loader.load_state_dict({**state, "run": "other"})
     with pytest.raises(sampler.Stale, match="version 2, this client reads 1"):
         loader.load_state_dict({**state, "version": 2})

@@ -104,7 +104,7 @@ def test_a_service_that_comes_back_finds_ranks_that_stood_apart(attach, host):
     host.stop()
     host.start(LocalService())
     rest = [batch.example_ids.tolist() for each in running for _, batch in each]
-    assert sorted(sum(ids + rest, [])) == EVERYTHING
+    assert sorted(i for part in ids + rest for i in part) == EVERYTHING
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 
 import sampler_client as sampler
 from tests.cluster.conftest import cli
@@ -87,10 +88,13 @@ def test_two_runs_over_two_datasets_do_not_see_one_another(attach, service):
 
 
 def test_a_run_that_is_closed_is_forgotten_and_may_be_opened_otherwise(attach, service):
-    attach("again", policy="shuffle").close()
+    former = iter(attach("again", policy="shuffle"))
+    next(former)
     with sampler.SamplerClient(service, timeouts=sampler.Timeouts(call_s=60)) as client:
         client.close_run("again")
         assert "again" not in client.runs()
+    with pytest.raises(sampler.Stale, match="run 'again' was closed"):
+        list(former)
     loader = attach("again", policy="importance")
     assert sorted(i for _, batch in loader for i in batch.example_ids.tolist()) == list(range(64))
 

@@ -195,15 +195,18 @@ def test_new_rates_take_effect_at_once():
 
 PINNED = {
     "shuffle": (full(12), [[10, 5], [4, 0], [8, 3], [2, 11], [1, 9], [7, 6]]),
-    "strata": (strata(12), [[9, 8], [5, 10], [4, 2], [1, 11], [7, 2], [11, 6]]),
-    "weighted": (weighted(12), [[10, 8], [11, 9], [5, 11], [3, 6], [4, 10], [7, 1]]),
+    "strata": (strata(12), [[5, 10], [9, 8], [1, 2], [6, 11], [3, 11], [8, 4]]),
+    "weighted": (weighted(12), [[7, 10], [4, 1], [5, 7], [8, 11], [11, 7], [4, 8]]),
 }
 
 
 @pytest.mark.parametrize("name", sorted(PINNED))
 def test_batches_are_pinned(name):
     """Runs are resumed across releases, and a resumed sweep relies on the very same order: a change here
-    breaks them. Do not touch these numbers without a new major version."""
+    breaks them. Do not touch these numbers without a new major version.
+
+    The draws changed once, before 1.0: they had depended on how many steps were planned in one call.
+    """
     rates, expected = PINNED[name]
     planner = Planner(12, seed=1, drop_last=False)
     planner.start_epoch(2, rates, batch_size=2, world=2)

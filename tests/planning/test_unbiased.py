@@ -1,7 +1,8 @@
 """Unbiasedness by enumeration, through the planner itself.
 
 Every random choice of the planner is replaced by all its outcomes in turn, with their probabilities:
-permutations, keep coins and dealing by listing them, the systematic offset by the intervals between the
+permutations, keep coins and dealing by listing them (of a long block's dealing one shift of all rows, see
+`Enumerated.permuted`), the systematic offset by the intervals between the
 points where the outcome can change (fractional parts of batch size times a sum of rates, over all subsets, so
 for any order). What comes out is the exact expected coefficient of each example's gradient in the batch mean,
 sum(w_i g_i) / b: it must be 1/n.
@@ -16,7 +17,7 @@ from math import factorial
 import numpy as np
 import pytest
 
-from sampler_service.planning import Planner
+from sampler_service.planning import Planner, draws
 from sampler_service.planning.randomness import Stream
 from sampler_service.policies import POLICIES, make_policy
 from sampler_service.types import NO_CLUSTER, Rates, StratifiedDraw, Sweep, TableView, WeightedDraw
@@ -29,6 +30,8 @@ class Choices:
         self._path: list[list[int]] = []  # [chosen, number of options]
         self._depth = 0
         self.probability = 1.0
+        self.made: dict[tuple, list[int]] = {}
+        """What each generator of the present run has chosen so far: made again, it chooses the same."""
 
     def pick(self, probabilities) -> int:
         if self._depth == len(self._path):
@@ -40,7 +43,7 @@ class Choices:
 
     def runs(self) -> Iterator[None]:
         while True:
-            self._depth, self.probability = 0, 1.0
+            self._depth, self.probability, self.made = 0, 1.0, {}
             yield
             while self._path and self._path[-1][0] + 1 == self._path[-1][1]:
                 self._path.pop()
@@ -52,14 +55,20 @@ class Choices:
 class Enumerated:
     """Stands in for numpy's Generator where the planner asks for one; every draw is a choice."""
 
-    def __init__(self, choices: Choices, stream: Stream, rates: Rates, points: int) -> None:
-        self._choices, self._stream, self._rates = choices, stream, rates
+    def __init__(self, choices: Choices, key: tuple, rates: Rates, cuts: np.ndarray) -> None:
+        self._choices, self._stream, self._rates, self._cuts = choices, key[0], rates, cuts
+        self._made, self._picks = choices.made.setdefault(key, []), 0
         self._vectors = self._matrices = 0
-        self._cuts = _cuts(rates, points)
+
+    def _pick(self, probabilities) -> int:
+        if self._picks == len(self._made):
+            self._made.append(self._choices.pick(probabilities))
+        self._picks += 1
+        return self._made[self._picks - 1]
 
     def _permuted(self, values: np.ndarray) -> np.ndarray:
         count = factorial(len(values))
-        chosen = self._choices.pick([1 / count] * count)
+        chosen = self._pick([1 / count] * count)
         return values[list(next(itertools.islice(itertools.permutations(range(len(values))), chosen, None)))]
 
     def permutation(self, values) -> np.ndarray:
@@ -70,11 +79,16 @@ class Enumerated:
         self._matrices += 1
         if isinstance(self._rates, WeightedDraw) and self._matrices == 2:
             return values  # the order inside a batch changes no sum
+        if values.shape[1] > 2 and isinstance(self._rates, WeightedDraw):
+            # 16! dealings of every row are too many to list. An expected sum over the rows needs each row's own
+            # distribution alone, and under a random shift, too, each batch gets each place equally often.
+            places = values.shape[1]
+            return np.roll(values, self._pick([1 / places] * places), axis=1)
         return np.array([self._permuted(row) for row in values])
 
     def _offset(self) -> float:
         lengths = np.diff(self._cuts)
-        chosen = self._choices.pick(lengths)
+        chosen = self._pick(lengths)
         return (self._cuts[chosen] + self._cuts[chosen + 1]) / 2
 
     def random(self, size=None):
@@ -90,16 +104,31 @@ class Enumerated:
         return np.zeros(size)  # the order inside a batch changes no sum
 
     def _coin(self, keep: float) -> float:
-        return 0.0 if keep == 1 or self._choices.pick([keep, 1 - keep]) == 0 else np.nextafter(1, 0)
+        return 0.0 if keep == 1 or self._pick([keep, 1 - keep]) == 0 else np.nextafter(1, 0)
 
 
-def _cuts(rates: Rates, points: int) -> np.ndarray:
+def _cuts(rates: Rates, batch: int) -> np.ndarray:
     """Offsets in [0, 1] at which a point may pass from one example or stratum to the next, in any order."""
+    points = batch * (draws.BLOCK_STEPS if isinstance(rates, WeightedDraw) else 1)
+    return _cuts_of(rates, points)
+
+
+def _cuts_of(rates: Rates, points: int) -> np.ndarray:
     if isinstance(rates, Sweep):
         return np.array([0.0, 1.0])
     rate = rates.probability_n if isinstance(rates, WeightedDraw) else rates.rate_k[rates.rate_k > 0]
     sums = [points * sum(part) for r in range(len(rate) + 1) for part in itertools.combinations(rate, r)]
     return np.unique(np.round(np.concatenate((np.mod(sums, 1), [0, 1])), 12))
+
+
+def enumerate_choices(monkeypatch, choices: Choices, rates: Rates, cuts: np.ndarray) -> None:
+    """Let the planner's generators walk through `choices`."""
+
+    def generator(stream, **position) -> Enumerated:
+        return Enumerated(choices, (stream, *position.items()), rates, cuts)
+
+    monkeypatch.setattr("sampler_service.planning.draws.generator", generator)
+    monkeypatch.setattr("sampler_service.planning.sweep.generator", generator)
 
 
 def expected_coefficients(
@@ -108,13 +137,7 @@ def expected_coefficients(
     """(steps, n): the expected coefficient of every example in each batch's mean; for sweeps of the epoch's
     sum / n."""
     choices = Choices()
-    points = batch * (steps if isinstance(rates, WeightedDraw) else 1)
-
-    def generator(stream, **_position) -> Enumerated:
-        return Enumerated(choices, stream, rates, points)
-
-    monkeypatch.setattr("sampler_service.planning.draws.generator", generator)
-    monkeypatch.setattr("sampler_service.planning.sweep.generator", generator)
+    enumerate_choices(monkeypatch, choices, rates, _cuts(rates, batch))
     sweep = isinstance(rates, Sweep)
     expected = np.zeros((1 if sweep else steps, num_examples))
     total = 0.0
@@ -172,6 +195,40 @@ def test_the_expected_weighted_gradient_is_the_mean_gradient(case, monkeypatch):
     rates = make_policy(name, options).rates(table(num_examples, **columns), progress=0)
     expected = expected_coefficients(rates, monkeypatch, num_examples=num_examples, batch=batch, steps=steps)
     np.testing.assert_allclose(expected, 1 / num_examples, rtol=1e-6)  # weights are float32
+
+
+@pytest.mark.parametrize("case", [case for case in CASES.values() if case[0] == "importance"])
+def test_every_dealing_of_a_short_block_is_unbiased_too(case, monkeypatch):
+    """The cases above have blocks of the length that the service plans; here every dealing is listed."""
+    name, options, num_examples, batch, steps, columns = case
+    monkeypatch.setattr(draws, "BLOCK_STEPS", 2)
+    rates = make_policy(name, options).rates(table(num_examples, **columns), progress=0)
+    expected = expected_coefficients(rates, monkeypatch, num_examples=num_examples, batch=batch, steps=steps)
+    np.testing.assert_allclose(expected, 1 / num_examples, rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_rates_made_from_the_block_they_change_leave_it_unbiased(length, monkeypatch):
+    """The second step's rates favour what the first one drew, as reports of large norms make them. With the
+    randomness of the first step's block, the second step would weigh 44 % too much in a block of two."""
+    monkeypatch.setattr(draws, "BLOCK_STEPS", length)
+    even, choices = WeightedDraw(probability_n=np.full(3, 1 / 3)), Choices()
+
+    favouring = [WeightedDraw(probability_n=np.where(np.arange(3) == drawn, 0.6, 0.2)) for drawn in range(3)]
+    both = (even, favouring[0])
+    cuts = np.unique(np.concatenate([_cuts_of(rates, points) for rates in both for points in range(1, length + 1)]))
+    enumerate_choices(monkeypatch, choices, even, cuts)
+    expected = np.zeros((2, 3))
+    for _ in choices.runs():
+        planner, rates = Planner(3, seed=0, drop_last=False), even
+        planner.start_epoch(0, even, batch_size=1, world=1)
+        estimate = np.zeros_like(expected)
+        for step in range(2):
+            ((rows,),) = planner.plan(step, 1, rates)
+            estimate[step, rows.example_ids] = rows.weights
+            rates = favouring[rows.example_ids[0]]
+        expected += choices.probability * estimate
+    np.testing.assert_allclose(expected, 1 / 3, rtol=1e-6)
 
 
 def test_every_policy_that_says_unbiased_is_among_the_cases():

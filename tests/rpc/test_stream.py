@@ -210,10 +210,10 @@ def test_many_batches_are_packed_into_messages_in_order():
         )
         for i in range(20)
     ]
-    messages = list(encode_batches(batches))
+    messages = list(encode_batches(batches, 128 * 1024))
     assert 1 < len(messages) < 20
     assert [b.batch_id for message in messages for b in message.block.batch] == list(range(20))
-    assert list(encode_batches([])) == []
+    assert list(encode_batches([], 128 * 1024)) == []
 
 
 def test_leaving_twice_is_no_error_and_a_session_never_heard_of_is(channel: grpc.Channel):

@@ -20,6 +20,7 @@ from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient, option_texts
 from sampler_client.config import RunOptions, Timeouts
 from sampler_client.errors import ConfigError
+from sampler_client.reporter import ReportCounts
 from sampler_client.session import EpochReader, Session, Source
 
 _READY = 2
@@ -35,7 +36,8 @@ class RemoteBatchSampler(Sampler[list[int]]):
     It runs in the main process, so the connection never meets a fork. The DataLoader asks it for
     num_workers x prefetch_factor batches ahead of the loop; they are planned that much earlier.
 
-    Call `received()` once for each batch that the loop gets; it returns the batch's handle.
+    Call `received()` once for each batch that the loop gets; it returns the batch's handle. A pass that came to its
+    end is over, and its last batch done, with the next iteration, `state_dict()` or `close()`.
 
     Args:
         source: where batches come from; `connect` makes one.
@@ -83,17 +85,25 @@ class RemoteBatchSampler(Sampler[list[int]]):
         self.reader.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
+        """Position of the loop; after a whole pass, the start of the next."""
+        self.reader.end_if_exhausted()
         return self.reader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reader.load_state_dict(state)
 
     def close(self) -> None:
+        self.reader.end_if_exhausted()
         self.source.close()
 
 
 class SampledLoader:
-    """What `attach` returns: yields (what the loader yielded, the batch's handle)."""
+    """What `attach` returns: yields (what the loader yielded, the batch's handle).
+
+    Attributes:
+        reports: what became of the reports so far: rows `accepted`, `rejected` by reason, or `unusable` (their
+            gradient could not be told); reports `dropped`, `refused` by the service, or `waiting` to be sent.
+    """
 
     def __init__(self, loader: DataLoader[Any], sampler: RemoteBatchSampler) -> None:
         self.loader = loader
@@ -124,13 +134,17 @@ class SampledLoader:
         """Why another policy than the run's planned the present epoch; empty when none did."""
         return self.sampler.reader.reason
 
+    @property
+    def reports(self) -> ReportCounts:
+        return self.sampler.source.report_counts()
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is; without it each iteration is the next one."""
         self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-safe position, counting what the loop received and not what was prefetched."""
-        return self.sampler.state_dict()
+        return self.sampler.reader.state_dict()  # the loop may be inside its last batch: the epoch is not over yet
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position with the next iteration, whatever the world size or number of workers."""
@@ -146,7 +160,7 @@ class SampledLoader:
 
     def close(self) -> None:
         """Send what is queued and give the rank back."""
-        self.sampler.close()
+        self.sampler.source.close()
 
     def __enter__(self) -> SampledLoader:
         return self
@@ -240,7 +254,7 @@ def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[in
     return len(cast(Sized, loader.dataset)), loader.batch_size
 
 
-def _join(
+def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
     address: str,
     run: str,
     num_examples: int,

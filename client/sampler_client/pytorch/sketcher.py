@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from sampler_client.errors import ConfigError, SketchError
 from sampler_client.pytorch import audit
+from sampler_client.pytorch.captured import CapturedSketches, Deferred, GradientSketches
 from sampler_client.pytorch.probe import Ledger
 from sampler_client.pytorch.projection import unwrapped
 from sampler_client.pytorch.selection import LayerChoice, select
@@ -26,18 +26,6 @@ logger = logging.getLogger("sampler_client")
 
 NORM_BUDGET = 0.02
 """With norms="auto", the share of a layer's training step that its exact norms may cost."""
-
-
-@dataclass(frozen=True, slots=True)
-class GradientSketches:
-    """What one backward pass told about its b examples, in the order of the batch."""
-
-    sketches: NDArray[Any]
-    """(b, d) of the sketcher's dtype; inner products approximate those of the gradients of the examples' losses."""
-    norms: NDArray[np.float32]
-    """(b,) lengths of those gradients over the sketched layers."""
-    usable: NDArray[np.bool_]
-    """(b,) False where the gradient can't be told: coefficient zero, or something not finite. Those rows are zero."""
 
 
 class GradientSketcher:
@@ -61,7 +49,7 @@ class GradientSketcher:
         model: the module that trains, bare or wrapped. Hooks go on its layers, never on tensors that outlive a step.
         dim: d, length of a sketch.
         seed: of the matrices; sketches of different seeds can't be compared.
-        dtype: of the sketches returned. float16 overflows above 65504: such a row is not usable.
+        dtype: of the sketches returned, float16 or float32. float16 overflows above 65504: such a row is not usable.
         layers: None for the layers within `cost_budget`, "all", module names, or a predicate (name, module).
         norms: "auto" for exact norms where they cost under 2 % of the layer's step (one position per example, short
             sequences, normalisations) and that layer's sketch as the estimate elsewhere; "exact" for all layers,
@@ -97,7 +85,7 @@ class GradientSketcher:
         batch_dim: int = 0,
         cost_budget: float = 0.1,
     ) -> None:
-        _check(dim=dim, norms=norms, reduction=reduction, batch_dim=batch_dim)
+        _check(dim=dim, dtype=dtype, norms=norms, reduction=reduction, batch_dim=batch_dim)
         self.dim, self.dtype, self.norms = dim, np.dtype(dtype), norms
         self._reduction, self._loss_scale = reduction, loss_scale
         root = unwrapped(model)
@@ -163,22 +151,26 @@ class GradientSketcher:
         Raises:
             SketchError: no backward pass came through a sketched layer, or the number of examples does not match.
         """
+        return self.capture(coefficients).resolve()
+
+    def capture(self, coefficients: Any = None) -> CapturedSketches:
+        """`take` in two steps: this one only notes what the device was told to compute and waits for nothing.
+
+        `capture(c).resolve()` is `take(c)`; `resolve` may be called later and in another thread, as
+        `batch.report` does. `audit` counts what was captured. A `loss_scale` function is called here.
+
+        Raises:
+            SketchError: as `take` does.
+        """
         raw = self._collect()
         c = self._coefficients(coefficients, len(raw))
         self._window.add(raw[:, : self.dim], self._layers)
-        entries = raw.cpu().numpy()
-        with np.errstate(all="ignore"):  # rows that divide by zero or overflow are the ones marked not usable
-            exact = entries[:, : self.dim] / c[:, None]
-            sketches = exact.astype(self.dtype)
-            if self.norms == "sketch":
-                norms = np.linalg.norm(exact, axis=1)
-            else:
-                norms = np.sqrt(np.maximum(entries[:, self.dim], np.float32(0))) / np.abs(c)
-            # A sum is finite only if all of its terms are, and 0/0 and x/0 are not.
-            usable = np.isfinite(norms + sketches.sum(axis=1, dtype=np.float32)) & np.isfinite(c)
-        if not usable.all():
-            sketches[~usable], norms[~usable] = 0, 0
-        return GradientSketches(sketches, norms.astype(np.float32, copy=False), usable)
+        return CapturedSketches(
+            entries=Deferred(raw, copy=False).numpy,
+            coefficients=c,
+            dtype=self.dtype,
+            norms_from_sketches=self.norms == "sketch",
+        )
 
     def audit(self, *, tolerance: float = 1e-3) -> float:
         """Check that the sketches taken since `zero_grad()` add up to that of `.grad`; returns the relative error.
@@ -236,20 +228,27 @@ class GradientSketcher:
             raise SketchError(f"backward passes of {[len(s) for s in sums]} examples since the last take(): take each")
         return sums[0]
 
-    def _coefficients(self, given: Any, b: int) -> NDArray[np.float32]:
+    def _coefficients(self, given: Any, b: int) -> Callable[[], NDArray[np.float32]]:
         if given is None:
             scale = self._loss_scale() if callable(self._loss_scale) else self._loss_scale
-            return np.full(b, scale / b if self._reduction == "mean" else scale, np.float32)
-        values = given.detach().float().cpu().numpy() if isinstance(given, Tensor) else given
-        c = np.asarray(values, np.float32).reshape(-1)
-        if len(c) != b:
-            raise SketchError(f"{len(c)} coefficients for a backward pass of {b} examples")
-        return c
+            c = np.full(b, scale / b if self._reduction == "mean" else scale, np.float32)
+            return lambda: c
+        values = given if isinstance(given, Tensor) else np.array(given, np.float32).reshape(-1)
+        count = values.numel() if isinstance(values, Tensor) else len(values)
+        if count != b:
+            raise SketchError(f"{count} coefficients for a backward pass of {b} examples")
+        return Deferred(values).numpy if isinstance(values, Tensor) else lambda: values
 
 
-def _check(*, dim: int, norms: str, reduction: str, batch_dim: int) -> None:
+def _check(*, dim: int, dtype: DTypeLike, norms: str, reduction: str, batch_dim: int) -> None:
     if dim < 1:
         raise ConfigError(f"dim must be at least 1, got {dim}")
+    try:
+        known = np.dtype(dtype) in (np.dtype(np.float16), np.dtype(np.float32))
+    except TypeError:
+        known = False
+    if not known:
+        raise ConfigError(f"dtype must be numpy.float16 or numpy.float32, got {dtype!r}")
     if norms not in ("auto", "exact", "sketch"):
         raise ConfigError(f'norms must be "auto", "exact" or "sketch", got {norms!r}')
     if reduction not in ("mean", "sum"):
