@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import uuid
-import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sampler_service.errors import ConfigError
@@ -90,6 +90,7 @@ def test_a_resumed_run_gets_the_batches_it_would_have_got(kind, done, edges, cha
     here = done // BLOCK_STEPS * BLOCK_STEPS
     rates_t = changing(kind, {step for step in changes if step <= here or step > done} if kind == "weighted" else set())
     whole = batches(rates_t, set())
+    assume(done < len(whole))  # a sweep's odd row joins its last step, so that it has one step less
     assert batches(rates_t[done:], edges, skip=4 * done) == whole[done:]
 
 
