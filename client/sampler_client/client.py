@@ -35,6 +35,10 @@ _CONNECTION = (
 )
 
 
+# Python's gRPC comes with fork handlers in its core that are on unless this says otherwise. They start threads in a
+# forked DataLoader worker, which abort it when a stream of the trainer's breaks (grpcio 1.85.1).
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 _opened_in = 0
 """The process that opened a channel first. A fork copies this number, and with it a gRPC that no longer works."""
 

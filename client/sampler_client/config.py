@@ -8,7 +8,6 @@ from typing import Any
 
 from sampler_client.errors import ConfigError
 
-
 _UINT32, _UINT64 = 2**32 - 1, 2**64 - 1
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch.distributed
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 import sampler_client as sampler
 from sampler_client.pytorch import loader as loaders
+from sampler_service.errors import Unavailable
+from sampler_service.service import LocalService
 from tests.client.conftest import BATCH, QUICK, N
 
 
@@ -114,3 +118,67 @@ def test_the_rank_comes_from_torch_distributed_before_the_environment(monkeypatc
         assert place(monkeypatch) == (0, 1)
     finally:
         torch.distributed.destroy_process_group()
+
+
+class LosingItsAnswer(LocalService):
+    """The first join is done, but its answer never arrives."""
+
+    lost = False
+
+    def join(self, *args, **kwargs):
+        joined = super().join(*args, **kwargs)
+        if not self.lost:
+            self.lost = True
+            raise Unavailable("the answer is lost")
+        return joined
+
+
+def test_a_join_whose_answer_was_lost_is_repeated_and_finds_its_own_rank(plain_loader, host):
+    host.stop()
+    host.start(LosingItsAnswer())
+    with attach(plain_loader(), host.address) as loader:
+        assert sorted(i for (ids,), _ in loader for i in ids.tolist()) == list(range(N))
+
+
+def test_a_trainer_is_connected_before_its_first_batch(plain_loader, host, monkeypatch):
+    with attach(plain_loader(), host.address):
+        deadline = time.monotonic() + 5
+        while not host.service.statistics("r").trainers and time.monotonic() < deadline:
+            time.sleep(0.01)
+        monkeypatch.setattr("sampler_service.leases.UNCONNECTED_S", 0.0)
+        with pytest.raises(sampler.Conflict, match="is held by"):
+            attach(plain_loader(), host.address)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rank": -1, "world_size": 1}, "rank must be at least 0, got -1"),
+        ({"rank": 0, "world_size": 0}, "world_size must be at least 1.*got rank 0 of world_size 0"),
+        ({"max_lead": -1}, "max_lead must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 1.5}, r"seed must be a whole number, got 1\.5"),
+        ({"num_clusters": -1}, "num_clusters must be at least 0, got -1"),
+        ({"num_clusters": 2**32}, "num_clusters must be at most 4294967295"),
+        ({"sketch_dim": 0}, "sketch_dim must be at least 1, got 0"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"queue": 0}, "queue must be at least 1, got 0"),
+    ],
+)
+def test_a_number_that_can_not_be_is_refused_with_what_is_allowed(plain_loader, host, options, says):
+    with pytest.raises(sampler.ConfigError, match=says):
+        attach(plain_loader(), host.address, **options)
+
+
+def test_a_batch_size_below_1_is_refused(host):
+    with pytest.raises(sampler.ConfigError, match="batch_size must be at least 1, got -2"):
+        sampler.RemoteBatchSampler.connect(host.address, run="r", num_examples=N, batch_size=-2)
+
+
+@pytest.mark.parametrize("options", [{"rank": -1, "world_size": 1}, {"policy": "no-such"}])
+def test_a_connection_that_came_to_nothing_is_closed(plain_loader, host, monkeypatch, options):
+    closed = []
+    monkeypatch.setattr(sampler.SamplerClient, "close", lambda client: closed.append(client))
+    with pytest.raises(sampler.ConfigError):
+        attach(plain_loader(), host.address, **options)
+    assert len(closed) == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +143,67 @@ def test_rows_whose_gradient_could_not_be_told_are_left_out_of_the_report():
 def test_the_arrays_of_a_batch_are_read_only():
     with pytest.raises(ValueError, match="read-only"):
         batch_of(WEIGHTS).weights[0] = 1
+
+
+class CapturingSketcher(NotingSketcher):
+    """Its sketches can't be had before `there` is set."""
+
+    def __init__(self) -> None:
+        self.there = False
+
+    def capture(self, coefficients, /):
+        taken = self.take(coefficients)
+
+        def resolve():
+            assert self.there
+            return taken
+
+        return SimpleNamespace(resolve=resolve)
+
+
+def test_a_report_waits_for_no_sketch():
+    reported, sketcher = [], CapturingSketcher()
+    batch_of(WEIGHTS, report=reported.append).report(torch.ones(3), sketcher)
+    with pytest.raises(sampler.SketchError, match="could not be taken"):
+        reported[0].resolve()
+    sketcher.there = True
+    assert reported[0].resolve().sketches.shape == (2, 4)
+    assert reported[0].resolve().unusable == 1
+
+
+@pytest.mark.parametrize("losses", [torch.ones(3), np.ones(3, np.float32)], ids=["tensor", "array"])
+def test_losses_that_are_changed_after_the_report_are_reported_as_they_were(losses):
+    reported = []
+    batch_of(WEIGHTS, report=reported.append).report(losses)
+    losses += 1
+    assert reported[0].resolve().losses.tolist() == [1, 1, 1]
+
+
+def test_a_missing_backward_pass_is_an_error_of_the_report_itself():
+    sketcher = sampler.GradientSketcher(torch.nn.Linear(2, 1), 4)
+    with sketcher, pytest.raises(sampler.SketchError, match="no backward pass"):
+        batch_of(WEIGHTS).report(torch.ones(3), sketcher)
+
+
+def test_sketches_resolved_in_another_thread_later_are_those_of_take():
+    model, x = torch.nn.Linear(2, 1), torch.randn(3, 2)
+    resolved = []
+    with sampler.GradientSketcher(model, 4, dtype=np.float32) as sketcher:
+        model(x).square().mean().backward()
+        coefficients = torch.full((3,), 1 / 3)
+        captured = sketcher.capture(coefficients)
+        model(x).square().mean().backward()
+        taken = sketcher.take(np.full(3, 1 / 3))
+        assert sketcher.audit() < 1e-5
+        coefficients.zero_()
+        thread = threading.Thread(target=lambda: resolved.append(captured.resolve()))
+        thread.start()
+        thread.join()
+    for name in ("sketches", "norms", "usable"):
+        np.testing.assert_array_equal(getattr(resolved[0], name), getattr(taken, name))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int8, ">f2", torch.float16, None])
+def test_a_sketcher_of_another_dtype_is_refused(dtype):
+    with pytest.raises(sampler.ConfigError, match=r"dtype must be numpy\.float16 or numpy\.float32"):
+        sampler.GradientSketcher(torch.nn.Linear(2, 1), 4, dtype=dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -130,3 +132,43 @@ def test_an_iteration_under_way_while_another_starts_does_not_go_on(attached):
     assert len(list(attached)) == STEPS
     with pytest.raises(sampler.SamplerError):
         next(first)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_after_a_whole_pass_the_position_is_the_start_of_the_next(connect, host, workers):
+    batches = connect(num_workers=workers)
+    for epoch in range(2):
+        for step, _ in enumerate(DataLoader(numbers(), batch_sampler=batches, num_workers=workers), start=1):
+            batches.received()
+            if step < STEPS:
+                state = batches.state_dict()
+                assert (state["epoch"], state["examples"]) == (epoch, step * BATCH)
+        assert batches.state_dict() == {"version": 1, "run": "r", "epoch": epoch + 1, "examples": 0}
+    deadline = time.monotonic() + 5
+    while host.service.statistics("r").lead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert host.service.statistics("r").lead == 0
+
+
+def test_closing_after_a_whole_pass_leaves_nothing_to_the_others(connect):
+    pair = [connect(batch_size=BATCH // 2, rank=rank, world_size=2) for rank in range(2)]
+    slow = iter(pair[1])
+    ids = list(next(slow))
+    pair[1].received()
+    for part in pair[0]:
+        pair[0].received()
+        ids += part
+    pair[0].close()
+    for part in slow:
+        pair[1].received()
+        ids += part
+    assert sorted(ids) == list(range(N))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_inside_its_last_batch_a_loop_is_still_in_its_epoch(host, plain_loader, workers):
+    plain = plain_loader(num_workers=workers)
+    with sampler.attach(plain, host.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
+        states = [loader.state_dict() for _ in loader]
+        assert (states[-1]["epoch"], states[-1]["examples"]) == (0, N)
+        assert (loader.state_dict()["epoch"], loader.state_dict()["examples"]) == (1, 0)

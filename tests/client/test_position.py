@@ -173,3 +173,17 @@ def test_a_position_of_a_larger_dataset_is_refused_or_at_its_end(attach):
     loader = attach(state={"version": 1, "run": "r", "epoch": 0, "examples": 10 * N})
     assert ids_of(loader) == []
     assert sorted(ids_of(loader)) == EVERYTHING
+
+
+def test_what_a_lost_rank_left_counts_no_second_time(attach, host):
+    pair = [attach(rank=rank, world_size=2, batch_size=4) for rank in range(2)]
+    ids_of(pair[1], 1)
+    pair[1].close()  # its batches go to the other one
+    seen, positions = [], []
+    for _, batch in pair[0]:
+        seen += batch.example_ids.tolist()
+        positions.append(saved(pair[0])["examples"])
+    assert set(seen) == set(EVERYTHING)
+    assert len(positions) > STEPS
+    assert positions == sorted(positions)
+    assert positions[-1] == N

@@ -8,6 +8,7 @@ import time
 import pytest
 
 import sampler_client as sampler
+from sampler_client.session import Session
 from sampler_service.service import LocalService
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 
@@ -175,3 +176,39 @@ def test_closing_takes_no_time_when_the_service_is_gone(attach, host):
     loader.close()
     loader.close()
     assert time.monotonic() - started < 5
+
+
+def test_what_is_done_arrives_although_the_stream_broke_after_the_last_batch(proxy, host):
+    made = Session(
+        sampler.SamplerClient(proxy.address, timeouts=QUICK),
+        run="r",
+        dataset="r",
+        num_examples=N,
+        options=sampler.RunOptions(policy="shuffle"),
+        rank=0,
+        world_size=1,
+        batch_size=BATCH,
+        drop_last=False,
+        lead=STEPS + 2,
+    )
+    made.start_epoch(0, 0)
+    assert len(list(iter(made.next, None))) == STEPS
+    assert host.service.statistics("r").lead == STEPS
+    proxy.cut()
+    deadline = time.monotonic() + 5
+    while made._stream._replies.is_active() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    made.finish_epoch()
+    assert (host.service.statistics("r").lead, host.service.statistics("r").trainers) == (0, 1)
+    made.start_epoch(1, 0)
+    assert len(list(iter(made.next, None))) == STEPS
+    proxy.refuse = True
+    proxy.cut()
+    time.sleep(0.3)
+    started = time.monotonic()
+    made.finish_epoch()
+    assert time.monotonic() - started < 6
+    proxy.refuse = False
+    made.start_epoch(2, 0)
+    assert len(list(iter(made.next, None))) == STEPS
+    made.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import sampler_client as sampler
-from sampler_client.reporter import Reporter, ReportRows
+from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.session import Session
 from sampler_service.service import LocalService
 from tests.client.conftest import BATCH, QUICK, N
@@ -264,3 +265,82 @@ def test_a_reporter_that_never_reports_starts_no_thread():
     reporter.flush()
     reporter.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "sampler-reporter"]
+
+
+def test_closing_counts_what_was_left_in_the_queue(join, service):
+    session = join()
+    service.open.clear()
+    session.put(rows(1))
+    assert service.called.wait(5)
+    for batch_id in range(2, 5):
+        session.put(rows(batch_id))
+    assert session.report_counts().waiting == 4
+    session.reporter.close(timeout_s=0.2)
+    assert session.report_counts().dropped == 3
+    service.open.set()
+
+
+def test_a_report_made_while_an_earlier_error_surfaces_is_sent(join, service):
+    session = join()
+    session.put(rows(1, width=D + 1))
+    while session.report_counts().waiting:
+        time.sleep(0.01)
+    with pytest.raises(sampler.ConfigError, match="sketches have width"):
+        session.put(rows(2))
+    session.flush()
+    assert service.applied == [2]
+
+
+def pending(batch_id: int, losses, sketches=None) -> PendingReport:
+    ids = batch_id * 3 + np.arange(3)
+    return PendingReport(batch_id=batch_id, step=batch_id, example_ids=ids, losses=losses, sketches=sketches)
+
+
+def test_rows_that_are_not_usable_are_counted(join, service):
+    session = join()
+    usable = np.array([True, False, False])
+    taken = SimpleNamespace(sketches=np.ones((3, D), np.float16), norms=np.ones(3, np.float32), usable=usable)
+    session.put(pending(1, lambda: np.ones(3, np.float32), lambda: taken))
+    session.flush()
+    counts = session.report_counts()
+    assert (counts.accepted, counts.unusable, counts.dropped, counts.waiting) == (1, 2, 0, 0)
+
+
+def test_a_report_that_is_not_there_yet_holds_nobody_up(join, service):
+    session = join()
+    there = threading.Event()
+    started = time.monotonic()
+    session.put(pending(1, lambda: there.wait(5) and np.ones(3, np.float32)))
+    assert time.monotonic() - started < 0.5
+    there.set()
+    session.flush()
+    assert service.applied == [1]
+
+
+def test_a_report_that_fails_in_the_background_is_counted_and_an_error_of_the_next_call(join, service):
+    session = join()
+
+    def fail():
+        raise RuntimeError("the device is gone")
+
+    service.open.clear()
+    session.put(rows(1))
+    assert service.called.wait(5)
+    session.put(pending(2, fail))
+    session.put(rows(3))
+    service.open.set()
+    with pytest.raises(sampler.SketchError, match=r"report of batch 2 .*RuntimeError: the device is gone"):
+        session.flush()
+    session.flush()
+    assert service.applied == [1, 3]
+    assert session.report_counts().dropped == 1
+
+
+def test_a_loader_says_what_became_of_its_reports(host, plain_loader):
+    with sampler.attach(plain_loader(), host.address, run="r", policy="shuffle", sketch_dim=D) as loader:
+        for _, batch in loader:
+            losses = np.ones(len(batch))
+            losses[0] = np.nan if batch.step == 0 else 1
+            batch.report(losses)
+        loader.flush()
+        assert loader.reports == ReportCounts(accepted=N - 1, rejected={"nan": 1})
