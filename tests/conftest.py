@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import sampler_client  # noqa: F401 - before gRPC, as in a trainer: it says how gRPC treats forks
 from sampler_service.config import ServiceConfig
 from sampler_service.rpc.server import Server
 from sampler_service.service import LocalService

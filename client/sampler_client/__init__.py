@@ -14,8 +14,13 @@ Example:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# The core of Python's gRPC has fork handlers, on unless this is set before gRPC is imported. They start threads in a
+# forked DataLoader worker, which abort it when a stream of the trainer's breaks (grpcio 1.85.1).
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient

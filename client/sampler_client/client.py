@@ -35,10 +35,6 @@ _CONNECTION = (
 )
 
 
-# Python's gRPC comes with fork handlers in its core that are on unless this says otherwise. They start threads in a
-# forked DataLoader worker, which abort it when a stream of the trainer's breaks (grpcio 1.85.1).
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
 _opened_in = 0
 """The process that opened a channel first. A fork copies this number, and with it a gRPC that no longer works."""
 
@@ -217,14 +213,12 @@ def check_size(size: int, what: str) -> None:
 
 
 def _claim_process() -> None:
-    """Refuse to use gRPC in a process that was forked from one that did, unless it was told to expect that."""
+    """Refuse to use gRPC in a process that was forked from one that did: it hangs or crashes there (grpc#32992)."""
     global _opened_in
-    supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes", "on")
-    if _opened_in not in (0, os.getpid()) and not supported:
+    if _opened_in not in (0, os.getpid()):
         raise ConfigError(
             f"process {os.getpid()} was forked from process {_opened_in}, which had a connection to the service; gRPC "
-            'does not survive that. Give the DataLoader multiprocessing_context="spawn" or "forkserver", or set '
-            "GRPC_ENABLE_FORK_SUPPORT=1 before Python starts, which makes every fork slower"
+            'does not survive that. Give the DataLoader multiprocessing_context="spawn" or "forkserver"'
         )
     _opened_in = os.getpid()
 

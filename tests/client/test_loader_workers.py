@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -46,21 +43,6 @@ class AskingTheService(Squares):
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
         return index, torch.tensor(float(self._client.statistics(self._run).num_examples))
-
-
-ASK_FROM_FORKS = """
-import sys
-import sampler_client as sampler
-from torch.utils.data import DataLoader
-from tests.client.test_loader_workers import BATCH, N, AskingTheService
-
-client = sampler.SamplerClient(sys.argv[1])
-client.register_dataset("r", N)
-plain = DataLoader(AskingTheService(client, "r"), batch_size=BATCH, num_workers=2, multiprocessing_context="fork")
-with sampler.attach(plain, sys.argv[1], run="r", policy="shuffle") as loader:
-    for (ids, sizes), batch in loader:
-        print(*(int(size) for size in sizes))
-"""
 
 
 def as_dict(rows: list[tuple[int, torch.Tensor]]) -> dict[str, list[float]]:
@@ -122,14 +104,6 @@ def test_a_forked_worker_that_asks_the_service_gets_an_error_that_says_what_to_d
             pytest.raises(sampler.ConfigError, match='multiprocessing_context="spawn"'),
         ):
             next(iter(loader))
-
-
-def test_a_forked_worker_may_ask_the_service_when_grpc_was_told_to_expect_forks(host):
-    environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "1"}
-    # A process of its own: the service, which is in this one, would not survive the fork.
-    command = [sys.executable, "-c", ASK_FROM_FORKS, host.address]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.split() == [str(N)] * N, done.stderr
 
 
 @pytest.mark.parametrize("workers", [0, 2])
