@@ -64,7 +64,7 @@ def message_bytes() -> int:
 def bare_server(pipe: Connection) -> None:
     """A gRPC server that streams as many messages as it is asked for, of the size asked for. Ends with its parent."""
 
-    def stream(request: bytes, _: grpc.ServicerContext) -> Iterator[bytes]:
+    def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:  # noqa: ARG001
         count, size = np.frombuffer(request, np.int64)
         message = bytes(size)
         for _ in range(count):
