@@ -71,7 +71,7 @@ def backpack_step(model: nn.Module, x: Tensor, y: Tensor) -> Step:
         with backpack(BatchGrad()):
             loss(model(x), y).backward()
         if any(not hasattr(p, "grad_batch") for p in model.parameters()):
-            raise NotImplementedError("BatchGrad left parameters without grad_batch")
+            raise RuntimeError("BatchGrad left parameters without grad_batch")
         optimizer.step()
 
     return step
