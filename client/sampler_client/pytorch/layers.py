@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sampler_client.pytorch.probe import Ledger
-from sampler_client.pytorch.projection import gaussian
+from sampler_client.pytorch.projection import gaussian, project
 from sampler_client.pytorch.taps import (
     AffineTap,
     KhatriRaoTap,
@@ -31,6 +31,9 @@ from sampler_client.pytorch.taps import (
 class Layer(ABC):
     """A sketched layer: its random matrices, its forward hook, and its term of the audit."""
 
+    may_wait = False
+    """Whether outputs with one position per example can do with `add_entry` in the place of a tap."""
+
     def __init__(self, name: str, module: nn.Module, ledger: Ledger) -> None:
         self.name, self.module, self.ledger = name, module, ledger
         self.matrices: tuple[Tensor, ...] = ()
@@ -40,14 +43,23 @@ class Layer(ABC):
         if not self.ledger.listens(y):
             return None
         x = args[0] if args else next(iter(kwargs.values()))
-        page = self.ledger.page(self.name, y, self.norm_form(x))
-        if page is None:
+        batch_dim = self.ledger.find_batch(self.name, y.shape)
+        if batch_dim is None:
             return None
+        compiling = torch.compiler.is_compiling()
+        if not compiling:  # a change of state would cost a recompilation
+            self.ledger.norm_forms[self.name] = self.norm_form(x)
         if self.matrices[0].device != y.device:
             self.matrices = tuple(matrix.to(y.device) for matrix in self.matrices)
-        with full_precision(y.device):  # no_grad() is not needed: neither x.detach() nor a matrix requires gradients
-            factors = self.factors(x.detach(), page[1])
-        return self.tap(y, page[0], factors)
+        x = x.detach()
+        if self.may_wait and y.ndim == 2 and not compiling:
+            # Autograd keeps the same for the weight's gradient; under autocast that is a copy of y's type.
+            kept = self.needed(x.to(y.dtype) if x.is_floating_point() else x)
+            if self.ledger.late(self.add_entry, kept, y, self.trainable()):
+                return None
+        with full_precision(y.device):  # no_grad() is not needed: neither x nor a matrix requires gradients
+            factors = self.factors(x, batch_dim)
+        return self.tap(y, self.ledger.page(), factors)
 
     @abstractmethod
     def factors(self, x: Tensor, batch_dim: int) -> tuple[Any, ...]:
@@ -57,6 +69,14 @@ class Layer(ABC):
     def tap(self, y: Tensor, z: Tensor, factors: tuple[Any, ...]) -> Tensor:
         """y, through a tap that writes this layer's entry into z's gradient."""
 
+    def needed(self, x: Tensor) -> Tensor:
+        """The features of x that meet trainable weights."""
+        return x
+
+    def add_entry(self, entries: Tensor, x: Tensor, g: Tensor) -> None:
+        """Add this layer's entry to (b, d + 1), from its `needed` input and the gradient of its output."""
+        raise NotImplementedError
+
     @abstractmethod
     def norm_form(self, x: Tensor) -> str:
         """How the squared norm of this layer's gradient is found for such an input; "sketch" is an estimate."""
@@ -64,6 +84,10 @@ class Layer(ABC):
     @abstractmethod
     def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every covered parameter with the sketch (d,) of its `.grad`, by the same matrices."""
+
+    def trainable(self) -> Tensor | None:
+        """One of the parameters that train, as they are now: `load_state_dict(assign=True)` puts others in."""
+        return next((p for p in self.module._parameters.values() if p is not None and p.requires_grad), None)
 
     def trains(self, parameter: str) -> bool:
         value = getattr(self.module, parameter, None)
@@ -80,6 +104,7 @@ class KhatriRaoLayer(Layer):
 
     vector_ndim: int
     """Dimensions of an input with one position per example."""
+    may_wait = True
 
     def __init__(self, name: str, module: nn.Module, ledger: Ledger, *, norms: str, norm_budget: float) -> None:
         super().__init__(name, module, ledger)
@@ -99,6 +124,13 @@ class KhatriRaoLayer(Layer):
     def widths(self, x: Tensor) -> tuple[int, int, int]:
         """Input features, output features and positions per example of a sequence."""
 
+    def add_entry(self, entries: Tensor, x: Tensor, g: Tensor) -> None:
+        with full_precision(g.device):
+            u, known, q = self.factors(x, 0)
+            g = g.float()
+            entries[:, :-1].addcmul_(u, project(g, q))
+            entries[:, -1].addcmul_(known, squared_length(g))
+
     def tap(self, y: Tensor, z: Tensor, factors: tuple[Any, ...]) -> Tensor:
         tap = VectorTap if y.ndim == 2 else KhatriRaoTap
         return tap.apply(y, z, *factors)  # pyright: ignore[reportReturnType]
@@ -114,11 +146,14 @@ class LinearLayer(KhatriRaoLayer):
         super().__init__(name, module, ledger, norms=options["norms"], norm_budget=options["norm_budget"])
         seed, d = options["seed"], options["dim"]
         outputs, inputs = module.weight.shape
-        p = gaussian(seed, names["weight"], "columns", (inputs, d)) if self.trains("weight") else torch.zeros(inputs, d)
+        p = gaussian(seed, names["weight"], "columns", (inputs, d)) if self.trains("weight") else torch.zeros(0, d)
         bias = gaussian(seed, names["bias"], "one", (d,)) if self.trains("bias") else torch.zeros(d)
         q = gaussian(seed, names["weight"], "rows", (outputs, d), std=d**-0.5)
-        self.matrices = (p, bias, q)
-        self._weight_trains, self._bias_trains = self.trains("weight"), self.trains("bias")
+        self.matrices = (p.T.contiguous(), bias, q.T.contiguous())
+        self._bias_trains = float(self.trains("bias"))
+
+    def needed(self, x: Tensor) -> Tensor:
+        return x if self.matrices[0].shape[1] else x[..., :0]
 
     def widths(self, x: Tensor) -> tuple[int, int, int]:
         outputs, inputs = self.module.weight.shape
@@ -127,33 +162,25 @@ class LinearLayer(KhatriRaoLayer):
     def factors(self, x: Tensor, batch_dim: int) -> tuple[Any, ...]:
         p, bias, q = self.matrices
         if x.ndim == 2:
-            return torch.addmm(bias, x.float(), p), self._squared_length(x.float()), q
-        a = by_position(x, batch_dim)
-        u = torch.addmm(bias, a.flatten(0, 1), p).unflatten(0, a.shape[:2])
+            a = self.needed(x).float()
+            return project(a, p, bias), squared_length(a, self._bias_trains), q
+        a = by_position(self.needed(x), batch_dim)
         norm = self.norm_form(x)
-        return u, self._known(a, norm), q, batch_dim, norm
+        return project(a, p, bias), self._known(a, norm), q, batch_dim, norm
 
     def _known(self, a: Tensor, norm: str) -> Tensor:
-        if not self.trains("weight"):
-            a = a[..., :0]
         if norm == "gram":
-            return torch.bmm(a, a.mT) + float(self.trains("bias"))
+            return torch.bmm(a, a.mT) + self._bias_trains
         if norm == "outer":
-            return F.pad(a, (0, 1), value=1.0) if self.trains("bias") else a
+            return F.pad(a, (0, 1), value=1.0) if self._bias_trains else a
         return a.new_empty(0)
-
-    def _squared_length(self, a: Tensor) -> Tensor:
-        """|[a; 1]|^2 (b,), of the parts that meet trainable parameters."""
-        if not self._weight_trains:
-            return a.new_full((len(a),), float(self._bias_trains))
-        return squared_length(a, float(self._bias_trains))
 
     def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         p, bias, q = self.matrices
         if self.trains("weight"):
-            yield self.module.weight, ((self.gradient("weight") @ p) * q).sum(0)
+            yield self.module.weight, ((self.gradient("weight") @ p.T) * q.T).sum(0)
         if self.trains("bias"):
-            yield self.module.bias, (self.gradient("bias") @ q) * bias
+            yield self.module.bias, (q @ self.gradient("bias")) * bias
 
 
 class EmbeddingLayer(KhatriRaoLayer):
@@ -167,7 +194,7 @@ class EmbeddingLayer(KhatriRaoLayer):
         seed, d = options["seed"], options["dim"]
         rows, columns = module.weight.shape
         p = gaussian(seed, names["weight"], "rows", (rows, d), std=d**-0.5)
-        self.matrices = (p, gaussian(seed, names["weight"], "columns", (columns, d)))
+        self.matrices = (p, gaussian(seed, names["weight"], "columns", (columns, d)).T.contiguous())
 
     def widths(self, x: Tensor) -> tuple[int, int, int]:
         # No product forms the output, so no Gram matrix is cheap beside it.
@@ -194,7 +221,7 @@ class EmbeddingLayer(KhatriRaoLayer):
 
     def gradient_sketches(self) -> Iterator[tuple[Tensor, Tensor]]:
         p, q = self.matrices
-        yield self.module.weight, ((self.gradient("weight") @ q) * p).sum(0)
+        yield self.module.weight, ((self.gradient("weight") @ q.T) * p).sum(0)
 
 
 class AffineLayer(Layer):

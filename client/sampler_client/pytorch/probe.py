@@ -5,17 +5,30 @@ a shared tensor z of zeros, that layer's entry (b, d + 1): d sketch numbers and 
 adds the entries of all layers, and z's own backward writes the sum into the `Ledger`. Nothing here is a module
 backward hook, so `torch.compile(fullgraph=True)`, activation checkpointing and DDP see ordinary operators.
 
+Small layers on the CPU, not compiled, take a shorter way, without tap or z (`Ledger.late`). There a step's time goes
+into first calls: a layer's matrix products leave nothing else in the caches, and an operator called between two of
+them takes several times as long as its next call. So these layers' entries wait for the end of the backward pass and
+are made in one go, and a hook on the autograd node, which is cheaper than a tap, keeps what they are made of.
+
 Shapes: b examples, d sketch length; width = d + 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+
+LATE_NUMBERS = 1 << 22
+"""How many numbers of inputs and outputs of a forward pass may be kept for `Ledger.late`: 16 MiB in float32."""
+
+AddEntry = Callable[[Tensor, Tensor, Tensor], None]
+"""Adds a layer's entry to (b, d + 1), given the layer's input and the gradient of its output."""
 
 
 class Ledger:
@@ -28,7 +41,9 @@ class Ledger:
         self.enabled = True
         self.batch_size: int | None = None  # of the current forward pass, where the model's inputs tell
         self.zeros: Tensor | None = None  # z of the current forward pass, made by its first sketched layer
-        self.sums: list[Tensor] = []  # what backward passes brought, (b, width); two when b changed
+        self.sums: dict[int, Tensor] = {}  # what backward passes of b examples brought, (b, width)
+        self._kept = 0  # numbers of the current forward pass that wait for `late`
+        self._late: dict[int, list[tuple[AddEntry, Tensor, Tensor]]] = {}  # by backward pass
         self.odd_shapes: dict[str, str] = {}  # layers met without the batch dimension, and their shape
         self.norm_forms: dict[str, str] = {}  # layers met in eager mode, and how their norm is found
         self.key = next(_KEYS)
@@ -36,7 +51,7 @@ class Ledger:
 
     def begin(self, batch_size: int | None) -> None:
         """A forward pass of the model starts. No tensor is made yet: the compiler may see this as code of its own."""
-        self.batch_size, self.zeros = batch_size, None
+        self.batch_size, self.zeros, self._kept = batch_size, None, 0
 
     def _open(self, batch_size: int) -> Tensor:
         """A new z."""
@@ -48,22 +63,54 @@ class Ledger:
 
     def listens(self, y: Tensor) -> bool:
         """Whether a backward pass can come through y: no evaluation, no first pass of a reentrant checkpoint."""
-        return self.enabled and torch.is_grad_enabled() and y.requires_grad
+        return self.enabled and y.requires_grad
 
-    def page(self, name: str, y: Tensor, norm_form: str) -> tuple[Tensor, int] | None:
-        """z for a layer's output y and the dimension of y that is the batch, or None where there is none."""
-        if self.zeros is None:
-            shown = y.shape[self.batch_dim if y.ndim > 2 else 0]  # all there is when only a part of the model is called
-            self.zeros = self._open(shown if self.batch_size is None else self.batch_size)
-        z = self.zeros
+    def find_batch(self, name: str, shape: torch.Size) -> int | None:
+        """The dimension that is the batch in a layer's output of this shape; None where there is none."""
+        last = len(shape) - 1
+        if self.batch_size is None:  # only a part of the model is called, and its first output is all there is
+            self.batch_size = shape[self.batch_dim if last > 1 else 0]
         for dim in (self.batch_dim, 0):
-            if dim < y.ndim - 1 and y.shape[dim] == z.shape[0]:
-                if not torch.compiler.is_compiling():  # a change of state would cost a recompilation
-                    self.norm_forms[name] = norm_form
-                return z, dim
+            if dim < last and shape[dim] == self.batch_size:
+                return dim
         if name not in self.odd_shapes:
-            self.odd_shapes[name] = f"{tuple(y.shape)} in a batch of {z.shape[0]}"
+            self.odd_shapes[name] = f"{tuple(shape)} in a batch of {self.batch_size}"
         return None
+
+    def page(self) -> Tensor:
+        """z of the current forward pass."""
+        if self.zeros is None:
+            assert self.batch_size is not None  # find_batch comes first
+            self.zeros = self._open(self.batch_size)
+        return self.zeros
+
+    def late(self, add: AddEntry, x: Tensor, y: Tensor, parameter: Tensor | None) -> bool:
+        """Have an entry added at the end of each backward pass through y that accumulates the parameter's gradient.
+
+        Returns False, having done nothing, where a tap must do: not on the CPU, or no room for x and y's gradient.
+        """
+        kept = self._kept + x.numel() + y.numel()
+        if kept > LATE_NUMBERS or not y.is_cpu or y.grad_fn is None or parameter is None:
+            return False
+        self._kept = kept
+        y.grad_fn.register_prehook(partial(self._keep, add, x, parameter))
+        return True
+
+    def _keep(self, add: AddEntry, x: Tensor, parameter: Tensor, grads: tuple[Tensor | None, ...]) -> None:
+        this = torch._C._current_graph_task_id()  # also a reentrant checkpoint's, inside of another
+        if this not in self._late:
+            if not _accumulates(parameter):
+                return
+            self._late[this] = []
+            torch.autograd.Variable._execution_engine.queue_callback(partial(self._add_late, this))
+        if grads[0] is not None:
+            self._late[this].append((add, x, grads[0].detach()))
+
+    def _add_late(self, backward_pass: int) -> None:
+        for add, x, g in self._late.pop(backward_pass, ()):
+            if len(g) not in self.sums:
+                self.sums[len(g)] = g.new_zeros((len(g), self.width), dtype=torch.float32)
+            add(self.sums[len(g)], x, g)
 
     def _turn(self, z: Tensor) -> None:
         if z.grad is not None:
@@ -71,14 +118,21 @@ class Ledger:
             z.grad = None  # a second backward pass through z begins anew
 
     def write(self, entries: Tensor) -> None:
-        if self.sums and self.sums[-1].shape == entries.shape:
-            self.sums[-1] = self.sums[-1] + entries
-        else:
-            self.sums.append(entries)
+        known = self.sums.get(len(entries))
+        self.sums[len(entries)] = entries if known is None else known + entries
 
     def clear(self) -> None:
         self.begin(None)
-        self.sums, self.anchor.grad = [], None
+        self.sums, self._late, self.anchor.grad = {}, {}, None
+
+
+def _accumulates(parameter: Tensor) -> bool:
+    """Whether the backward pass that is running will add to the parameter's `.grad`: autograd.grad() does not."""
+    node = torch.autograd.graph.get_gradient_edge(parameter).node
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # it was asked for this very gradient
+        return False
 
 
 _KEYS = count()

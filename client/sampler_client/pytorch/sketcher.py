@@ -164,7 +164,7 @@ class GradientSketcher:
         """
         raw = self._collect()
         c = self._coefficients(coefficients, len(raw))
-        self._window.add(raw[:, : self.dim], self._layers)
+        self._window.add(raw, self._layers)
         return CapturedSketches(
             entries=Deferred(raw, copy=False).numpy,
             coefficients=c,
@@ -187,7 +187,7 @@ class GradientSketcher:
         """
         if self._window.total is None:
             raise SketchError("audit() compares what take() returned with .grad: call take() after backward first")
-        return audit.check(self._window.total, self._layers, tolerance)
+        return audit.check(self._window.total[: self.dim], self._layers, tolerance)
 
     def close(self) -> None:
         """Remove every hook. Safe to call twice."""
@@ -214,10 +214,10 @@ class GradientSketcher:
 
     def _collect(self) -> Tensor:
         sums = self._ledger.sums
-        odd = dict(self._ledger.odd_shapes)
-        for name in odd.keys() - self.skipped.keys():
-            self.skipped[name] = f"its output has no batch dimension: {odd[name]}"
-            logger.warning("gradient sketches leave out %s: its output has no batch dimension, %s", name, odd[name])
+        for name, shape in self._ledger.odd_shapes.items():
+            if name not in self.skipped:
+                self.skipped[name] = f"its output has no batch dimension: {shape}"
+                logger.warning("gradient sketches leave out %s: its output has no batch dimension, %s", name, shape)
         self._ledger.clear()
         if not sums:
             raise SketchError(
@@ -225,8 +225,8 @@ class GradientSketcher:
                 f"with the sketcher enabled (enabled={self.enabled}) and not closed"
             )
         if len(sums) > 1:
-            raise SketchError(f"backward passes of {[len(s) for s in sums]} examples since the last take(): take each")
-        return sums[0]
+            raise SketchError(f"backward passes of {list(sums)} examples since the last take(): take each")
+        return next(iter(sums.values()))
 
     def _coefficients(self, given: Any, b: int) -> Callable[[], NDArray[np.float32]]:
         if given is None:

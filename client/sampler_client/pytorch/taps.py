@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler_client.pytorch.projection import project
+
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off: sketches of many steps are compared with one another, so all are computed in float32."""
@@ -38,18 +40,8 @@ def entry(sketch: Tensor, squared_norm: Tensor) -> Tensor:
     return torch.cat([sketch, squared_norm.unsqueeze(1)], 1)
 
 
-def _product_entry(u: Tensor, v: Tensor, input_square: Tensor, output_square: Tensor) -> Tensor:
-    """entry(u * v, input_square * output_square); in eager mode without the copy, 1 % of a small MLP's step."""
-    if torch.compiler.is_compiling():  # writing into a view is what the compiler refuses
-        return entry(u * v, input_square * output_square)
-    written = u.new_empty((len(u), u.shape[1] + 1))
-    torch.mul(u, v, out=written[:, :-1])
-    torch.mul(input_square, output_square, out=written[:, -1])
-    return written
-
-
 class VectorTap(torch.autograd.Function):
-    """(P a) o (Q g) for one position per example: u (b, d), q (o, d)."""
+    """(P a) o (Q g) for one position per example: u (b, d), q (d, o)."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, _z: Tensor, u: Tensor, known: Tensor, q: Tensor):
@@ -63,12 +55,12 @@ class VectorTap(torch.autograd.Function):
         u, known, q = ctx.saved_tensors
         with full_precision(u.device):
             g = grads[0].float()
-            written = _product_entry(u, g @ q, known, squared_length(g))
+            written = entry(u * project(g, q), known * squared_length(g))
         return grads[0], written, None, None, None
 
 
 class KhatriRaoTap(torch.autograd.Function):
-    """sum_t (P a_t) o (Q g_t) for features in the last dimension: u (b, t, d), q (o, d)."""
+    """sum_t (P a_t) o (Q g_t) for features in the last dimension: u (b, t, d), q (d, o)."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, _z: Tensor, u: Tensor, known: Tensor, q: Tensor, batch_dim: int, norm: str):
@@ -83,7 +75,7 @@ class KhatriRaoTap(torch.autograd.Function):
         u, known, q = ctx.saved_tensors
         with full_precision(u.device):
             g = by_position(grads[0], ctx.batch_dim)
-            sketch = (u * (g @ q)).sum(1)
+            sketch = (u * project(g, q)).sum(1)
             if ctx.norm == "gram":
                 squared = (known * torch.bmm(g, g.mT)).sum((1, 2))
             elif ctx.norm == "outer":

@@ -36,6 +36,16 @@ def test_the_audit_passes_step_after_step(reference: ModuleType):
             assert sketcher.audit() < 1e-5
 
 
+def test_parameters_may_be_replaced(reference: ModuleType):
+    model, x = three_layers(), torch.randn(5, 6)
+    with GradientSketcher(model, 16, dtype=np.float32) as sketcher:
+        model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()}, assign=True)
+        reference.losses_of(model, x).sum().backward()
+        taken = sketcher.take(np.ones(len(x)))
+        assert sketcher.audit() < 1e-5
+        reference.assert_close(taken.sketches, reference.one_by_one(sketcher, model, x)[0])
+
+
 def test_a_layer_whose_hook_is_gone_is_named(reference: ModuleType):
     model = three_layers()
     with GradientSketcher(model) as sketcher:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sampler_client.errors import SketchError
+from sampler_client.pytorch import probe
 from sampler_client.pytorch.sketcher import GradientSketcher
 
 B = 5
@@ -181,6 +182,40 @@ def test_half_precision_overflow_is_not_usable():
     assert taken.sketches.dtype == np.float16
     assert taken.usable.tolist() == [True, False]
     assert not taken.sketches[1].any()
+
+
+@pytest.mark.parametrize("room", [0, 100, probe.LATE_NUMBERS])
+def test_entries_are_the_same_whether_made_at_once_or_at_the_end(
+    room: int, monkeypatch: pytest.MonkeyPatch, reference: ModuleType
+):
+    monkeypatch.setattr(probe, "LATE_NUMBERS", room)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 7), nn.Linear(7, 3)),
+        torch.randn(B, 6),
+    )
+    with make(model) as sketcher:
+        for _ in range(2):
+            model.zero_grad()
+            losses = reference.losses_of(model, x)
+            losses.sum().backward(retain_graph=True)
+            losses.sum().backward()
+            taken = sketcher.take(np.full(B, 2))
+            assert sketcher.audit() < 1e-5
+        sketches, norms = reference.one_by_one(sketcher, model, x)
+        reference.assert_close(taken.sketches, sketches)
+        reference.assert_close(taken.norms, norms / 2**0.5)  # squares add without their cross term
+
+
+def test_autograd_grad_leaves_no_trace(reference: ModuleType):
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(B, 6, requires_grad=True)
+    with make(model) as sketcher:
+        total = reference.losses_of(model, x).sum()
+        for inputs in (x, model[0].weight, tuple(model.parameters())):
+            torch.autograd.grad(total, inputs, retain_graph=True)
+            with pytest.raises(SketchError, match="no backward pass"):
+                sketcher.take()
+        total.backward()
+        reference.assert_close(sketcher.take(np.ones(B)).sketches, reference.one_by_one(sketcher, model, x.detach())[0])
 
 
 def test_evaluation_and_paused_passes_leave_no_trace(reference: ModuleType):

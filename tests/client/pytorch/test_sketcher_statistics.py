@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sampler_client.pytorch.projection import canonical_name, gaussian
+from sampler_client.pytorch.projection import canonical_name, gaussian, project
 from sampler_client.pytorch.sketcher import GradientSketcher
 
 D = 16
@@ -88,6 +88,16 @@ def test_matrices_are_pinned():  # a stored sketch is worthless once these chang
 
 
 PINNED = [-0.96022958, -0.45522287, -1.73655558, -0.91535783]
+
+
+@pytest.mark.parametrize("shape", [(0, 300), (3, 300), (200, 300), (8, 25, 300)])  # the larger ones go to oneDNN
+def test_projections_are_products_in_single_precision(shape: tuple[int, ...]):
+    rows, matrix, shift = torch.randn(shape), torch.randn(16, 300), torch.randn(16)
+    for features in (rows, rows.flip(-1)[..., ::2]):
+        columns = matrix[:, : features.shape[-1]]
+        exact = features.double() @ columns.double().mT
+        torch.testing.assert_close(project(features, columns), exact.float(), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(project(features, columns, shift), (exact + shift).float(), atol=1e-4, rtol=1e-5)
 
 
 def test_another_process_draws_the_same_matrices():
