@@ -35,6 +35,7 @@ class Delivery:
             of an epoch and before each further batch.
         redraw: whether rates are asked for again inside an epoch (draw policies).
         first_batch_id: above every id that this run ever used.
+        former: the run's delivery under another geometry; its ids and counts go on.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Delivery:
         choose: Callable[[int, int], Chosen],
         redraw: bool,
         first_batch_id: int,
+        former: Delivery | None = None,
     ) -> None:
         self._members = members
         self._config = config
@@ -54,13 +56,13 @@ class Delivery:
         self._choose = choose
         self._redeliver = config.on_lost == "redeliver"
         self._redraw = redraw
-        self._next_id = first_batch_id
+        self._next_id = former.last_batch_id if former else first_batch_id
         self._epochs: list[Epoch] = []
         self._at: dict[str, Epoch] = {}
         self._without_trainer: set[int] = set()
-        self.batches = 0
-        self.examples = 0
-        self.expired = 0
+        self.batches = former.batches if former else 0
+        self.examples = former.examples if former else 0
+        self.expired = former.expired if former else 0
 
     @property
     def epoch(self) -> int:

@@ -73,6 +73,9 @@ class RunStatistics:
     trainers: int
     leases_expired: int
     memory_bytes: int
+    shards: int
+    shards_away: int
+    shards_lost: int
 
 
 Packed = tuple[list[tuple[Any, ...]], list[int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]

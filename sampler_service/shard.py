@@ -5,6 +5,7 @@ Shapes: n rows of the shard, r rows visited, d sketch length, k clusters or neig
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,7 @@ class Shard:
 
     def __init__(self, shard: int, num_shards: int, num_examples: int, dim: int, dtype: str = "float16") -> None:
         """A shard of the ids 0 … num_examples-1 with id mod num_shards = shard."""
+        self._life = uuid.uuid4().hex
         self._shard = shard
         self._num_shards = num_shards
         self._store = SketchStore(routing.num_rows(num_examples, shard, num_shards), dim, dtype)
@@ -50,8 +52,9 @@ class Shard:
     def num_sketched(self) -> int:
         return self._store.num_sketched
 
-    def memory_bytes(self) -> int:
-        return self._store.memory_bytes + self._cluster_n.nbytes
+    def stock(self) -> tuple[str, int, int]:
+        """Its life, rows with a sketch, and bytes. A shard that takes the place of a lost one has another life."""
+        return self._life, self._store.num_sketched, self._store.memory_bytes + self._cluster_n.nbytes
 
     def update(self, block: ReportBlock) -> None:
         """Store reported rows, all of this shard's; clustered rows keep their cluster."""

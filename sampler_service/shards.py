@@ -38,6 +38,20 @@ class Columns:
         freeze(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stock:
+    """What the shards that answer hold."""
+
+    sketched: int
+    """examples with a sketch"""
+    memory_bytes: int
+    """of the shards' columns"""
+    away: int = 0
+    """shards that did not answer"""
+    lost: int = 0
+    """times that a shard was seen to have come back empty"""
+
+
 class Shards(Protocol):
     """Storage of one run's sketches over S shards.
 
@@ -98,8 +112,8 @@ class Shards(Protocol):
         """Sketches (r, d) float32 of the examples; NaN where there is none."""
         ...
 
-    def memory_bytes(self, timeout_s: float | None = None) -> int:
-        """Bytes held by the shards' columns."""
+    def stock(self, timeout_s: float | None = None) -> Stock:
+        """What the shards hold. Never raises: a shard that does not answer soon is counted as away."""
         ...
 
 
@@ -188,8 +202,9 @@ class LocalShards:
             row_rd[shard_r == number] = self._shards[number].rows(example_ids[shard_r == number])
         return row_rd
 
-    def memory_bytes(self, timeout_s: float | None = None) -> int:
-        return sum(shard.memory_bytes() for shard in self._shards)
+    def stock(self, timeout_s: float | None = None) -> Stock:
+        _, sketched_s, bytes_s = zip(*[shard.stock() for shard in self._shards], strict=True)
+        return Stock(sketched=sum(sketched_s), memory_bytes=sum(bytes_s))
 
 
 def total(statistics: Sequence[ClusterStatistics]) -> ClusterStatistics:

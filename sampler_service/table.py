@@ -13,7 +13,6 @@ import numpy as np
 from sampler_service.types import (
     NEVER,
     NO_CLUSTER,
-    Bool,
     Float32,
     Float64,
     Int32,
@@ -31,7 +30,6 @@ class Table:
         self.norm_n: Float32 = np.full(num_examples, np.nan, dtype=np.float32)
         self.step_n: Int64 = np.full(num_examples, NEVER, dtype=np.int64)
         self.cluster_n: Int32 = np.full(num_examples, NO_CLUSTER, dtype=np.int32)
-        self.sketched_n: Bool = np.zeros(num_examples, dtype=bool)
         self.cluster_sse_k: Float64 = np.empty(0, dtype=np.float64)
         self.reference_loss_n: Float32 | None = None
         self.step = 0
@@ -45,15 +43,12 @@ class Table:
         known_r = ~np.isnan(block.norms)
         self.norm_n[ids[known_r]] = block.norms[known_r]
         self.step_n[ids] = block.step
-        if block.sketches is not None:
-            self.sketched_n[ids] = True
-        self.step = max(self.step, block.step)
+        self.step = max(self.step, int(np.max(block.step, initial=0)))
         self.version += 1
 
     def restore(self, loss_n: Float32, norm_n: Float32, step_n: Int64) -> None:
         """Take over the columns that the shards have kept."""
         self.loss_n, self.norm_n, self.step_n = loss_n.copy(), norm_n.copy(), step_n.copy()
-        self.sketched_n = ~np.isnan(norm_n)  # trainers send norms with their sketches
         self.step = max(0, int(step_n.max(initial=0)))
         self.version += 1
 
@@ -88,5 +83,5 @@ class Table:
 
     @property
     def memory_bytes(self) -> int:
-        columns = (self.loss_n, self.norm_n, self.step_n, self.cluster_n, self.sketched_n, self.cluster_sse_k)
+        columns = (self.loss_n, self.norm_n, self.step_n, self.cluster_n, self.cluster_sse_k)
         return sum(column.nbytes for column in columns)

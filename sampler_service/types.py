@@ -146,8 +146,8 @@ class ReportBlock:
     """NaN where the trainer sent none."""
     sketches: Sketches | None
     """(r, d), or None when the report carries no sketches."""
-    step: int
-    """Trainer step at which the gradients were taken."""
+    step: int | Int64
+    """Trainer step at which the gradients were taken: one for all rows, or (r,)."""
 
     def __post_init__(self) -> None:
         freeze(self)

@@ -248,3 +248,19 @@ def test_what_a_trainer_gave_up_by_breaking_out_of_an_epoch_does_not_come_to_oth
     breaks.sampler.leave(breaks.session)
     goes_on.drain()
     assert [b.step for b in goes_on.received] == [0, 1, 2, 3, 4]
+
+
+def test_counts_and_ids_go_on_under_another_geometry():
+    clock = Clock()
+    stays, _ = lose_one(clock)
+    clock.advance(31)
+    stays.take_acked()
+    before, last = stays.sampler.statistics(), stays.last_batch_id
+    assert before.leases_expired == 2
+    stays.sampler.leave(stays.session)
+    (alone,) = join_all(stays.sampler, world=1)
+    alone.start(0)
+    assert alone.take(1).batches[0].batch_id > last
+    after = stays.sampler.statistics()
+    assert (after.batches, after.examples) == (before.batches + 1, before.examples + 4)
+    assert after.leases_expired == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sampler_service import sampler as sampler_module
+from sampler_service import rates as rates_module
 from sampler_service.errors import ConfigError
 from sampler_service.policies import POLICIES
 from sampler_service.sampler import Sampler
@@ -41,7 +41,7 @@ def table_of(sampler: Sampler):
 
 
 def test_the_version_rises_with_each_report_and_a_fence_puts_it_into_the_next_batch(monkeypatch):
-    monkeypatch.setattr(sampler_module, "RATES_ROWS_PER_STEP", 8)  # without a fence, rates serve for some batches
+    monkeypatch.setattr(rates_module, "RATES_ROWS_PER_STEP", 8)  # without a fence, rates serve for some batches
     sampler = make_sampler(N, policy="importance", policy_options={"gate": "1"})
     (trainer,) = join_all(sampler)
     train(trainer, 2)
@@ -60,7 +60,7 @@ def test_the_version_rises_with_each_report_and_a_fence_puts_it_into_the_next_ba
 @pytest.mark.parametrize("policy", ["importance", "gradient_clustering"])
 @pytest.mark.parametrize("rows_per_step", [1 << 17, 8])
 def test_a_draw_is_planned_from_a_table_at_most_max_lead_batches_old(policy, rows_per_step, monkeypatch):
-    monkeypatch.setattr(sampler_module, "RATES_ROWS_PER_STEP", rows_per_step)
+    monkeypatch.setattr(rates_module, "RATES_ROWS_PER_STEP", rows_per_step)
     sampler = make_sampler(N, policy=policy, policy_options=POLICY_OPTIONS.get(policy, {}), max_lead=3)
     (trainer,) = join_all(sampler, lead=3)
     train(trainer, 2)

@@ -1,5 +1,7 @@
 """Shards keep exact statistics through any sequence of calls, and any number of them act as one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,7 +97,7 @@ def test_many_shards_answer_as_one(num_shards: int):
     np.testing.assert_array_equal(one.nearest(query_qd, 6).example_ids_qk, many.nearest(query_qd, 6).example_ids_qk)
     np.testing.assert_array_equal(one.rows(np.array([9, 2, 5])), many.rows(np.array([9, 2, 5])))
     assert one.sketched() == many.sketched() == NUM
-    assert one.memory_bytes() == many.memory_bytes()
+    assert one.stock() == many.stock()
 
 
 def test_what_was_never_reported_is_marked():
@@ -109,6 +111,14 @@ def test_what_was_never_reported_is_marked():
     assert (shards.clusters() == NO_CLUSTER).all()
     assert len(shards.statistics()) == 0
     assert shards.nearest(np.zeros((1, DIM), np.float32), 3).example_ids_qk[0, 2] == -1
+
+
+def test_the_stock_is_what_the_shards_hold():
+    stock = filled(3).stock()
+    assert (stock.sketched, stock.away, stock.lost) == (NUM, 0, 0)
+    shards = LocalShards(NUM, DIM, 3)
+    assert shards.stock() == replace(stock, sketched=0)
+    assert shards._shards[0].stock()[0] != Shard(0, 3, NUM, DIM).stock()[0], "another life"
 
 
 def test_new_rows_join_at_the_next_refinement():

@@ -5,23 +5,31 @@ Shapes: n examples, r rows, d sketch length, k clusters or neighbours, q queries
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from typing import Any
 
 import numpy as np
+import ray
 from ray.actor import ActorHandle
 
+from sampler_service.errors import Unavailable
 from sampler_service.index.neighbours import Neighbours, merge
 from sampler_service.index.statistics import ClusterStatistics
 from sampler_service.runtime.calls import answer
 from sampler_service.shard import Refined
-from sampler_service.shards import CHUNK_ROWS, Columns, relay, sample_shares, total
+from sampler_service.shards import CHUNK_ROWS, Columns, Stock, relay, sample_shares, total
 from sampler_service.sketch import routing
 from sampler_service.types import NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
 
-UPDATES_IN_FLIGHT = 64
+log = logging.getLogger(__name__)
+
+UPDATES_IN_FLIGHT = 8
 """blocks per shard that may wait before a report is held up: back-pressure, and a bound on memory"""
+
+STOCK_S = 2.0
+"""within which a shard must say what it holds, or it is away: a person waits for the answer"""
 
 
 class RayShards:
@@ -34,6 +42,8 @@ class RayShards:
         self._call_s = call_s
         self._lock = threading.Lock()  # reports and fences come from several threads
         self._in_flight: list[deque[Any]] = [deque() for _ in actors]
+        self._lives: list[str | None] = [None for _ in actors]
+        self._lost = 0
 
     @property
     def num_shards(self) -> int:
@@ -114,8 +124,31 @@ class RayShards:
             row_rd[own] = self._answer(reference, shard, timeout_s)
         return row_rd
 
-    def memory_bytes(self, timeout_s: float | None = None) -> int:
-        return sum(self._each("memory_bytes", timeout_s))
+    def stock(self, timeout_s: float | None = None) -> Stock:
+        references: list[Any] = [actor.stock.remote() for actor in self._actors]
+        limit_s = min(STOCK_S, self._call_s if timeout_s is None else timeout_s)
+        here, _ = ray.wait(references, num_returns=len(references), timeout=limit_s)
+        sketched = memory_bytes = away = 0
+        for shard, reference in enumerate(references):
+            try:
+                if reference not in here:
+                    raise Unavailable(f"shard {shard} did not answer within {limit_s:g} s")
+                life, rows, size = self._answer(reference, shard, timeout_s)
+            except Unavailable as error:
+                log.warning("%s", error)
+                away += 1
+                continue
+            sketched, memory_bytes = sketched + rows, memory_bytes + size
+            self._note_life(shard, life)
+        return Stock(sketched=sketched, memory_bytes=memory_bytes, away=away, lost=self._lost)
+
+    def _note_life(self, shard: int, life: str) -> None:
+        with self._lock:
+            before, self._lives[shard] = self._lives[shard], life
+            if before in (None, life):
+                return
+            self._lost += 1
+        log.warning("sketch shard %d of %d has come back empty; its sketches are lost", shard, self.num_shards)
 
     def _each(self, method: str, timeout_s: float | None, *args: Any) -> list[Any]:
         """The answers of all shards, which work at the same time."""

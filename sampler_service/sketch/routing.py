@@ -45,5 +45,5 @@ def take(block: ReportBlock, index: Int64) -> ReportBlock:
         losses=block.losses[index],
         norms=block.norms[index],
         sketches=None if block.sketches is None else block.sketches[index],
-        step=block.step,
+        step=block.step if isinstance(block.step, int) else block.step[index],
     )

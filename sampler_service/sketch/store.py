@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler_service.errors import ConfigError
-from sampler_service.types import NEVER, Bool, Float32, Int64, ReportBlock
+from sampler_service.types import NEVER, Bool, Float32, Int64, ReportBlock, Sketches
+
+_EXPONENT_BITS = 0x7C00
+"""of a float16; all set in infinities and NaNs, and in nothing else"""
 
 Index = NDArray[np.intp] | NDArray[np.int64] | slice
 
@@ -17,10 +20,10 @@ Index = NDArray[np.intp] | NDArray[np.int64] | slice
 class SketchStore:
     """Rows of sketches with step, loss and norm; the row array is the truth, an index only a view of it.
 
-    A row is kept as float16 (or float32) numbers below 1 in magnitude times one power of two, so gradients of
-    1e-9 and of 1e+9 keep the same eleven bits and none overflows. What `rows` returns is what statistics are
-    made of, rounding included. The last arrival wins; a NaN loss or norm, or a sketch row that is not finite,
-    leaves the stored value as it was.
+    A row that comes in the store's own precision is kept as it is; another one as float16 (or float32) numbers below 1
+    in magnitude times one power of two, so gradients of 1e-9 and of 1e+9 keep the same eleven bits and none overflows.
+    What `rows` returns is what statistics are made of, rounding included. The last arrival wins; a NaN loss or norm,
+    or a sketch row that is not finite, leaves the stored value as it was.
     """
 
     def __init__(self, num_rows: int, dim: int, dtype: str = "float16") -> None:
@@ -78,20 +81,29 @@ class SketchStore:
             column_n[row_r[known_r]] = value_r[known_r]
         if block.sketches is not None:
             known_r = finite_rows(block.sketches)
-            self._write(row_r[known_r], np.asarray(block.sketches[known_r], np.float32))
+            everything = known_r.all()  # as nearly always: then nothing has to be picked out
+            self._write(row_r if everything else row_r[known_r], block.sketches[... if everything else known_r])
 
     def rows(self, index: Index) -> Float32:
         """Sketches as stored, (r, d) float32; zeros where a row has none (see `sketched_n`)."""
         return np.ldexp(self._mantissa_nd[index].astype(np.float32), self._exponent_n[index, None])
 
-    def _write(self, row_r: Int64, sketch_rd: Float32) -> None:
+    def _write(self, row_r: Int64, sketch_rd: Sketches) -> None:
+        self._sketched_n[row_r] = True
+        if sketch_rd.dtype == self._mantissa_nd.dtype:
+            self._mantissa_nd[row_r], self._exponent_n[row_r] = sketch_rd, 0
+            return
+        sketch_rd = sketch_rd.astype(np.float32)
         largest_r = np.abs(sketch_rd).max(axis=1, initial=0.0)
         exponent_r = np.frexp(largest_r)[1].astype(np.int16)  # sketch = mantissa x 2^exponent, |mantissa| < 1
         self._mantissa_nd[row_r] = np.ldexp(sketch_rd, -exponent_r[:, None])
         self._exponent_n[row_r] = exponent_r
-        self._sketched_n[row_r] = True
 
 
 def finite_rows(sketch_rd: NDArray[np.floating]) -> Bool:
     """(r,) bool, True where every number of the row is finite."""
-    return np.all(np.isfinite(sketch_rd), axis=1)
+    if sketch_rd.dtype == np.float16:  # by its bits: numpy would convert every number first
+        finite_rd = (sketch_rd.view(np.uint16) & _EXPONENT_BITS) != _EXPONENT_BITS
+    else:
+        finite_rd = np.isfinite(sketch_rd)
+    return np.ones(len(sketch_rd), bool) if finite_rd.all() else np.all(finite_rd, axis=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import psutil
 
 import sampler_client as sampler
-from tests.cluster.conftest import actors, until
+from tests.cluster.conftest import PATIENT, actors, until
 from tests.cluster.test_end_to_end import GroupedSketches, train
 
 
@@ -47,11 +49,34 @@ def test_a_killed_shard_comes_back_and_the_run_goes_on(attach, service):
     assert len(shards) == 2
     shards[0].kill()
     until(lambda: len(below(service, "Shard", before)) == 2, "two shards again")
+    with sampler.SamplerClient(service, timeouts=PATIENT) as client:
+        # Its sketches are gone, and the statistics do not count them.
+        until(lambda: client.statistics("shard-killed").shards_lost == 1, "the loss to show")
+        assert client.statistics("shard-killed").sketch_coverage == 0.5
     for _ in range(2):
         train(loader, sketcher)
     with sampler.SamplerClient(service) as client:
         statistics = client.statistics("shard-killed")
+        assert (statistics.shards, statistics.shards_away, statistics.shards_lost) == (2, 0, 1)
         assert statistics.reported_rows == 3 * 64
         assert statistics.sketch_coverage == 1.0
         assert "shard-killed" in client.runs()
     until(lambda: train(loader, sketcher)[-1][0] == "gradient_clustering", "clusters from both shards")
+
+
+def test_a_shard_that_does_not_answer_is_counted_as_away_and_the_statistics_do_not_wait_for_it(attach, service):
+    before = pids(service, "Shard")
+    train(attach("shard-away", policy="gradient_clustering", num_clusters=4), GroupedSketches())
+    stopped = below(service, "Shard", before)[0]
+    with sampler.SamplerClient(service, timeouts=PATIENT) as client:
+        assert client.statistics("shard-away").shards_away == 0
+        stopped.suspend()
+        try:
+            start = time.monotonic()
+            statistics = client.statistics("shard-away")
+            assert time.monotonic() - start < 10  # a call between actors has twenty
+        finally:
+            stopped.resume()
+        assert (statistics.shards, statistics.shards_away, statistics.sketch_coverage) == (2, 1, 0.5)
+        until(lambda: client.statistics("shard-away").shards_away == 0, "the shard to answer again")
+        assert client.statistics("shard-away").shards_lost == 0

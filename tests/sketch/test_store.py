@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sampler_service.errors import ConfigError
-from sampler_service.sketch.store import SketchStore
+from sampler_service.sketch.store import SketchStore, finite_rows
 from sampler_service.types import NEVER, ReportBlock
 
 
@@ -42,8 +42,21 @@ def test_float16_input_and_float32_stores_are_kept_exactly():
     for dtype, given in (("float16", sketch_rd), ("float32", sketch_rd.astype(np.float32) * 1.001)):
         store = SketchStore(5, 8, dtype)
         store.upsert(np.arange(5), block(given, 5))
-        atol = 2.0**-23 if dtype == "float16" else 0.0  # the smallest elements of a row lie below its exponent
-        np.testing.assert_allclose(store.rows(np.arange(5)), given, rtol=0, atol=atol)
+        np.testing.assert_array_equal(store.rows(np.arange(5)), given)
+
+
+def test_a_row_that_comes_in_the_stores_precision_takes_the_place_of_a_scaled_one():
+    store = SketchStore(1, 2)
+    store.upsert(np.arange(1), block(np.array([[1e9, 3e9]], np.float32), 1))
+    store.upsert(np.arange(1), block(np.array([[60000, 6e-8]], np.float16), 1))
+    np.testing.assert_array_equal(store.rows(np.arange(1)), np.array([[60000, 6e-8]], np.float16))
+
+
+def test_finite_rows_are_told_for_every_float16():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)[:, None]
+    np.testing.assert_array_equal(finite_rows(every), np.isfinite(every[:, 0]))
+    assert finite_rows(np.array([[1, np.nan], [2, 3]], np.float32)).tolist() == [False, True]
+    assert finite_rows(np.empty((0, 4), np.float16)).tolist() == []
 
 
 def test_the_last_arrival_wins_and_nan_leaves_the_old_value():

@@ -1,0 +1,135 @@
+"""Intake: what becomes of the reports of a run, from what a trainer sent to the table, the monitor and the counts.
+
+Reports of one call are taken in together: each step costs as much for one report as for many.
+
+Shapes: r reported rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sampler_service import reports
+from sampler_service.config import RunConfig
+from sampler_service.leases import Trainer
+from sampler_service.monitor import VarianceMonitor
+from sampler_service.sketch.store import finite_rows
+from sampler_service.table import Table
+from sampler_service.types import Batch, Report, ReportBlock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenIn:
+    """What became of the reports of one call."""
+
+    blocks: list[ReportBlock]
+    """Sound rows, now in the table; the shards are still to be told, in this order."""
+    accepted: int
+    """rows"""
+    rejected: Counter[str]
+    """Rows left out, by reason."""
+    malformed: str
+    """What was wrong with a whole report; empty when nothing was."""
+
+
+class Intake:
+    """Knows which batches were lent and which were reported. Not thread-safe: the sampler holds its lock.
+
+    Args:
+        config: the run's.
+        table: takes the sound rows.
+        monitor: takes the fresh gradients of lent batches; None for a policy that never draws, whose ratio nobody asks.
+    """
+
+    def __init__(self, config: RunConfig, table: Table, monitor: VarianceMonitor | None) -> None:
+        self._config = config
+        self._table = table
+        self._monitor = monitor
+        self._lent: OrderedDict[int, Batch] = OrderedDict()
+        self._reported: OrderedDict[int, None] = OrderedDict()
+        self.world = 1
+        """trainers that share each global batch; bounds what is remembered"""
+        self.clustered_at = 0
+        """table version of the present clusters: batches planned before are not measured by them"""
+        self.fresh_rows = 0
+        """rows with sketches since the clusters were made"""
+        self.accepted = 0
+        self.rejected: Counter[str] = Counter()
+
+    def lend(self, batches: Iterable[Batch]) -> None:
+        """Remember how batches were drawn until they are reported."""
+        for batch in batches:
+            self._lent[batch.batch_id] = batch
+        while len(self._lent) > 4 * self._config.max_lead * self.world:
+            self._lent.popitem(last=False)
+
+    def take_in(self, trainer: Trainer, received: Sequence[Report], now: int) -> TakenIn:
+        """Put what is sound into the table; a batch that is reported is no longer leased.
+
+        Args:
+            trainer: whose reports they are.
+            received: in the order of their arrival.
+            now: the run's clock, in steps.
+        """
+        fitting: list[Report] = []
+        rejected, malformed = Counter[str](), ""
+        for report in received:
+            if report.batch_id and report.batch_id in self._reported:
+                rejected["duplicate"] += len(report.example_ids)
+                continue
+            misfit = reports.misfit(self._config, report, now)
+            if misfit:
+                malformed = malformed or misfit
+                continue
+            now = max(now, report.step)
+            fitting.append(report)
+            trainer.leases.pop(report.batch_id, None)
+            self._remember(report.batch_id)
+        blocks, accepted = [], 0
+        for group in reports.together(fitting):
+            block, sound, reasons = reports.sound_rows(group, self._config.num_examples, self._table.step_n)
+            rejected.update(reasons)
+            accepted += sound
+            self._watch(group)
+            self._table.apply(block)
+            self.fresh_rows += 0 if block.sketches is None else sound
+            blocks.append(block)
+        return TakenIn(blocks=blocks, accepted=accepted, rejected=rejected, malformed=malformed)
+
+    def count(self, accepted: int, rejected: Counter[str]) -> None:
+        """Add what became of a call to the run's statistics."""
+        self.accepted += accepted
+        self.rejected.update(rejected)
+
+    def _remember(self, batch_id: int) -> None:
+        if batch_id:
+            self._reported[batch_id] = None
+            while len(self._reported) > max(4096, 8 * self._config.max_lead * self.world):
+                self._reported.popitem(last=False)
+
+    def _watch(self, group: Sequence[Report]) -> None:
+        """Let the monitor see fresh gradients of batches, with the clusters and weights they were drawn by."""
+        if self._monitor is None or group[0].norms is None or group[0].sketches is None:
+            return
+        seen: list[tuple[Any, ...]] = []
+        for report in group:
+            batch = self._lent.get(report.batch_id)
+            if batch is not None and batch.table_version >= self.clustered_at:
+                where = reports.positions(batch.rows.example_ids, report.example_ids)
+                if where is not None:
+                    drawn = batch.cluster_ids[where], batch.rows.weights[where]
+                    seen.append((report.sketches, report.norms, *drawn))
+        if seen:
+            sketch_rd, norm_r, cluster_r, weight_r = map(np.concatenate, zip(*seen, strict=True))
+            sound = finite_rows(sketch_rd) & np.isfinite(norm_r)
+            self._monitor.add(
+                sketch_rd=sketch_rd[sound],
+                norm_r=norm_r[sound],
+                cluster_r=cluster_r[sound],
+                weight_r=weight_r[sound],
+            )
