@@ -12,6 +12,7 @@ help:  ## list the targets
 setup: $(VENV)/.ready  ## make the virtual environment
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo 'installing into $(VENV): 2 GB, more with CUDA; takes some minutes …'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
+import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient
 from sampler_client.errors import SamplerError as ClientError
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import SamplerError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
-console = Console()
+# A pipe has no columns to fit: there, nothing is folded.
+console = Console(width=None if sys.stdout.isatty() else 10_000)
 
 Service = Annotated[str, typer.Argument(help="host:port of the service")]
 
@@ -34,6 +40,7 @@ def up(  # noqa: PLR0913 - the options of a command line
     port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = 50051,
     shards: Annotated[int, typer.Option(help="sketch shards per run")] = 1,
     gpus_per_shard: Annotated[float, typer.Option(help="GPUs each shard asks Ray for")] = 0.0,
+    max_trainers: Annotated[int, typer.Option(help="trainers served at once; a thread each")] = 256,
     message_bytes: Annotated[int, typer.Option(help="ready batches share a message up to this size")] = 128 * 1024,
     reflection: Annotated[bool, typer.Option(help="serve gRPC reflection")] = False,
     ready_file: Annotated[Path | None, typer.Option(help="write host:port here once it serves")] = None,
@@ -46,6 +53,7 @@ def up(  # noqa: PLR0913 - the options of a command line
         port=port,
         shards=shards,
         gpus_per_shard=gpus_per_shard,
+        max_trainers=max_trainers,
         message_bytes=message_bytes,
         reflection=reflection,
     )
@@ -72,42 +80,45 @@ def up(  # noqa: PLR0913 - the options of a command line
 def status(service: Service = "127.0.0.1:50051") -> None:
     """Show every run: what it samples, and how well."""
     with SamplerClient(service) as client:
-        runs = client.runs()
-        if not runs:
-            console.print(f"{service} serves no run yet")
-            return
-        table = Table(title=f"runs of {service}")
-        for heading in (
-            "run",
-            "examples",
-            "policy",
-            "batches",
-            "sketched",
-            "variance ratio",
-            "lead",
-            "trainers",
-        ):
-            table.add_column(heading)
-        notes = []
-        for run in runs:
-            s = client.statistics(run)
-            active = s.policy if s.active_policy in ("", s.policy) else f"{s.policy} ({s.active_policy})"
-            ratio = "-" if s.variance_ratio != s.variance_ratio else f"{s.variance_ratio:.2f}"
-            table.add_row(
-                run,
-                f"{s.num_examples:,}",
-                active,
-                f"{s.batches:,}",
-                f"{s.sketch_coverage:.0%}",
-                ratio,
-                f"{s.lead}/{s.max_lead}",
-                str(s.trainers),
-            )
-            if s.reason:
-                notes.append(f"{run}: {s.reason}")
-        console.print(table)
-        for note in notes:
-            console.print(note)
+        runs = {run: client.statistics(run) for run in client.runs()}
+    if not runs:
+        console.print(f"{service} serves no run yet")
+        return
+    console.print(_table(f"runs of {service}", runs))
+    console.print(
+        "ratio: variance of a batch's gradient against i.i.d. draws. lead: batches that trainers hold, and may hold.",
+        style="dim",
+    )
+    for run, said in runs.items():
+        for word in filter(None, (said.reason, _shard_trouble(said))):
+            console.print(f"{run}: {word}", markup=False, highlight=False)
+
+
+def _shard_trouble(said: pb.GetStatisticsResponse) -> str:
+    """What became of shards that failed; empty when none did."""
+    away = f"{said.shards_away} of {said.shards} shards do not answer" if said.shards_away else ""
+    lost = f"shards came back empty {said.shards_lost} times, their sketches are lost" if said.shards_lost else ""
+    return "; ".join(filter(None, (away, lost)))
+
+
+def _table(title: str, runs: Mapping[str, pb.GetStatisticsResponse]) -> Table:
+    """A row per run, its policy below its name. In 80 columns long names are folded, and numbers stay whole."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold")
+    for heading in ("examples", "sketched", "batches", "ratio", "lead", "trainers"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run, s in runs.items():
+        policy = s.policy if s.active_policy in ("", s.policy) else f"{s.policy} ({s.active_policy})"
+        table.add_row(
+            f"{escape(run)}\n  {policy}",
+            f"{s.num_examples:,}",
+            f"{s.sketch_coverage:.0%}",
+            f"{s.batches:,}",
+            "-" if math.isnan(s.variance_ratio) else f"{s.variance_ratio:.2f}",
+            f"{s.lead}/{s.max_lead}",
+            str(s.trainers),
+        )
+    return table
 
 
 @app.command()

@@ -115,7 +115,7 @@ class ServiceConfig:
     threads_per_shard: int = 1
     """OpenMP threads of FAISS in a shard"""
     max_trainers: int = 256
-    """streams that the gateway serves at once"""
+    """that the gateway serves at once; each takes a thread"""
     reflection: bool = False
     """gRPC server reflection, for grpcurl"""
     message_bytes: int = 128 * 1024

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ from trainer_examples.models import make_model
 SKETCH_DIM = 64
 EVALUATION_ROWS = 4096
 """images that are evaluated at once"""
+RATES = (0.02, 0.05, 0.1, 0.2)
+"""learning rates that `best_rate` tries"""
+TUNING_SEED = 1_000_003
+"""of the run that a learning rate is judged by; no run of a comparison has it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,18 @@ def train_under(
     return curve
 
 
+def best_rate(data: ImageData, settings: Settings, rates: tuple[float, ...] = RATES) -> float:
+    """The learning rate at which plain shuffling has the lowest training loss late in a run. Asks no service."""
+
+    def late_loss(rate: float) -> float:
+        torch.manual_seed(TUNING_SEED)
+        model = make_model(data.image_shape, data.num_classes)
+        loss = _train_plainly(model, data.train, replace(settings, learning_rate=rate))
+        return loss if math.isfinite(loss) else math.inf
+
+    return min(rates, key=late_loss)
+
+
 def reference_losses(data: ImageData, settings: Settings, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """(n,) losses under models that never saw the example: two small ones, each trained on the other's half."""
     images, labels = data.train.tensors
@@ -138,18 +155,25 @@ def reference_losses(data: ImageData, settings: Settings, seed: int) -> np.ndarr
     losses = torch.empty(len(images))
     for half in (0, 1):
         model = make_model(data.image_shape, data.num_classes, width=32)
-        optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
         seen = TensorDataset(images[half_n == half], labels[half_n == half])
-        loader = DataLoader(seen, batch_size=settings.batch_size, shuffle=True, drop_last=True)
-        for step, (x, y) in enumerate(_endless(loader)):
-            if step == settings.steps // 2:
-                break
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
+        _train_plainly(model, seen, replace(settings, steps=settings.steps // 2))
         unseen = half_n != half
         losses[unseen] = F.cross_entropy(_logits(model, images[unseen]), labels[unseen], reduction="none")
     return losses.numpy()
+
+
+def _train_plainly(model: nn.Module, train: TensorDataset, settings: Settings) -> float:
+    """Train on shuffled batches; the mean of their losses over the last quarter of the steps."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
+    loader = DataLoader(train, batch_size=settings.batch_size, shuffle=True)
+    losses = []
+    for x, y in islice(_endless(loader), settings.steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return float(np.mean(losses[-max(1, len(losses) // 4) :]))
 
 
 def full_loss(model: nn.Module, data: TensorDataset) -> float:

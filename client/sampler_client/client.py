@@ -16,7 +16,7 @@ from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.config import RunOptions, Timeouts
-from sampler_client.errors import ConfigError, MessageTooLarge, ServiceUnavailable, VersionMismatch, grpc_errors
+from sampler_client.errors import Busy, ConfigError, MessageTooLarge, ServiceUnavailable, VersionMismatch, grpc_errors
 
 _PAUSES_S = (0.1, 0.3, 0.9)
 """Before a second, third and fourth attempt: a blip is worth them before the caller hears of it."""
@@ -120,7 +120,8 @@ class SamplerClient:
             on_lost=options.on_lost,
             epochs=options.epochs,
         )
-        return self._call(pb_grpc.RunsStub(self.channel()).Open, request, f"open run {run!r}")
+        what, limit_s = f"open run {run!r}", self.timeouts.open_s
+        return self._call(pb_grpc.RunsStub(self.channel()).Open, request, what, limit_s=limit_s)
 
     def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
         """Claim a rank of a run; see the proto for what a repeat does."""
@@ -187,10 +188,11 @@ class SamplerClient:
         request: Any,
         what: str,
         pauses_s: tuple[float, ...] = _PAUSES_S,
+        limit_s: float | None = None,
     ) -> Any:
-        """Call, and again while nobody answers; `call_s` bounds all attempts together."""
+        """Call, and again while nobody has time for it; `limit_s`, or else `call_s`, bounds all attempts together."""
         check_size(request.ByteSize(), what)
-        deadline = time.monotonic() + self.timeouts.call_s
+        deadline = time.monotonic() + (limit_s or self.timeouts.call_s)
         pauses = list(pauses_s)
         while True:
             try:
@@ -198,7 +200,7 @@ class SamplerClient:
                     return method(request, timeout=deadline - time.monotonic())
             except VersionMismatch as error:
                 raise VersionMismatch(f"{error} (this client speaks protocol {wire.PROTOCOL})") from None
-            except ServiceUnavailable:
+            except (ServiceUnavailable, Busy):
                 if not pauses or time.monotonic() + pauses[0] >= deadline:
                     raise
                 time.sleep(pauses.pop(0))

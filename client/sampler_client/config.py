@@ -31,7 +31,9 @@ class Timeouts:
     """
 
     call_s: float = 20.0
-    """One control call: open, join, fence, statistics."""
+    """One control call: join, fence, statistics."""
+    open_s: float = 100.0
+    """Opening a run; its processes are started, for which the service allows itself 80 s."""
     batch_s: float = 120.0
     """Waiting for one batch."""
     report_s: float = 30.0

@@ -95,6 +95,8 @@ def from_rpc(error: grpc.RpcError, what: str, address: str) -> SamplerError:
         return kind(f"{what}: no service at {address} ({details}); {hint}")
     if kind is ReplyTimeout:
         return kind(f"{what}: {address} did not answer in time ({details}); raise Timeouts or look at its log")
+    if kind is Busy:
+        return kind(f"{what}: {address} has too much in hand ({details}); try again later")
     return kind(f"{what}: {details}")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient, check_size
-from sampler_client.errors import Busy, NotFound, ReplyTimeout, SamplerError, ServiceUnavailable, SketchError, Stale
+from sampler_client.errors import Busy, Conflict, NotFound, ReplyTimeout, SamplerError, ServiceUnavailable, SketchError
 
 if TYPE_CHECKING:
     from sampler_client.batch import Taken
@@ -143,18 +143,22 @@ class Reporter:
     Args:
         client: connection to the service.
         session: the present session token; asked for at each sending, since a reconnect changes it.
+        rejoin: makes another session when the service has forgotten the present one.
         capacity: reports that may wait.
     """
 
-    def __init__(self, client: SamplerClient, session: Callable[[], str], *, capacity: int = 256) -> None:
+    def __init__(
+        self, client: SamplerClient, session: Callable[[], str], rejoin: Callable[[], str], *, capacity: int = 256
+    ) -> None:
         self._client = client
         self._session = session
+        self._rejoin = rejoin
         self._capacity = capacity
         self._queue: deque[ReportRows | PendingReport] = deque()
         self._changed = threading.Condition()
         self._sending = 0
         self._closed = False
-        self._error: SamplerError | None = None
+        self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         # See ReportCounts.
         self.dropped = 0
@@ -229,7 +233,8 @@ class Reporter:
     def _raise_pending(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
-            raise error
+            ours = isinstance(error, SamplerError)
+            raise error if ours else SamplerError(f"reports could not be sent: {type(error).__name__}: {error}")
 
     def _run(self) -> None:
         while True:
@@ -257,11 +262,8 @@ class Reporter:
                 check_size(rows.message_bytes(), f"report of batch {rows.batch_id}")
                 encoded.append(rows.messages(session=""))
             except Exception as error:  # the thread must outlive whatever it was given
-                if not isinstance(error, SamplerError):
-                    error = SamplerError(f"a report could not be sent: {type(error).__name__}: {error}")
                 with self._changed:
-                    self._error = error
-                    self.dropped += 1
+                    self._error, self.dropped = error, self.dropped + 1
             else:
                 with self._changed:
                     self.unusable += rows.unusable
@@ -270,12 +272,14 @@ class Reporter:
     def _send(self, reports: list[list[pb.Report]]) -> None:
         """Send until it is through, refused, or the service has been away for too long."""
         give_up = time.monotonic() + self._client.timeouts.reconnect_s
-        pause_s = 0.05
+        pause_s, forgotten = 0.05, False
         while reports:
             try:
+                if forgotten:  # by a service that was restarted; between epochs no stream would notice
+                    self._rejoin()
                 summary = self._client.send_reports(self._addressed(reports))
-            except (ServiceUnavailable, ReplyTimeout, Busy, NotFound, Stale) as error:
-                # NotFound and Stale: the service restarted or the rank moved; the stream is rejoining meanwhile.
+            except (ServiceUnavailable, ReplyTimeout, Busy, Conflict, NotFound) as error:
+                forgotten = isinstance(error, NotFound)
                 if time.monotonic() > give_up or self._closed:
                     log.warning("dropping %d reports: %s", len(reports), error)
                     with self._changed:
@@ -284,11 +288,8 @@ class Reporter:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)
             except Exception as error:  # the thread must outlive whatever comes
-                if not isinstance(error, SamplerError):
-                    error = SamplerError(f"reports could not be sent: {type(error).__name__}: {error}")
                 with self._changed:
-                    self.refused += 1
-                    self._error = error
+                    self._error, self.refused = error, self.refused + 1
                 return
             else:
                 with self._changed:

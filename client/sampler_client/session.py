@@ -13,7 +13,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
 from sampler_client.config import RunOptions, check_whole
-from sampler_client.errors import ConfigError, Stale
+from sampler_client.errors import ConfigError, NotFound, SamplerError, Stale
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.stream import BatchStream
 
@@ -80,21 +80,26 @@ class Session:
         self._dataset = dataset
         self._num_examples = num_examples
         self._options = options
+        self._session = ""
         try:
             check_whole("queue", queue, 1)
             self._request = _join_request(run, rank, world_size, batch_size, drop_last, lead)
             self._stream = BatchStream(client, self._join, lead=lead)
-            self.reporter = Reporter(client, lambda: self._stream.session, capacity=queue)
+            self.reporter = Reporter(client, lambda: self._session, self._join, capacity=queue)
         except BaseException:
             client.close()
             raise
 
     def _join(self) -> str:
-        """Open and join, or do so again after the service was restarted; all of it is idempotent."""
+        """Open and join, or do so again after the service was restarted; all of it is idempotent.
+
+        Stream and reporter each call it when their session is forgotten, in their own threads and in any order: by
+        the token of the request the second one gets the session that the first one made.
+        """
         self.client.register_dataset(self._dataset, self._num_examples)
         self.client.open_run(self.run, self._dataset, self._options)
         joined = self.client.join(self._request)
-        self.steps_per_epoch = joined.steps_per_epoch
+        self.steps_per_epoch, self._session = joined.steps_per_epoch, joined.session
         return joined.session
 
     def start_epoch(self, epoch: int, skip_examples: int) -> pb.EpochStart:
@@ -124,11 +129,20 @@ class Session:
     def fence(self) -> int:
         """Send what is queued, then wait until the next batch will be planned from it; the table's version."""
         self.flush()
-        return self.client.fence(self.run)
+        try:
+            return self.client.fence(self.run)
+        except NotFound:  # the service was restarted, and no report was there to notice
+            self._join()
+            return self.client.fence(self.run)
 
     def close(self) -> None:
         self.reporter.close()
         self._stream.close()
+        if self._session != self._stream.session:  # the reporter made it, the stream has not come to it
+            try:
+                self.client.leave(self._session)
+            except SamplerError as error:
+                log.info("leaving: %s", error)
         self.client.close()
 
 

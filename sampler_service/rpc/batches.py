@@ -9,11 +9,10 @@ import time
 from collections.abc import Iterator
 
 import grpc
-import numpy as np
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
-from sampler_service.errors import ConfigError, SamplerError
+from sampler_service.errors import Busy, ConfigError, SamplerError
 from sampler_service.replies import Taken
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
@@ -37,9 +36,10 @@ class _Stream:
 class BatchesServicer(pb_grpc.BatchesServicer):
     """One Stream call per trainer session."""
 
-    def __init__(self, service: Service, message_bytes: int) -> None:
+    def __init__(self, service: Service, message_bytes: int, max_trainers: int) -> None:
         self._service = service
         self._message_bytes = message_bytes
+        self._max_trainers = max_trainers
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         self._draining = threading.Event()
@@ -75,6 +75,11 @@ class BatchesServicer(pb_grpc.BatchesServicer):
     def _displace(self, session: str) -> _Stream:
         with self._lock:
             former, stream = self._streams.get(session), _Stream()
+            if former is None and len(self._streams) >= self._max_trainers:
+                raise Busy(
+                    f"all {self._max_trainers} places for trainers are taken; give `sampler-service up` a larger "
+                    "--max-trainers, or start another gateway on this cluster with --address"
+                )
             self._streams[session] = stream
         if former is not None:
             with former.taking:
@@ -165,32 +170,32 @@ def _next(inbox: queue.SimpleQueue[pb.BatchRequest | None], *, wait: bool) -> pb
 
 def encode_batches(batches: list[Batch], message_bytes: int) -> Iterator[pb.BatchReply]:
     """Messages of about `message_bytes`; the cost of one message is that of some ten batches."""
-    waiting, size = [], 0
+    reply, size = pb.BatchReply(), 0
     for batch in batches:
-        waiting.append(encode_batch(batch))
-        size += waiting[-1].ByteSize()
+        # In place: protobuf copies a message that is put into another by encoding and decoding it.
+        message = reply.block.batch.add()
+        encode_batch(batch, message)
+        size += message.ByteSize()
         if size >= message_bytes:
-            yield pb.BatchReply(block=pb.BatchBlock(batch=waiting))
-            waiting, size = [], 0
-    if waiting:
-        yield pb.BatchReply(block=pb.BatchBlock(batch=waiting))
+            yield reply
+            reply, size = pb.BatchReply(), 0
+    if size:
+        yield reply
 
 
-def encode_batch(batch: Batch) -> pb.Batch:
-    """The message of one batch."""
+def encode_batch(batch: Batch, message: pb.Batch) -> None:
+    """Fill the message of one batch."""
     rows = batch.rows
-    return pb.Batch(
-        batch_id=batch.batch_id,
-        epoch=batch.epoch,
-        step=batch.step,
-        table_version=batch.table_version,
-        policy=batch.policy,
-        example_ids=rows.example_ids.tobytes(),
-        weights=rows.weights.tobytes(),
-        probabilities=rows.probabilities.astype(np.float32).tobytes(),
-        cluster_ids=batch.cluster_ids.tobytes(),
-        lease_deadline=batch.lease_deadline,
-        lead=batch.lead,
-        global_batch_size=batch.global_batch_size,
-        world_size=batch.world_size,
-    )
+    message.batch_id = batch.batch_id
+    message.epoch = batch.epoch
+    message.step = batch.step
+    message.table_version = batch.table_version
+    message.policy = batch.policy
+    message.example_ids = rows.example_ids.tobytes()
+    message.weights = rows.weights.tobytes()
+    message.probabilities = rows.probabilities.astype("f4").tobytes()
+    message.cluster_ids = batch.cluster_ids.tobytes()
+    message.lease_deadline = batch.lease_deadline
+    message.lead = batch.lead
+    message.global_batch_size = batch.global_batch_size
+    message.world_size = batch.world_size

@@ -31,6 +31,9 @@ from sampler_service.service import Service
 
 log = logging.getLogger(__name__)
 
+CONTROL_THREADS = 32
+"""for reports and control calls, beside the thread that each trainer's stream holds"""
+
 _SERVICES = ("Datasets", "Runs", "Batches", "Reports", "Statistics", "Control")
 
 _OPTIONS = (
@@ -67,13 +70,13 @@ class Server:
     """
 
     def __init__(self, service: Service, config: ServiceConfig) -> None:
-        # A stream holds its thread, so control calls need some beside those of all trainers.
-        threads = config.max_trainers + 32
+        threads = config.max_trainers + CONTROL_THREADS
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc")
-        # One call more than there are threads is refused with RESOURCE_EXHAUSTED instead of waiting unseen.
+        # One call more than there are threads is refused with RESOURCE_EXHAUSTED instead of waiting unseen. Streams
+        # can't take them all: BatchesServicer counts those itself, and says what to do about it.
         self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=threads)
         self._health = health.HealthServicer()
-        self._batches = BatchesServicer(service, config.message_bytes)
+        self._batches = BatchesServicer(service, config.message_bytes, config.max_trainers)
         pb_grpc.add_DatasetsServicer_to_server(DatasetsServicer(service), self._server)
         pb_grpc.add_RunsServicer_to_server(RunsServicer(service), self._server)
         pb_grpc.add_BatchesServicer_to_server(self._batches, self._server)

@@ -1,4 +1,4 @@
-"""A service in this process behind a real gRPC server, and a proxy that breaks connections on demand."""
+"""A proxy that breaks connections on demand, and the loaders that are attached."""
 
 from __future__ import annotations
 
@@ -7,49 +7,21 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch.utils.data import DataLoader, TensorDataset
 
 from sampler_client.config import Timeouts
-from sampler_service.config import ServiceConfig
-from sampler_service.rpc.server import Server
-from sampler_service.service import LocalService
+from tests.served import ServedService
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 N = 50
 BATCH = 8
 STEPS = 7  # of an epoch of N examples, the last one of 2
 
 QUICK = Timeouts(call_s=5, batch_s=5, report_s=5, reconnect_s=5)
-
-
-class Host:
-    """A service that can be stopped, and started again on the same port, with its memory or without."""
-
-    def __init__(self) -> None:
-        self.service: LocalService = LocalService()
-        self._server: Server | None = None
-        self._port = 0
-        self.start()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self._port}"
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    def start(self, service: LocalService | None = None) -> None:
-        self.service = service or self.service
-        self._server = Server(self.service, ServiceConfig(port=self._port))
-        self._port = self._server.port
-
-    def stop(self, grace_s: float = 0.0) -> None:
-        if self._server is not None:
-            self._server.stop(grace_s)
-            self._server = None
 
 
 class Proxy:
@@ -106,15 +78,8 @@ class Proxy:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
-    host = Host()
-    yield host
-    host.stop()
-
-
-@pytest.fixture
-def proxy(host: Host) -> Iterator[Proxy]:
-    proxy = Proxy(host.port)
+def proxy(served: ServedService) -> Iterator[Proxy]:
+    proxy = Proxy(served.port)
     yield proxy
     proxy.close()
 
@@ -122,6 +87,8 @@ def proxy(host: Host) -> Iterator[Proxy]:
 @pytest.fixture
 def plain_loader() -> Callable[..., DataLoader]:
     """A DataLoader over N examples, example i being the number i, with what is given changed."""
+    import torch  # here, so that the tests of the client without torch run without it
+    from torch.utils.data import DataLoader, TensorDataset
 
     def make(**changes) -> DataLoader:
         dataset = TensorDataset(torch.arange(N))

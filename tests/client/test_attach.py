@@ -41,14 +41,14 @@ def place(monkeypatch, **options) -> tuple[int, int]:
         (lambda make: make(num_workers=1, in_order=False), "in_order=True"),
     ],
 )
-def test_a_loader_whose_batches_cannot_come_from_a_service_is_refused(plain_loader, host, make, says):
+def test_a_loader_whose_batches_cannot_come_from_a_service_is_refused(plain_loader, served, make, says):
     with pytest.raises(sampler.ConfigError, match=says):
-        attach(make(plain_loader), host.address)
+        attach(make(plain_loader), served.address)
 
 
-def test_a_sampler_of_the_loaders_own_is_replaced_when_that_is_meant(plain_loader, host):
+def test_a_sampler_of_the_loaders_own_is_replaced_when_that_is_meant(plain_loader, served):
     weighted = plain_loader(sampler=WeightedRandomSampler([1.0] * N, N), shuffle=False)
-    with attach(weighted, host.address, replace_sampler=True) as loader:
+    with attach(weighted, served.address, replace_sampler=True) as loader:
         assert sorted(i for (ids,), _ in loader for i in ids.tolist()) == list(range(N))
 
 
@@ -65,14 +65,14 @@ def test_a_sampler_of_the_loaders_own_is_replaced_when_that_is_meant(plain_loade
         ({"on_lost": "ask"}, "on_lost must be 'redeliver' or 'drop'"),
     ],
 )
-def test_an_option_that_does_not_fit_is_refused_with_what_is_allowed(plain_loader, host, options, says):
+def test_an_option_that_does_not_fit_is_refused_with_what_is_allowed(plain_loader, served, options, says):
     with pytest.raises(sampler.ConfigError, match=says):
-        attach(plain_loader(), host.address, **options)
+        attach(plain_loader(), served.address, **options)
 
 
-def test_a_prefetch_larger_than_the_lead_is_refused(plain_loader, host):
+def test_a_prefetch_larger_than_the_lead_is_refused(plain_loader, served):
     with pytest.raises(sampler.ConfigError, match=r"would hold 8 batches .* allows 1 to 4"):
-        attach(plain_loader(num_workers=2, prefetch_factor=3), host.address, max_lead=4)
+        attach(plain_loader(num_workers=2, prefetch_factor=3), served.address, max_lead=4)
 
 
 @pytest.mark.parametrize("address", ["", "localhost"])
@@ -81,15 +81,15 @@ def test_an_address_without_a_port_is_refused(plain_loader, address):
         attach(plain_loader(), address)
 
 
-def test_nobody_at_the_address_is_said_so_with_the_address(plain_loader, host):
-    host.stop()
-    with pytest.raises(sampler.ServiceUnavailable, match=f"no service at {host.address}.*sampler-service up"):
-        attach(plain_loader(), host.address)
+def test_nobody_at_the_address_is_said_so_with_the_address(plain_loader, served):
+    served.stop()
+    with pytest.raises(sampler.ServiceUnavailable, match=f"no service at {served.address}.*sampler-service up"):
+        attach(plain_loader(), served.address)
 
 
-def test_a_rank_that_is_taken_is_refused_with_its_holder(plain_loader, host):
-    with attach(plain_loader(), host.address), pytest.raises(sampler.Conflict, match=r"rank 0 .* is held by"):
-        attach(plain_loader(), host.address)
+def test_a_rank_that_is_taken_is_refused_with_its_holder(plain_loader, served):
+    with attach(plain_loader(), served.address), pytest.raises(sampler.Conflict, match=r"rank 0 .* is held by"):
+        attach(plain_loader(), served.address)
 
 
 def test_the_rank_comes_from_the_arguments_before_anything_else(monkeypatch):
@@ -133,21 +133,21 @@ class LosingItsAnswer(LocalService):
         return joined
 
 
-def test_a_join_whose_answer_was_lost_is_repeated_and_finds_its_own_rank(plain_loader, host):
-    host.stop()
-    host.start(LosingItsAnswer())
-    with attach(plain_loader(), host.address) as loader:
+def test_a_join_whose_answer_was_lost_is_repeated_and_finds_its_own_rank(plain_loader, served):
+    served.stop()
+    served.start(LosingItsAnswer())
+    with attach(plain_loader(), served.address) as loader:
         assert sorted(i for (ids,), _ in loader for i in ids.tolist()) == list(range(N))
 
 
-def test_a_trainer_is_connected_before_its_first_batch(plain_loader, host, monkeypatch):
-    with attach(plain_loader(), host.address):
+def test_a_trainer_is_connected_before_its_first_batch(plain_loader, served, monkeypatch):
+    with attach(plain_loader(), served.address):
         deadline = time.monotonic() + 5
-        while not host.service.statistics("r").trainers and time.monotonic() < deadline:
+        while not served.service.statistics("r").trainers and time.monotonic() < deadline:
             time.sleep(0.01)
         monkeypatch.setattr("sampler_service.leases.UNCONNECTED_S", 0.0)
         with pytest.raises(sampler.Conflict, match="is held by"):
-            attach(plain_loader(), host.address)
+            attach(plain_loader(), served.address)
 
 
 @pytest.mark.parametrize(
@@ -165,20 +165,20 @@ def test_a_trainer_is_connected_before_its_first_batch(plain_loader, host, monke
         ({"queue": 0}, "queue must be at least 1, got 0"),
     ],
 )
-def test_a_number_that_can_not_be_is_refused_with_what_is_allowed(plain_loader, host, options, says):
+def test_a_number_that_can_not_be_is_refused_with_what_is_allowed(plain_loader, served, options, says):
     with pytest.raises(sampler.ConfigError, match=says):
-        attach(plain_loader(), host.address, **options)
+        attach(plain_loader(), served.address, **options)
 
 
-def test_a_batch_size_below_1_is_refused(host):
+def test_a_batch_size_below_1_is_refused(served):
     with pytest.raises(sampler.ConfigError, match="batch_size must be at least 1, got -2"):
-        sampler.RemoteBatchSampler.connect(host.address, run="r", num_examples=N, batch_size=-2)
+        sampler.RemoteBatchSampler.connect(served.address, run="r", num_examples=N, batch_size=-2)
 
 
 @pytest.mark.parametrize("options", [{"rank": -1, "world_size": 1}, {"policy": "no-such"}])
-def test_a_connection_that_came_to_nothing_is_closed(plain_loader, host, monkeypatch, options):
+def test_a_connection_that_came_to_nothing_is_closed(plain_loader, served, monkeypatch, options):
     closed = []
     monkeypatch.setattr(sampler.SamplerClient, "close", lambda client: closed.append(client))
     with pytest.raises(sampler.ConfigError):
-        attach(plain_loader(), host.address, **options)
+        attach(plain_loader(), served.address, **options)
     assert len(closed) == 1

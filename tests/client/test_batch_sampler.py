@@ -13,12 +13,12 @@ from tests.client.conftest import BATCH, QUICK, STEPS, N
 
 
 @pytest.fixture
-def connect(host):
+def connect(served):
     opened = []
 
     def make(**options) -> sampler.RemoteBatchSampler:
         given = {"run": "r", "num_examples": N, "batch_size": BATCH, "policy": "shuffle", "timeouts": QUICK, **options}
-        opened.append(sampler.RemoteBatchSampler.connect(host.address, **given))
+        opened.append(sampler.RemoteBatchSampler.connect(served.address, **given))
         return opened[-1]
 
     yield make
@@ -27,8 +27,8 @@ def connect(host):
 
 
 @pytest.fixture
-def attached(host, plain_loader):
-    with sampler.attach(plain_loader(), host.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
+def attached(served, plain_loader):
+    with sampler.attach(plain_loader(), served.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
         yield loader
 
 
@@ -84,8 +84,8 @@ def test_the_length_is_that_of_the_epoch(attached):
     assert len(list(attached)) == STEPS
 
 
-def test_the_length_leaves_out_what_drop_last_drops(host, plain_loader):
-    with sampler.attach(plain_loader(drop_last=True), host.address, run="r", policy="shuffle") as loader:
+def test_the_length_leaves_out_what_drop_last_drops(served, plain_loader):
+    with sampler.attach(plain_loader(drop_last=True), served.address, run="r", policy="shuffle") as loader:
         assert len(loader) == STEPS - 1
         assert [len(batch) for _, batch in loader] == [BATCH] * (STEPS - 1)
 
@@ -116,8 +116,8 @@ def test_a_negative_epoch_is_refused(attached):
 
 
 @pytest.mark.parametrize("workers", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}])
-def test_leaving_an_epoch_early_makes_the_next_iteration_a_whole_new_epoch(host, plain_loader, workers):
-    with sampler.attach(plain_loader(**workers), host.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
+def test_leaving_an_epoch_early_makes_the_next_iteration_a_whole_new_epoch(served, plain_loader, workers):
+    with sampler.attach(plain_loader(**workers), served.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
         for epoch in range(3):
             for _, batch in loader:
                 assert batch.epoch == 2 * epoch
@@ -135,7 +135,7 @@ def test_an_iteration_under_way_while_another_starts_does_not_go_on(attached):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_after_a_whole_pass_the_position_is_the_start_of_the_next(connect, host, workers):
+def test_after_a_whole_pass_the_position_is_the_start_of_the_next(connect, served, workers):
     batches = connect(num_workers=workers)
     for epoch in range(2):
         for step, _ in enumerate(DataLoader(numbers(), batch_sampler=batches, num_workers=workers), start=1):
@@ -145,9 +145,9 @@ def test_after_a_whole_pass_the_position_is_the_start_of_the_next(connect, host,
                 assert (state["epoch"], state["examples"]) == (epoch, step * BATCH)
         assert batches.state_dict() == {"version": 1, "run": "r", "epoch": epoch + 1, "examples": 0}
     deadline = time.monotonic() + 5
-    while host.service.statistics("r").lead and time.monotonic() < deadline:
+    while served.service.statistics("r").lead and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert host.service.statistics("r").lead == 0
+    assert served.service.statistics("r").lead == 0
 
 
 def test_closing_after_a_whole_pass_leaves_nothing_to_the_others(connect):
@@ -166,9 +166,9 @@ def test_closing_after_a_whole_pass_leaves_nothing_to_the_others(connect):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_inside_its_last_batch_a_loop_is_still_in_its_epoch(host, plain_loader, workers):
+def test_inside_its_last_batch_a_loop_is_still_in_its_epoch(served, plain_loader, workers):
     plain = plain_loader(num_workers=workers)
-    with sampler.attach(plain, host.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
+    with sampler.attach(plain, served.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
         states = [loader.state_dict() for _ in loader]
         assert (states[-1]["epoch"], states[-1]["examples"]) == (0, N)
         assert (loader.state_dict()["epoch"], loader.state_dict()["examples"]) == (1, 0)

@@ -25,8 +25,8 @@ print("last line", flush=True)
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "raise ValueError('training failed')"])
-def test_a_trainer_that_closes_nothing_ends_within_5_seconds(host, end):
-    trainer = subprocess.Popen([sys.executable, "-c", TRAINER + end, host.address], stdout=subprocess.PIPE)
+def test_a_trainer_that_closes_nothing_ends_within_5_seconds(served, end):
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER + end, served.address], stdout=subprocess.PIPE)
     assert trainer.stdout is not None
     assert trainer.stdout.readline() == b"last line\n"
     started = time.monotonic()
@@ -35,6 +35,6 @@ def test_a_trainer_that_closes_nothing_ends_within_5_seconds(host, end):
     assert time.monotonic() - started < 5
     assert trainer.returncode == {"": 0, "raise SystemExit(3)": 3}.get(end, 1)
     deadline = time.monotonic() + 5
-    while host.service.statistics("r").trainers and time.monotonic() < deadline:
+    while served.service.statistics("r").trainers and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert host.service.statistics("r").trainers == 0
+    assert served.service.statistics("r").trainers == 0

@@ -62,9 +62,9 @@ class NamingItsWorker(Squares):
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.timeout(120)
-def test_every_epoch_yields_every_example_once_and_in_the_order_of_its_handle(host, workers):
+def test_every_epoch_yields_every_example_once_and_in_the_order_of_its_handle(served, workers):
     with sampler.attach(
-        DataLoader(Squares(), batch_size=BATCH, **workers), host.address, run="r", policy="shuffle"
+        DataLoader(Squares(), batch_size=BATCH, **workers), served.address, run="r", policy="shuffle"
     ) as loader:
         for epoch in range(3 if loader.loader.persistent_workers or not workers else 2):
             seen = []
@@ -80,12 +80,12 @@ def test_every_epoch_yields_every_example_once_and_in_the_order_of_its_handle(ho
     "workers", [each for each in WORKERS if each.id in ("in-process", "spawn-True", "forkserver-True")]
 )
 @pytest.mark.timeout(120)
-def test_a_dataset_may_ask_the_service_from_its_workers(host, workers):
-    with sampler.SamplerClient(host.address) as client:
+def test_a_dataset_may_ask_the_service_from_its_workers(served, workers):
+    with sampler.SamplerClient(served.address) as client:
         client.register_dataset("r", N)  # the parent's channel is open before the workers start
         dataset = AskingTheService(client, "r")
         with sampler.attach(
-            DataLoader(dataset, batch_size=BATCH, **workers), host.address, run="r", policy="shuffle"
+            DataLoader(dataset, batch_size=BATCH, **workers), served.address, run="r", policy="shuffle"
         ) as loader:
             for _ in range(2):
                 answers = torch.cat([sizes for (_, sizes), _ in loader])
@@ -93,40 +93,40 @@ def test_a_dataset_may_ask_the_service_from_its_workers(host, workers):
         assert client.runs() == ["r"]
 
 
-def test_a_forked_worker_that_asks_the_service_gets_an_error_that_says_what_to_do(host):
-    with sampler.SamplerClient(host.address) as client:
+def test_a_forked_worker_that_asks_the_service_gets_an_error_that_says_what_to_do(served):
+    with sampler.SamplerClient(served.address) as client:
         client.register_dataset("r", N)
         plain = DataLoader(
             AskingTheService(client, "r"), batch_size=BATCH, num_workers=2, multiprocessing_context="fork"
         )
         with (
-            sampler.attach(plain, host.address, run="r", policy="shuffle") as loader,
+            sampler.attach(plain, served.address, run="r", policy="shuffle") as loader,
             pytest.raises(sampler.ConfigError, match='multiprocessing_context="spawn"'),
         ):
             next(iter(loader))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_collate_function_of_the_loader_is_kept(host, workers):
+def test_a_collate_function_of_the_loader_is_kept(served, workers):
     plain = DataLoader(Squares(), batch_size=BATCH, num_workers=workers, collate_fn=as_dict)
-    with sampler.attach(plain, host.address, run="r", policy="shuffle") as loader:
+    with sampler.attach(plain, served.address, run="r", policy="shuffle") as loader:
         for item, batch in loader:
             ids = batch.example_ids.tolist()
             assert item == {"index": ids, "square": [float(i**2) for i in ids]}
 
 
-def test_a_worker_init_function_is_kept(host):
+def test_a_worker_init_function_is_kept(served):
     plain = DataLoader(NamingItsWorker(), batch_size=BATCH, num_workers=2, worker_init_fn=name_the_worker)
-    with sampler.attach(plain, host.address, run="r", policy="shuffle") as loader:
+    with sampler.attach(plain, served.address, run="r", policy="shuffle") as loader:
         assert {worker for (_, workers), _ in loader for worker in workers.tolist()} == {0, 1}
 
 
-def test_the_other_settings_of_the_loader_are_kept(host):
+def test_the_other_settings_of_the_loader_are_kept(served):
     generator = torch.Generator()
     plain = DataLoader(
         Squares(), batch_size=BATCH, drop_last=True, pin_memory=True, timeout=30, num_workers=1, generator=generator
     )
-    with sampler.attach(plain, host.address, run="r", policy="shuffle") as loader:
+    with sampler.attach(plain, served.address, run="r", policy="shuffle") as loader:
         assert loader.loader.pin_memory
         assert loader.loader.timeout == 30
         assert loader.loader.generator is generator
@@ -136,7 +136,7 @@ def test_the_other_settings_of_the_loader_are_kept(host):
             assert [len(ids) for (ids, _), _ in loader] == [BATCH] * (N // BATCH)
 
 
-def test_a_failing_dataset_fails_the_loop_and_the_next_epoch_still_comes(host):
+def test_a_failing_dataset_fails_the_loop_and_the_next_epoch_still_comes(served):
     class Failing(Squares):
         fails = True
 
@@ -146,7 +146,7 @@ def test_a_failing_dataset_fails_the_loop_and_the_next_epoch_still_comes(host):
             return super().__getitem__(index)
 
     dataset = Failing()
-    with sampler.attach(DataLoader(dataset, batch_size=BATCH), host.address, run="r", policy="shuffle") as loader:
+    with sampler.attach(DataLoader(dataset, batch_size=BATCH), served.address, run="r", policy="shuffle") as loader:
         with pytest.raises(OSError, match="can't read example"):
             next(iter(loader))
         dataset.fails = False

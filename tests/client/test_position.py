@@ -13,13 +13,13 @@ EVERYTHING = list(range(N))
 
 
 @pytest.fixture
-def attach(host, plain_loader):
+def attach(served, plain_loader):
     opened = []
 
     def make(state=None, *, batch_size=BATCH, workers=0, **options) -> sampler.SampledLoader:
         changes = {"num_workers": workers, "batch_size": batch_size, "drop_last": options.pop("drop_last", False)}
         given = {"run": "r", "policy": "shuffle", "timeouts": QUICK, **options}
-        loader = sampler.attach(plain_loader(**changes), host.address, **given)
+        loader = sampler.attach(plain_loader(**changes), served.address, **given)
         opened.append(loader)
         if state is not None:
             loader.load_state_dict(state)
@@ -175,7 +175,7 @@ def test_a_position_of_a_larger_dataset_is_refused_or_at_its_end(attach):
     assert sorted(ids_of(loader)) == EVERYTHING
 
 
-def test_what_a_lost_rank_left_counts_no_second_time(attach, host):
+def test_what_a_lost_rank_left_counts_no_second_time(attach, served):
     pair = [attach(rank=rank, world_size=2, batch_size=4) for rank in range(2)]
     ids_of(pair[1], 1)
     pair[1].close()  # its batches go to the other one

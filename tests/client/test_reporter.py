@@ -14,7 +14,7 @@ import sampler_client as sampler
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.session import Session
 from sampler_service.service import LocalService
-from tests.client.conftest import BATCH, QUICK, N
+from tests.client.conftest import BATCH, QUICK, STEPS, N
 
 D = 8
 
@@ -41,19 +41,19 @@ class Watched(LocalService):
 
 
 @pytest.fixture
-def service(host) -> Watched:
-    host.stop()
+def service(served) -> Watched:
+    served.stop()
     service = Watched()
-    host.start(service)
+    served.start(service)
     return service
 
 
 @pytest.fixture
-def join(host):
+def join(served):
     opened = []
 
     def make(address: str = "", *, timeouts=QUICK, queue=256) -> Session:
-        client = sampler.SamplerClient(address or host.address, timeouts=timeouts)
+        client = sampler.SamplerClient(address or served.address, timeouts=timeouts)
         options = sampler.RunOptions(policy="shuffle", sketch_dim=D)
         made = Session(
             client,
@@ -123,11 +123,11 @@ def test_a_full_queue_drops_its_oldest_reports_and_counts_them(join, service):
     assert service.applied == [1, 7, 8, 9, 10]
 
 
-def test_a_flush_that_is_late_says_how_many_reports_are_waiting_and_for_whom(join, service, host):
+def test_a_flush_that_is_late_says_how_many_reports_are_waiting_and_for_whom(join, service, served):
     session = join()
     service.open.clear()
     session.put(rows(1))
-    with pytest.raises(sampler.ReplyTimeout, match=rf"1 reports are not with {host.address} after 0\.2 s"):
+    with pytest.raises(sampler.ReplyTimeout, match=rf"1 reports are not with {served.address} after 0\.2 s"):
         session.flush(0.2)
     service.open.set()
     session.flush()
@@ -142,10 +142,10 @@ def test_a_fence_says_the_version_of_the_table_that_has_every_report(join, servi
     assert service.statistics("r").reported_rows == 6
 
 
-def test_a_fence_with_nobody_there_is_an_error_that_names_the_address(join, host):
+def test_a_fence_with_nobody_there_is_an_error_that_names_the_address(join, served):
     session = join(timeouts=sampler.Timeouts(call_s=5, report_s=1))
-    host.stop()
-    with pytest.raises(sampler.ServiceUnavailable, match=f"fence.*{host.address}"):
+    served.stop()
+    with pytest.raises(sampler.ServiceUnavailable, match=f"fence.*{served.address}"):
         session.fence()
 
 
@@ -157,9 +157,9 @@ def test_closing_sends_what_is_queued(join, service):
     assert service.applied == list(range(1, 11))
 
 
-def test_closing_with_nobody_there_ends_and_logs_what_was_lost(join, host, caplog):
+def test_closing_with_nobody_there_ends_and_logs_what_was_lost(join, served, caplog):
     session = join(timeouts=sampler.Timeouts(call_s=1, report_s=1))
-    host.stop()
+    served.stop()
     session.put(rows(1))
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
@@ -235,9 +235,53 @@ def test_a_report_whose_answer_was_lost_is_applied_once(join, service, proxy):
     assert service.statistics("r").reported_rows == 3
 
 
-def test_reports_are_given_up_and_counted_when_the_service_stays_away(join, host):
+@pytest.mark.parametrize("reports", [0, 2])
+def test_a_fence_after_the_last_batch_finds_a_service_that_was_restarted(join, served, reports):
+    """No stream is read any more that could notice it, and none may be: the loop waits for the fence."""
+
+    def epoch(number: int) -> int:
+        session.start_epoch(number, 0)
+        batches = 0
+        for batch in iter(session.next, None):
+            session.done(batch.batch_id)
+            batches += 1
+        session.finish_epoch()
+        return batches
+
+    session = join()
+    epoch(0)
+    served.stop()
+    served.start(LocalService())
+    for batch_id in range(1, reports + 1):
+        session.put(rows(batch_id))
+    session.fence()
+    assert served.service.statistics("r").reported_rows == 3 * reports
+    assert epoch(1) == STEPS  # the stream takes the same rank
+    assert served.service.statistics("r").trainers == 1
+
+
+def test_a_rank_that_only_reports_took_again_is_given_back(join, served):
+    session = join()
+    served.stop()
+    served.start(LocalService())
+    session.put(rows(1))
+    session.close()
+    assert served.service.statistics("r").reported_rows == 3
+    join().start_epoch(0, 0)  # at once: nobody holds the rank
+
+
+def test_a_report_to_a_run_that_was_closed_is_an_error_that_says_so(join, service):
+    session = join()
+    service.close_run("r")
+    session.put(rows(1))
+    with pytest.raises(sampler.Stale, match="run 'r' was closed"):
+        session.flush()
+    assert session.report_counts().refused == 1
+
+
+def test_reports_are_given_up_and_counted_when_the_service_stays_away(join, served):
     session = join(timeouts=sampler.Timeouts(call_s=1, report_s=1, reconnect_s=0.3))
-    host.stop()
+    served.stop()
     session.put(rows(1))
     session.flush(5)
     assert session.reporter.dropped == 1
@@ -261,7 +305,7 @@ def test_a_report_larger_than_one_message_allows_goes_in_pieces(monkeypatch):
 
 
 def test_a_reporter_that_never_reports_starts_no_thread():
-    reporter = Reporter(sampler.SamplerClient("localhost:1"), lambda: "r:x")
+    reporter = Reporter(sampler.SamplerClient("localhost:1"), lambda: "r:x", lambda: "r:y")
     reporter.flush()
     reporter.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "sampler-reporter"]
@@ -336,8 +380,8 @@ def test_a_report_that_fails_in_the_background_is_counted_and_an_error_of_the_ne
     assert session.report_counts().dropped == 1
 
 
-def test_a_loader_says_what_became_of_its_reports(host, plain_loader):
-    with sampler.attach(plain_loader(), host.address, run="r", policy="shuffle", sketch_dim=D) as loader:
+def test_a_loader_says_what_became_of_its_reports(served, plain_loader):
+    with sampler.attach(plain_loader(), served.address, run="r", policy="shuffle", sketch_dim=D) as loader:
         for _, batch in loader:
             losses = np.ones(len(batch))
             losses[0] = np.nan if batch.step == 0 else 1

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 import sampler_client as sampler
+from sampler_service.config import ServiceConfig
+from sampler_service.runtime import ray_service
 from tests.cluster.conftest import cli
+from tests.support import make_config
 
 GROUPS = 4
 
@@ -97,6 +101,13 @@ def test_a_run_that_is_closed_is_forgotten_and_may_be_opened_otherwise(attach, s
         list(former)
     loader = attach("again", policy="importance")
     assert sorted(i for _, batch in loader for i in batch.example_ids.tolist()) == list(range(64))
+
+
+def test_a_trainer_waits_longer_for_a_run_to_open_than_the_service_does(monkeypatch):
+    waited = []
+    monkeypatch.setattr(ray_service, "answer", lambda _reference, timeout_s, _whom: waited.append(timeout_s))
+    ray_service.RayService(MagicMock, ServiceConfig().call_s, on_stop=print).open_run(make_config(10))
+    assert 0 < max(waited) < sampler.Timeouts().open_s
 
 
 def test_status_shows_every_run_and_what_holds_its_policy_back(attach, service):

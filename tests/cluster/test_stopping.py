@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -70,18 +71,34 @@ def test_sigterm_with_an_open_stream_drains_and_leaves_no_process(attach):
         assert "INFO faiss" not in log
 
 
-def test_a_service_joins_a_cluster_and_stop_leaves_that_cluster_alive(attach, ray_cluster):
+def test_gateways_of_a_cluster_share_its_runs_and_the_last_to_leave_ends_them(attach, ray_cluster):
     address, head = ray_cluster
     until(lambda: _answers(address), "the Ray cluster to answer")
-    with running_service(arguments=("--address", address), environment=OPEN_CLUSTER) as service:
-        loader = first_batch(service, attach)
-        assert len(list(loader)) == 4
-        stopped = cli("stop", service)
-        assert (stopped.returncode, stopped.stdout.strip()) == (0, f"{service} is stopping")
-        assert service.process.wait(30) == 0, service.log.read_text()
-        assert psutil.pid_exists(head)
-        assert _answers(address)
-        assert not actors(head, "Gateway")
+    joining = {"arguments": ("--address", address), "environment": OPEN_CLUSTER}
+    with running_service(**joining) as first, running_service(**joining) as second:
+        here, there = (
+            attach("shared", address=gateway, policy="shuffle", rank=rank, world_size=2)
+            for rank, gateway in enumerate((first, second))
+        )
+        going_on = iter(there)
+        ids = next(going_on)[1].example_ids.tolist()
+        for _, batch in here:
+            ids += batch.example_ids.tolist()
+            batch.report(np.ones(len(batch)))
+        here.flush()
+        assert first.stop() == 0, first.log.read_text()  # the one that started the registry and the run
+        ids += [i for _, batch in going_on for i in batch.example_ids.tolist()]
+        assert sorted(ids) == list(range(64))
+        with sampler.SamplerClient(second) as client:
+            assert client.runs() == ["shared"]
+            assert client.statistics("shared").reported_rows == 32
+        assert len(actors(head, "Gateway")) == len(actors(head, "RunHost")) == 1
+        stopped = cli("stop", second)
+        assert (stopped.returncode, stopped.stdout.strip()) == (0, f"{second} is stopping")
+        assert second.process.wait(30) == 0, second.log.read_text()
+    ours = ("Gateway", "Registry", "RunHost", "Shard")
+    until(lambda: not any(actors(head, title) for title in ours), "the cluster to be empty of us", 20)
+    assert _answers(address)
 
 
 def test_a_cluster_that_is_not_there_is_one_line_and_an_exit_code():

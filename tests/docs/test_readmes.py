@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sampler_service.cli import app
 from sampler_service.policies import POLICIES
-from tests.conftest import ServedService
+from tests.served import ServedService
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "sampler_service/README.md", "deploy/README.md"]

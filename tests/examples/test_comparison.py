@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tests.conftest import ServedService
-from trainer_examples.comparison import Curve, Settings, full_loss, reference_losses, train_under
+from tests.served import ServedService
+from trainer_examples.comparison import Curve, Settings, best_rate, full_loss, reference_losses, train_under
 from trainer_examples.data import load
 from trainer_examples.demo import POLICIES, main
 from trainer_examples.figures import notes_of, save_plot, table_of, target_of
@@ -46,6 +46,11 @@ def test_reference_losses_come_from_models_that_did_not_see_the_example() -> Non
     assert np.isfinite(losses).all()
     untrained = full_loss(make_model(DATA.image_shape, DATA.num_classes), DATA.train)
     assert 0 < losses.mean() < untrained
+
+
+def test_the_learning_rate_is_the_one_at_which_shuffling_ends_lowest() -> None:
+    assert best_rate(DATA, SETTINGS, (1e-5, 0.05, 1e6)) == 0.05  # neither too slow nor no number at all
+    assert best_rate(load(limit=10), SETTINGS, (1e6, 1e-5)) == 1e-5  # fewer images than a batch has
 
 
 def curve_of(policy: str, losses: list[float], **changes) -> Curve:
@@ -100,3 +105,14 @@ def test_the_demo_uses_a_running_service_when_told_to(
     assert [list(runs) for runs in results.values()] == [["shuffle", "infobatch"]] * 2
     assert out.exists()
     assert "where shuffle ends" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_set_of_ones_own_gets_a_learning_rate_of_its_own(
+    served: ServedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer_examples.demo.load", lambda *_, **__: DATA)
+    monkeypatch.setattr("trainer_examples.demo.best_rate", lambda *_: 0.2)
+    main(data="mine", steps=8, seeds=1, policies="shuffle", address=served.address, out=tmp_path / "demo.png")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "looking for the learning rate of 0.02, 0.05, 0.1, 0.2 that suits shuffling best" in said
+    assert "8 steps of 32, SGD 0.2 with momentum" in said

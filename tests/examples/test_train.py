@@ -7,7 +7,7 @@ import pytest
 
 import sampler_client
 from sampler_client.testing import fake_attach
-from tests.conftest import ServedService
+from tests.served import ServedService
 from trainer_examples import train
 from trainer_examples.data import load
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.conftest import ServedService
 from tests.examples.ddp_worker import EPOCHS
+from tests.served import ServedService
 from trainer_examples.data import load
 
 ROOT = Path(__file__).parents[2]

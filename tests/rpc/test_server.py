@@ -13,13 +13,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.client import SamplerClient
+from sampler_client.errors import Busy
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError
-from sampler_service.rpc.server import Server
+from sampler_service.rpc.server import CONTROL_THREADS, Server
 from sampler_service.rpc.servicer import ControlServicer
 from sampler_service.service import LocalService
-from tests.conftest import ServedService
 from tests.raw_wire import QUICK, RawStream, hello, raw_channel, raw_join
+from tests.served import ServedService
 
 SERVICES = ["", *(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -87,6 +88,20 @@ def test_a_port_may_be_taken_again_at_once(served: ServedService):
         served.restart()
     with SamplerClient(served.address, timeouts=QUICK) as client:
         assert client.runs() == []
+
+
+def test_a_server_whose_threads_are_all_taken_says_that_it_is_busy_and_answers_when_one_is_free():
+    served = ServedService(max_trainers=1)
+    with raw_channel(served.address) as channel, SamplerClient(served.address, timeouts=QUICK) as client:
+        silent = [RawStream(channel) for _ in range(1 + CONTROL_THREADS)]
+        time.sleep(0.3)
+        with pytest.raises(Busy, match=f"list runs: {served.address} has too much in hand"):
+            client.runs()
+        threading.Timer(0.2, silent[0].cancel).start()
+        assert client.runs() == []
+        for stream in silent:
+            stream.cancel()
+    served.stop()
 
 
 def reflected(address: str) -> set[str]:

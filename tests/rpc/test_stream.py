@@ -12,12 +12,14 @@ import pytest
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
+from sampler_client.errors import Busy
 from sampler_client.reporter import ReportRows
 from sampler_client.session import Session
 from sampler_service.rpc.batches import encode_batches
+from sampler_service.service import LocalService
 from sampler_service.types import Batch, Rows
-from tests.conftest import ServedService
 from tests.raw_wire import N, RawStream, drain, hello, ids_of, open_session, raw_channel, raw_join
+from tests.served import ServedService
 
 START = pb.BatchRequest(epoch=pb.StartEpoch(epoch=0))
 
@@ -161,8 +163,8 @@ def test_trainers_reconnect_by_themselves_after_a_restart_and_get_each_example_o
             ids += ids_of(batch)
             session.done(batch.batch_id)
     time.sleep(0.2)  # what is done is told in the background
-    served.stop(0.0)
-    threading.Timer(0.3, served.start_again, [served.service if remembers else None]).start()
+    served.stop()
+    threading.Timer(0.3, served.start, [served.service if remembers else LocalService()]).start()
     epochs: list[list[int]] = [[*ids], []]
 
     def go_on(session: Session) -> None:
@@ -180,12 +182,47 @@ def test_trainers_reconnect_by_themselves_after_a_restart_and_get_each_example_o
         session.close()
 
 
+@pytest.fixture
+def narrow() -> Iterator[ServedService]:
+    """A service with places for two trainers."""
+    narrow = ServedService(max_trainers=2)
+    yield narrow
+    narrow.stop()
+
+
+def test_a_trainer_too_many_is_told_the_limit_and_gets_in_when_another_leaves(narrow: ServedService):
+    inside = [open_session(narrow.address, run=f"run{i}") for i in range(2)]
+    for session in inside:
+        session.start_epoch(0, 0)
+    late = open_session(narrow.address, run="late")
+    with pytest.raises(Busy, match=f"{narrow.address} .*all 2 places for trainers are taken.*--max-trainers"):
+        late.start_epoch(0, 0)
+    assert [sorted(drain(session)) for session in inside] == [list(range(N))] * 2
+    inside.pop().close()
+    late.start_epoch(0, 0)
+    assert sorted(drain(late)) == list(range(N))
+    for session in (*inside, late):
+        session.close()
+
+
+def test_a_trainer_inside_opens_its_stream_again_although_all_places_are_taken(narrow: ServedService):
+    with raw_channel(narrow.address) as one, raw_channel(narrow.address) as another:
+        token = raw_join(one)
+        start = pb.BatchRequest(epoch=pb.StartEpoch(epoch=0))
+        others = RawStream(one, hello(raw_join(one, run="other")), start)
+        unnoticed = RawStream(one, hello(token), start)
+        assert others.reply() and unnoticed.reply()
+        again = RawStream(another, hello(token), start)
+        reply = again.reply()
+        assert reply is not None and reply.WhichOneof("reply") == "epoch_start"
+
+
 def test_a_report_sent_while_the_service_restarts_arrives(served: ServedService):
     session = open_session(served.address)
     session.start_epoch(0, 0)
-    served.stop(0.0)
+    served.stop()
     session.put(ReportRows(batch_id=0, step=0, example_ids=np.arange(3), losses=np.ones(3, np.float32)))
-    served.start_again(served.service)
+    served.start()
     session.flush()
     assert session.client.statistics("run").reported_rows == 3
     assert sorted(drain(session)) == list(range(N))
