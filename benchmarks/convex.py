@@ -5,7 +5,7 @@
 N 2000, d 50, ridge 1e-3, B = K = 10, 2000 steps at a constant learning rate; f - f* averaged over the last tenth of
 the steps, f* by Newton. Every sampler has the best learning rate of the same grid, chosen on the mean over seeds. The
 samplers are the service's policies, planner, shards and clustering, in process: a run begins with a shuffled epoch and
-reports a 64-number sketch of every gradient it takes; clusters are refined when `refresh_due` says so. About five
+reports a 64-number sketch of every gradient it takes; clusters are refined when `refresh_due` says so. About ten
 minutes on one core.
 """
 
@@ -34,7 +34,7 @@ NUM, INPUTS, RIDGE = 2000, 50, 1e-3
 BATCH, CLUSTERS, STEPS, DIM = 10, 10, 2000, 64
 BLOCK = 10
 """steps planned at once, and reported at once: how far the plan is ahead of the reports"""
-SEEDS = range(8)
+SEEDS = range(16)
 PROBLEMS = {
     "unique": (0.0, (0.01, 0.014, 0.02, 0.028, 0.04)),
     "dup50": (0.5, (0.02, 0.028, 0.04, 0.057, 0.08)),
