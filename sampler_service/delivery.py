@@ -78,13 +78,13 @@ class Delivery:
         position = self._at.get(trainer.session)
         return position.epoch if position else None
 
-    def start_epoch(self, trainer: Trainer, epoch: int, skip: int, first_step: int) -> tuple[Chosen, int]:
+    def start_epoch(self, trainer: Trainer, epoch: int, skip: int, first_step: int, now: float) -> tuple[Chosen, int]:
         """Put a trainer at the start of an epoch (or inside it); what it held of another is given up.
 
         Returns:
             The rates that the epoch began with, and the batches this trainer will get.
         """
-        here = self._under_way(trainer, epoch, skip) or self._begin(trainer, epoch, skip, first_step)
+        here = self._under_way(trainer, epoch, skip, now) or self._begin(trainer, epoch, skip, first_step, now)
         rank, first_step = trainer.rank, min(first_step, here.num_steps)
         trainer.leases.clear()
         self._without_trainer.discard(rank)
@@ -120,7 +120,7 @@ class Delivery:
             elif orphans := next((e.orphans for e in self._until(here) if e.orphans), None):
                 batch = orphans.popleft()
             else:
-                return taken, not self._may_come_back(trainer, here)
+                return taken, not self._may_come_back(trainer, here, now)
             here.begun[trainer.session] = trainer.rank
             taken.append(self._lend(trainer, batch, now))
         return taken, False
@@ -162,31 +162,31 @@ class Delivery:
 
     # --- inside ---
 
-    def _under_way(self, trainer: Trainer, epoch: int, skip: int) -> Epoch | None:
+    def _under_way(self, trainer: Trainer, epoch: int, skip: int, now: float) -> Epoch | None:
         """The pass that a trainer means: one it has not begun, or begun by another trainer of its rank."""
         for at, here in reversed(list(enumerate(self._epochs))):
             if (here.epoch, here.skip_examples) == (epoch, skip):
                 # A rank that begins a second time goes on where its lost trainer was, as long as others are
                 # there; alone, or in the same hands, it means a new pass.
                 again = trainer.session in here.begun
-                alone = trainer.rank in here.begun.values() and not self._others_in(self._epochs[at:], trainer)
+                alone = trainer.rank in here.begun.values() and not self._others_in(self._epochs[at:], trainer, now)
                 return None if again or alone else here
         return None
 
-    def _others_in(self, epochs: list[Epoch], trainer: Trainer) -> bool:
+    def _others_in(self, epochs: list[Epoch], trainer: Trainer, now: float) -> bool:
         return any(
-            other.connected and other is not trainer and self._at.get(other.session) in epochs
+            other is not trainer and other.present(now) and self._at.get(other.session) in epochs
             for other in self._members
         )
 
-    def _begin(self, trainer: Trainer, epoch: int, skip: int, first_step: int) -> Epoch:
+    def _begin(self, trainer: Trainer, epoch: int, skip: int, first_step: int, now: float) -> Epoch:
         # A trainer that resumes inside an epoch goes on in the order that the epoch began with, if it is still known.
         known = [e.first for e in self._epochs if e.epoch == epoch] if skip else []
         here = Epoch(epoch=epoch, skip_examples=skip, first=known[-1] if known else self._choose(epoch, 0))
         later = [e for e in self._epochs if e.epoch > epoch]
         # After a restart a slow rank may come back to an epoch that others have done with. Without batches of it
         # in hand, a run that asks for an earlier epoch goes back, and has given up what came after.
-        beside = first_step > 0 and self._others_in(later, trainer)
+        beside = first_step > 0 and self._others_in(later, trainer, now)
         here.planner = self._new_planner() if beside else self._planner
         here.num_steps = self._start(here.planner, here)
         # Ranks come back in any order, in step or nearly so.
@@ -278,17 +278,19 @@ class Delivery:
 
     def _expire(self, now: float) -> None:
         for trainer in self._members:
-            if trainer.lost_at is not None and now - trainer.lost_at > self._config.lease_s:
+            if now - trainer.lost_at > self._config.lease_s:
                 self.expired += len(trainer.leases)
                 self.give_back(trainer)
                 self._members.remove(trainer)
 
-    def _may_come_back(self, trainer: Trainer, here: Epoch) -> bool:
-        """Whether a lost trainer still holds batches that this one may have to take over."""
+    def _may_come_back(self, trainer: Trainer, here: Epoch, now: float) -> bool:
+        """Whether one that is not there (lost, or yet to open its stream) has what this one may have to take over."""
+        until = self._until(here)
         for other in self._members:
-            at = self._at.get(other.session)
-            if other is trainer or other.lost_at is None or at not in self._until(here):
+            if other is trainer or other.present(now):
                 continue
-            if (self._redeliver and other.leases) or any(e.queues.get(other.rank) for e in self._until(here)):
+            # One that never began an epoch holds nothing, but its rank's parts wait all the same.
+            holds = self._redeliver and other.leases and self._at.get(other.session) in until
+            if holds or any(epoch.queues.get(other.rank) for epoch in until):
                 return True
         return False

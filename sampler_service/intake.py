@@ -18,6 +18,7 @@ from sampler_service import reports
 from sampler_service.config import RunConfig
 from sampler_service.leases import Trainer
 from sampler_service.monitor import VarianceMonitor
+from sampler_service.replies import ReportSummary
 from sampler_service.sketch.store import finite_rows
 from sampler_service.table import Table
 from sampler_service.types import Batch, Report, ReportBlock
@@ -101,10 +102,22 @@ class Intake:
             blocks.append(block)
         return TakenIn(blocks=blocks, accepted=accepted, rejected=rejected, malformed=malformed)
 
-    def count(self, accepted: int, rejected: Counter[str]) -> None:
-        """Add what became of a call to the run's statistics."""
-        self.accepted += accepted
+    def count(self, taken: TakenIn, lost: Sequence[int], version: int) -> ReportSummary:
+        """Add what became of a call to the run's statistics, and say it.
+
+        Args:
+            taken: what became of its reports here.
+            lost: of each of its blocks, the rows that a shard turned out to have missed then.
+            version: of the table with the reports in it.
+        """
+        rejected = taken.rejected + Counter(shard_away=sum(lost))
+        of_sketches = sum(rows for block, rows in zip(taken.blocks, lost, strict=True) if block.sketches is not None)
+        # Shards are heard late: some of these rows came in an earlier call, and before the clusters perhaps.
+        self.fresh_rows = max(0, self.fresh_rows - of_sketches)
+        self.accepted += taken.accepted - sum(lost)
         self.rejected.update(rejected)
+        accepted = max(0, taken.accepted - sum(lost))
+        return ReportSummary(table_version=version, accepted=accepted, rejected=dict(rejected))
 
     def _remember(self, batch_id: int) -> None:
         if batch_id:

@@ -18,6 +18,10 @@ from sampler_service.types import Batch, Float64, Int32, Rates
 UNCONNECTED_S = 10.0
 """seconds within which a trainer that joined must open its stream before its rank may be taken"""
 
+SILENT_S = 10.0
+"""seconds without a sign of life after which a trainer is taken for lost although nobody saw its stream break: the
+gateway that would have seen it may have died with it"""
+
 
 @dataclass(slots=True, kw_only=True)
 class Trainer:
@@ -28,19 +32,35 @@ class Trainer:
     name: str
     lead: int
     """batches it may hold"""
-    joined_at: float
+    lost_at: float
+    """when it is, or was, taken for lost; each sign of life puts it off"""
     token: str = ""
     """what the trainer calls itself: the same one joining again is the same trainer"""
     connected: bool = False
-    lost_at: float | None = None
-    """when its stream broke; None while it is connected or was never"""
+    """whether it came for batches, and no end of its stream was seen since"""
     leases: dict[int, Batch] = field(default_factory=dict)
     """batches in its hands, by batch_id"""
     last_batch_id: int = 0
     """the latest that was sent to it, or that it has said to have"""
 
     def alive(self, now: float) -> bool:
-        return self.connected or (self.lost_at is None and now - self.joined_at < UNCONNECTED_S)
+        """Whether its rank is its own; it may be yet to open its stream."""
+        return now < self.lost_at
+
+    def present(self, now: float) -> bool:
+        return self.connected and self.alive(now)
+
+    def seen(self, now: float) -> None:
+        """Its stream gave a sign of life."""
+        self.connected, self.lost_at = True, now + SILENT_S
+
+    def reported(self, now: float) -> None:
+        """A sign of life too, but not of one that is lost already: a report may be long on its way."""
+        if self.alive(now):
+            self.lost_at = now + SILENT_S
+
+    def disconnected(self, now: float) -> None:
+        self.connected, self.lost_at = False, now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +133,8 @@ class Membership:
     def __iter__(self) -> Iterator[Trainer]:
         return iter(list(self._of_rank.values()))
 
-    def connected(self) -> int:
-        return sum(trainer.connected for trainer in self)
+    def present(self, now: float) -> int:
+        return sum(trainer.present(now) for trainer in self)
 
     def join(
         self, group: Group, rank: int, lead: int, name: str, now: float, token: str = ""
@@ -145,7 +165,7 @@ class Membership:
         if holder is not None:
             self._gone.append(holder.session)
         session = f"{self._run}:{uuid.uuid4().hex}"
-        trainer = Trainer(session=session, rank=rank, name=name, lead=lead, joined_at=now, token=token)
+        trainer = Trainer(session=session, rank=rank, name=name, lead=lead, lost_at=now + UNCONNECTED_S, token=token)
         self._of_rank[rank] = trainer
         return trainer, holder
 

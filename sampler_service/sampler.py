@@ -23,7 +23,7 @@ from sampler_service import reports
 from sampler_service.clustering import recluster, refresh_due
 from sampler_service.config import RunConfig
 from sampler_service.delivery import Delivery
-from sampler_service.errors import ConfigError, Unavailable
+from sampler_service.errors import ConfigError
 from sampler_service.intake import Intake
 from sampler_service.leases import Group, Membership, Trainer
 from sampler_service.monitor import VarianceMonitor
@@ -105,13 +105,17 @@ class Sampler:
         with self._lock:
             trainer = self._members.find(session)
             self._of(trainer).send_again(trainer, last_batch_id, set(held))
-            trainer.connected, trainer.lost_at = True, None
+            trainer.seen(self._clock())
+
+    def renew(self, session: str) -> None:
+        """A trainer's stream is open, though nothing goes over it: it trains, or evaluates."""
+        with self._lock:
+            self._members.find(session).seen(self._clock())
 
     def disconnect(self, session: str) -> None:
         """A trainer's stream broke; its batches wait for its return, as long as its lease."""
         with self._lock:
-            trainer = self._members.find(session)
-            trainer.connected, trainer.lost_at = False, self._clock()
+            self._members.find(session).disconnected(self._clock())
 
     def leave(self, session: str) -> None:
         """A trainer is done; what it still held goes to the others at once. A repeat changes nothing."""
@@ -132,18 +136,20 @@ class Sampler:
                 "the saved position belongs to another dataset"
             )
         with self._lock:
-            trainer = self._members.find(session)
-            first, num_steps = self._of(trainer).start_epoch(trainer, epoch, skip_examples, first_step)
+            trainer, now = self._members.find(session), self._clock()
+            trainer.seen(now)
+            first, num_steps = self._of(trainer).start_epoch(trainer, epoch, skip_examples, first_step, now)
             return EpochStarted(epoch=epoch, num_steps=num_steps, policy=first.policy, reason=first.reason)
 
     def take(self, session: str, count: int, acked: Sequence[int] = ()) -> Taken:
         """End the leases of `acked` batches and lend up to `count` others."""
         with self._lock:
-            trainer = self._members.find(session)
+            trainer, now = self._members.find(session), self._clock()
+            trainer.seen(now)
             for batch_id in acked:
                 trainer.leases.pop(batch_id, None)
             count = min(count, trainer.lead - len(trainer.leases))
-            batches, ended = self._of(trainer).take(trainer, count, self._clock())
+            batches, ended = self._of(trainer).take(trainer, count, now)
             self._intake.lend(batches)
             return Taken(batches=batches, ended=ended)
 
@@ -158,19 +164,17 @@ class Sampler:
         # The shards are told outside of the lock, since they may be slow, but in the order of the table.
         with self._storing:
             with self._lock:
-                taken = self._intake.take_in(self._members.find(session), received, self._now)
+                trainer = self._members.find(session)
+                trainer.reported(self._clock())
+                taken = self._intake.take_in(trainer, received, self._now)
                 version = self._table.version
-            for block in taken.blocks:
-                try:
-                    self._shards.update(block)
-                except Unavailable as error:  # it comes back empty: what it missed counts as never sketched
-                    log.warning("run %s: %d sketches are lost: %s", self.config.run, len(block), error)
-                    taken.rejected["shard_away"] += len(block)
+            # A shard that was away comes back empty: what it missed counts as never sketched.
+            lost = [self._shards.update(block) for block in taken.blocks]
             with self._lock:
-                self._intake.count(taken.accepted, taken.rejected)
+                summary = self._intake.count(taken, lost, version)
         if taken.malformed:
             raise ConfigError(taken.malformed)
-        return ReportSummary(table_version=version, accepted=taken.accepted, rejected=dict(taken.rejected))
+        return summary
 
     def fence(self) -> int:
         """Return when everything reported is stored; the next batch is planned from it."""
@@ -276,7 +280,7 @@ class Sampler:
                 mean_age_steps=table.mean_age(),
                 lead=max((len(trainer.leases) for trainer in self._members), default=0),
                 max_lead=self.config.max_lead,
-                trainers=self._members.connected(),
+                trainers=self._members.present(self._clock()),
                 leases_expired=delivery.expired if delivery else 0,
                 memory_bytes=stock.memory_bytes + table.memory_bytes,
                 shards=self._shards.num_shards,

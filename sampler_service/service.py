@@ -42,6 +42,10 @@ class Service(Protocol):
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None: ...
 
+    def renew(self, session: str) -> None:
+        """A sign of life from a stream over which nothing goes; without one for long, its trainer counts as lost."""
+        ...
+
     def disconnect(self, session: str) -> None: ...
 
     def leave(self, session: str) -> None: ...
@@ -156,6 +160,9 @@ class LocalService:
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
         self._of(session).connect(session, last_batch_id, held)
+
+    def renew(self, session: str) -> None:
+        self._of(session).renew(session)
 
     def disconnect(self, session: str) -> None:
         self._of(session).disconnect(session)

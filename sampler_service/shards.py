@@ -68,8 +68,13 @@ class Shards(Protocol):
     @property
     def dim(self) -> int: ...
 
-    def update(self, block: ReportBlock) -> None:
-        """Take reported rows, ids 0 … num_examples-1; may return before they are stored (see `flush`)."""
+    def update(self, block: ReportBlock) -> int:
+        """Take reported rows, ids 0 … num_examples-1; may return before they are stored (see `flush`).
+
+        Returns:
+            How many rows, of this block or of earlier ones, turned out to be lost with a shard that is away; each is
+            counted once. This call never raises `Unavailable`: the other shards take their rows all the same.
+        """
         ...
 
     def flush(self, timeout_s: float | None = None) -> None:
@@ -145,9 +150,10 @@ class LocalShards:
     def dim(self) -> int:
         return self._dim
 
-    def update(self, block: ReportBlock) -> None:
+    def update(self, block: ReportBlock) -> int:
         for shard, part in routing.split(block, self.num_shards):
             self._shards[shard].update(part)
+        return 0
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Nothing waits in process."""

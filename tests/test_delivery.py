@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler_service.errors import Conflict, Stale
-from sampler_service.leases import Group
+from sampler_service.leases import SILENT_S, UNCONNECTED_S, Group
 from tests.support import Clock, FakeTrainer, ids_of, join_all, make_sampler
 
 
@@ -264,3 +264,59 @@ def test_counts_and_ids_go_on_under_another_geometry():
     after = stays.sampler.statistics()
     assert (after.batches, after.examples) == (before.batches + 1, before.examples + 4)
     assert after.leases_expired == 2
+
+
+def taken_in_time(trainer: FakeTrainer, clock: Clock, seconds: int) -> list[int]:
+    """What a trainer gets until its epoch ends; a second passes between two requests."""
+    start = len(trainer.received)
+    for _ in range(seconds):
+        if trainer.take_acked(4).ended:
+            return ids_of(trainer.received[start:])
+        clock.advance(1.0)
+    raise AssertionError("the epoch did not end")
+
+
+def test_the_part_of_a_trainer_that_joined_and_never_opened_a_stream_goes_to_the_others_after_its_lease():
+    clock = Clock()
+    group = Group(world_size=2, batch_size=4, drop_last=False)
+    stays = FakeTrainer(make_sampler(40, clock), 0, group)
+    stays.sampler.join(group, 1, 4, "dies between Join and Hello", "token")
+    stays.start(0)
+    began = clock.now
+    assert sorted(taken_in_time(stays, clock, 60)) == list(range(40))
+    assert clock.now - began > UNCONNECTED_S + 30.0, "it may open its stream until its lease is over"
+    assert [trainer.rank for trainer in stays.sampler._members] == [0]
+
+
+def test_a_trainer_whose_gateway_died_with_it_is_lost_after_some_silence_and_a_lease():
+    clock = Clock()
+    stays, dies = join_all(make_sampler(40, clock), world=2)
+    stays.start(0)
+    dies.start(0)
+    dies.take(3)
+    assert len(taken_in_time(stays, clock, 5)) == 20, "one that is there is not waited for"
+    clock.advance(SILENT_S)
+    assert not stays.take(1).ended, "now it is"
+    assert stays.sampler.statistics().trainers == 1
+    clock.advance(31.0)
+    assert sorted(taken_in_time(stays, clock, 5) + ids_of(stays.received[:5])) == list(range(40))
+    assert stays.sampler.statistics().leases_expired == 3
+
+
+def test_a_rank_is_free_when_its_trainer_has_long_been_silent_and_stays_taken_by_signs_of_life():
+    clock = Clock()
+    sampler = make_sampler(40, clock)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    batch = trainer.take(1).batches[0]
+    group = Group(world_size=1, batch_size=4, drop_last=False)
+    for sign in (lambda: sampler.renew(trainer.session), trainer.take_acked, lambda: trainer.report(batch)):
+        sign()
+        clock.advance(SILENT_S - 1)
+        with pytest.raises(Conflict, match="is held by"):
+            sampler.join(group, 0, 4, "another")
+    clock.advance(2.0)
+    trainer.report(batch)  # long on its way: it brings nobody back
+    heir = FakeTrainer(sampler, 0, group)
+    heir.start(0)  # nobody else is there: a new pass
+    assert sorted(ids_of(heir.drain())) == list(range(40))

@@ -130,3 +130,17 @@ def test_nothing_is_measured_for_a_policy_that_never_draws():
     trainer = lent(sampler)
     sampler.report(trainer.session, [report_of(batch, step=0) for batch in trainer.received])
     assert sampler._monitor.num_rows == 0 and np.isnan(sampler.statistics().variance_ratio)
+
+
+def test_rows_that_a_shard_missed_are_neither_accepted_nor_fresh(monkeypatch):
+    sampler = make_sampler(N, policy="gradient_clustering")
+    trainer = lent(sampler)
+    first, second, third = trainer.received[:3]
+    trainer.report(first)
+    monkeypatch.setattr(sampler._shards, "update", lambda block: len(block) // 2)
+    summary = trainer.report(second)
+    assert (summary.accepted, summary.rejected) == (2, {"shard_away": 2})
+    trainer.report(third, sketches=None)
+    statistics = sampler.statistics()
+    assert (statistics.reported_rows, statistics.rejected_rows) == (8, {"shard_away": 4})
+    assert sampler._intake.fresh_rows == 6, "the last report had no sketches to lose"

@@ -103,7 +103,13 @@ class Crowd:
         elif event == "leave":
             self.sampler.leave(self.here.pop(rank).session)
         else:
-            self.clock.advance(float(self.rng.integers(1, 40)))
+            self.wait(float(self.rng.integers(1, 40)))
+
+    def wait(self, seconds: float) -> None:
+        """Time passes; the streams that are open give signs of life."""
+        self.clock.advance(seconds)
+        for trainer in self.here.values():
+            self.sampler.renew(trainer.session)
 
     def come_back(self, rank: int) -> None:
         lost = self.away[rank]
@@ -119,15 +125,15 @@ class Crowd:
             del self.away[rank]
             self.enter(rank)  # a new trainer takes the rank
         else:
-            self.clock.advance(8.0)
+            self.wait(8.0)
 
     def finish(self) -> None:
         for trainer in list(self.here.values())[::-1]:
             if trainer.rank:
                 while not self.step(trainer, share=1.0):
-                    self.clock.advance(10.0)
+                    self.wait(10.0)
                 self.step(trainer, share=1.0)
-        self.clock.advance(31.0)
+        self.wait(31.0)
         while not self.step(self.here[0], share=1.0):
             pass
         self.step(self.here[0], share=1.0)

@@ -271,3 +271,18 @@ def test_what_was_reported_survives_a_restart_of_the_run_in_the_shards():
     for column in ("loss_n", "norm_n", "step_n"):
         assert np.array_equal(getattr(table_of(before), column), getattr(table_of(after), column))
     assert after.refresh_due() is None and make_sampler(N).refresh_due() is None
+
+
+def test_ranks_in_two_epochs_at_once_share_the_rates_that_are_alike(monkeypatch):
+    made = []
+    real = rates_module.choose
+    monkeypatch.setattr(rates_module, "choose", lambda *a, **k: made.append(1) or real(*a, **k))
+    for epochs, differing in ((0, 1), (4, 2)):  # without a planned length, rates know nothing of their epoch
+        sampler = make_sampler(N, policy="importance", policy_options={"gate": "1"}, epochs=epochs)
+        made.clear()
+        for epoch in (0, 1) * 5:
+            sampler._rates.choose(epoch, 1)
+        assert len(made) == differing
+        sampler.fence()
+        sampler._rates.choose(0, 1)
+        assert len(made) == differing + 1

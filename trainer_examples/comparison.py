@@ -51,7 +51,7 @@ class Curve:
     seed: int
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """of training from the first batch asked for, waiting for the service included, evaluations not"""
+    """of training, waiting for the service included, evaluations not; for rho_loss, also of its reference models"""
     losses: list[float] = field(default_factory=list)
     """over the whole training set"""
     ratios: list[float] = field(default_factory=list)

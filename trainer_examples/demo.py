@@ -112,6 +112,7 @@ def _show(scenario: Scenario, runs: dict[str, list[Curve]], seeds: int) -> None:
     console.print(
         f"steps and seconds: to a full-set training loss of {target:.4f}, where shuffle ends in its worst run "
         f"(evaluated every {settings.steps // settings.evaluations} steps, clock stopped; a start is not counted). "
+        "Seconds of rho_loss include training its reference models. "
         f"All train at the learning rate of {_RATES} that suits shuffling best. "
         "loss: over the training set, late in the run. seen: examples trained on. ratio: variance of a batch's "
         "gradient against i.i.d. draws, as the service measured it. active: batches that the policy itself planned.",

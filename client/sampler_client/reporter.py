@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient, check_size
-from sampler_client.errors import Busy, Conflict, NotFound, ReplyTimeout, SamplerError, ServiceUnavailable, SketchError
+from sampler_client.errors import (
+    Busy,
+    ConfigError,
+    Conflict,
+    NotFound,
+    ReplyTimeout,
+    SamplerError,
+    ServiceUnavailable,
+    SketchError,
+)
 
 if TYPE_CHECKING:
     from sampler_client.batch import Taken
@@ -127,9 +136,10 @@ class ReportCounts:
     unusable: int = 0
     """rows left out because their gradient could not be told"""
     dropped: int = 0
-    """reports never sent: the queue was full, the service stayed away, closing came first, or they were faulty"""
+    """reports that are lost: the queue was full, the service stayed away, closing came first, they were faulty, or the
+    service took none of their call, as when the run was closed or the rank taken over"""
     refused: int = 0
-    """calls that the service refused, one malformed report being enough; the reports beside it are applied"""
+    """calls with reports that did not fit the run; the reports beside those are applied"""
     waiting: int = 0
     """reports queued or under way"""
 
@@ -287,9 +297,13 @@ class Reporter:
                     return
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)
-            except Exception as error:  # the thread must outlive whatever comes
+            except ConfigError as error:
                 with self._changed:
                     self._error, self.refused = error, self.refused + 1
+                return
+            except Exception as error:  # such as Stale; the thread must outlive whatever comes
+                with self._changed:
+                    self._error, self.dropped = error, self.dropped + len(reports)
                 return
             else:
                 with self._changed:

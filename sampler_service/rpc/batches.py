@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 
@@ -23,14 +24,28 @@ log = logging.getLogger(__name__)
 WAIT_S = 0.1
 """pause before asking again for batches that another trainer may give back"""
 
+HELLO_S = 10.0
+"""within which a stream must say whose it is"""
+
+RENEW_S = 3.0
+"""of silence, after which the run is told that the trainer is there; some times in `leases.SILENT_S`"""
+
+SPARE_STREAMS = 16
+"""open beside those of the trainers: they have not said hello yet, or were displaced and are about to end"""
+
+Inbox = queue.SimpleQueue[pb.BatchRequest | None]
+
 
 class _Stream:
     """An open stream of a session. One that is opened later displaces it: a broken connection can go unnoticed here
     for long, and what it still took from the run would be lent to nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self.context = context
         self.taking = threading.Lock()
         self.displaced = False
+        self.heard_at = time.monotonic()
+        """when the run last heard of the trainer"""
 
 
 class BatchesServicer(pb_grpc.BatchesServicer):
@@ -42,6 +57,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         self._max_trainers = max_trainers
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
+        self._open = 0  # streams, also those that are in nobody's name yet or any more: each holds a thread
         self._draining = threading.Event()
 
     def drain(self) -> None:
@@ -51,52 +67,60 @@ class BatchesServicer(pb_grpc.BatchesServicer):
     def Stream(  # noqa: N802
         self, request_iterator: Iterator[pb.BatchRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.BatchReply]:
-        with errors_as_status(context):
+        with errors_as_status(context), self._place():
             yield from self._serve(request_iterator, context)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        with self._lock:
+            if self._open >= self._max_trainers + SPARE_STREAMS:
+                raise self._full()
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+
+    def _full(self) -> Busy:
+        return Busy(
+            f"all {self._max_trainers} places for trainers are taken; give `sampler-service up` a larger "
+            "--max-trainers, or start another gateway on this cluster with --address"
+        )
 
     def _serve(
         self, request_iterator: Iterator[pb.BatchRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.BatchReply]:
-        hello = next(request_iterator, None)
-        if hello is None or hello.WhichOneof("request") != "hello":
-            raise ConfigError("the first request of a batch stream must be hello")
-        session = hello.hello.session
-        stream = self._displace(session)
-        inbox: queue.SimpleQueue[pb.BatchRequest | None] = queue.SimpleQueue()
+        inbox: Inbox = queue.SimpleQueue()
         threading.Thread(target=_read, args=(request_iterator, inbox), name="batch-requests", daemon=True).start()
         # Also wakes the answering thread when the trainer is gone and will never send again.
         context.add_callback(lambda: inbox.put(None))
+        hello = _hello(inbox)
+        session = hello.hello.session
+        stream = self._displace(session, context)
         try:
             self._service.connect(session, hello.hello.last_batch_id, list(hello.hello.held))
             yield from self._answer(session, stream, inbox)
         finally:
             self._disconnect(session, stream)
 
-    def _displace(self, session: str) -> _Stream:
+    def _displace(self, session: str, context: grpc.ServicerContext) -> _Stream:
         with self._lock:
-            former, stream = self._streams.get(session), _Stream()
+            former, stream = self._streams.get(session), _Stream(context)
             if former is None and len(self._streams) >= self._max_trainers:
-                raise Busy(
-                    f"all {self._max_trainers} places for trainers are taken; give `sampler-service up` a larger "
-                    "--max-trainers, or start another gateway on this cluster with --address"
-                )
+                raise self._full()
             self._streams[session] = stream
         if former is not None:
             with former.taking:
                 former.displaced = True
+            former.context.cancel()  # it may be sending to a trainer that no longer reads: its thread is needed
         return stream
 
-    def _answer(
-        self, session: str, stream: _Stream, inbox: queue.SimpleQueue[pb.BatchRequest | None]
-    ) -> Iterator[pb.BatchReply]:
+    def _answer(self, session: str, stream: _Stream, inbox: Inbox) -> Iterator[pb.BatchReply]:
         """Turn credit into batches until the requests end."""
         # A stream that was opened again goes on with its epoch: credit for it comes with no other request.
         credit, epoch, inside, acked = 0, 0, True, []
-        while not self._draining.is_set():
-            wanted = credit if inside else 0
-            request = _next(inbox, wait=not wanted)
-            if request is None:
-                break
+        while (request := self._request(session, stream, inbox, wait=not (credit and inside))) is not None:
             kind = request.WhichOneof("request")
             if kind == "epoch":
                 started = self._service.start_epoch(
@@ -130,24 +154,59 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         if acked:  # the last word of a trainer that leaves: what it has done must not go to others
             self._take(session, stream, 0, acked)
 
+    def _request(self, session: str, stream: _Stream, inbox: Inbox, *, wait: bool) -> pb.BatchRequest | None:
+        """The next request, an empty one when there is none (yet), None when the stream shall end."""
+        if self._draining.is_set() or stream.displaced:
+            return None
+        request = _next(inbox, wait=wait)
+        if request is not None and request.WhichOneof("request") is None:
+            self._renew(session, stream)
+        return request
+
     def _take(self, session: str, stream: _Stream, count: int, acked: list[int]) -> Taken | None:
         """Batches for this stream, or None when another has displaced it."""
         with stream.taking:
-            return None if stream.displaced else self._service.take(session, count, acked)
+            if stream.displaced:
+                return None
+            stream.heard_at = time.monotonic()
+            return self._service.take(session, count, acked)
+
+    def _renew(self, session: str, stream: _Stream) -> None:
+        """Tell the run now and then that a silent trainer is there."""
+        with stream.taking:
+            if stream.displaced or time.monotonic() - stream.heard_at < RENEW_S:
+                return
+            stream.heard_at = time.monotonic()
+            try:
+                self._service.renew(session)
+            except SamplerError as error:  # the trainer's next request meets it too
+                log.debug("renew: %s", error)
 
     def _disconnect(self, session: str, stream: _Stream) -> None:
         with stream.taking:  # a stream that displaces this one waits, so that it is marked as connected after all
             if not stream.displaced:
                 try:
                     self._service.disconnect(session)
-                except SamplerError as error:  # it left, or its rank was taken over: there is nothing to mark
+                except SamplerError as error:
+                    # It left, or its rank was taken over: there is nothing to mark. Or the run is away: it will miss
+                    # the trainer's signs of life, and take it for lost a little later.
                     log.debug("disconnect: %s", error)
         with self._lock:
             if self._streams.get(session) is stream:
                 del self._streams[session]
 
 
-def _read(requests: Iterator[pb.BatchRequest], inbox: queue.SimpleQueue[pb.BatchRequest | None]) -> None:
+def _hello(inbox: Inbox) -> pb.BatchRequest:
+    try:
+        hello = inbox.get(timeout=HELLO_S)
+    except queue.Empty:
+        raise ConfigError(f"a batch stream must begin with hello; none came within {HELLO_S:g} s") from None
+    if hello is None or hello.WhichOneof("request") != "hello":
+        raise ConfigError("the first request of a batch stream must be hello")
+    return hello
+
+
+def _read(requests: Iterator[pb.BatchRequest], inbox: Inbox) -> None:
     try:
         for request in requests:
             inbox.put(request)
@@ -157,7 +216,7 @@ def _read(requests: Iterator[pb.BatchRequest], inbox: queue.SimpleQueue[pb.Batch
         inbox.put(None)
 
 
-def _next(inbox: queue.SimpleQueue[pb.BatchRequest | None], *, wait: bool) -> pb.BatchRequest | None:
+def _next(inbox: Inbox, *, wait: bool) -> pb.BatchRequest | None:
     """The next request, an empty one when there is none (yet), None when there will be none."""
     try:
         request = inbox.get(block=wait, timeout=1.0 if wait else None)

@@ -73,7 +73,8 @@ class Server:
         threads = config.max_trainers + CONTROL_THREADS
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc")
         # One call more than there are threads is refused with RESOURCE_EXHAUSTED instead of waiting unseen. Streams
-        # can't take them all: BatchesServicer counts those itself, and says what to do about it.
+        # can't take them all: BatchesServicer counts those itself, from their first moment, leaves at least
+        # CONTROL_THREADS - SPARE_STREAMS, and says what to do about it.
         self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=threads)
         self._health = health.HealthServicer()
         self._batches = BatchesServicer(service, config.message_bytes, config.max_trainers)

@@ -57,6 +57,9 @@ class RayService:
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
         self._call(run_of(session), "connect", session, last_batch_id, held)
 
+    def renew(self, session: str) -> None:
+        self._call(run_of(session), "renew", session)
+
     def disconnect(self, session: str) -> None:
         self._call(run_of(session), "disconnect", session)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -41,7 +42,7 @@ class RayShards:
         self._dim = dim
         self._call_s = call_s
         self._lock = threading.Lock()  # reports and fences come from several threads
-        self._in_flight: list[deque[Any]] = [deque() for _ in actors]
+        self._in_flight: list[deque[tuple[Any, int]]] = [deque() for _ in actors]  # and how many rows each has
         self._lives: list[str | None] = [None for _ in actors]
         self._lost = 0
 
@@ -57,19 +58,28 @@ class RayShards:
     def dim(self) -> int:
         return self._dim
 
-    def update(self, block: ReportBlock) -> None:
-        for shard, part in routing.split(block, self.num_shards):
-            with self._lock:
+    def update(self, block: ReportBlock) -> int:
+        oldest: list[tuple[int, Any, int]] = []
+        with self._lock:
+            for shard, part in routing.split(block, self.num_shards):
                 waiting = self._in_flight[shard]
-                waiting.append(self._actors[shard].update.remote(part))
-                oldest = waiting.popleft() if len(waiting) > UPDATES_IN_FLIGHT else None
-            if oldest is not None:
-                self._answer(oldest, shard, None)
+                waiting.append((self._actors[shard].update.remote(part), len(part)))
+                if len(waiting) > UPDATES_IN_FLIGHT:
+                    oldest.append((shard, *waiting.popleft()))
+        # Every shard has its part by now: one that is away keeps nothing from the others, nor do two wait in turn.
+        lost, until = 0, time.monotonic() + self._call_s
+        for shard, reference, rows in oldest:
+            try:
+                self._answer(reference, shard, max(0.0, until - time.monotonic()))
+            except Unavailable as error:
+                log.warning("%d reported rows are lost: %s", rows, error)
+                lost += rows
+        return lost
 
     def flush(self, timeout_s: float | None = None) -> None:
         for shard, waiting in enumerate(self._in_flight):
             with self._lock:
-                newest = waiting[-1] if waiting else None
+                newest = waiting[-1][0] if waiting else None
             if newest is not None:
                 # Calls to one actor run in order, so the newest being done means that all are. It stays in the
                 # queue: another fence has to wait for it too, and one that failed must fail again.

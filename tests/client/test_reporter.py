@@ -13,6 +13,7 @@ import pytest
 import sampler_client as sampler
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.session import Session
+from sampler_service.errors import Stale
 from sampler_service.service import LocalService
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 
@@ -276,7 +277,26 @@ def test_a_report_to_a_run_that_was_closed_is_an_error_that_says_so(join, servic
     session.put(rows(1))
     with pytest.raises(sampler.Stale, match="run 'r' was closed"):
         session.flush()
-    assert session.report_counts().refused == 1
+    assert session.report_counts() == ReportCounts(dropped=1)
+
+
+def test_all_reports_of_a_call_by_a_trainer_whose_rank_was_taken_over_are_dropped(join, service, monkeypatch):
+    session = join()
+    service.open.clear()
+    session.put(rows(1))
+    assert service.called.wait(5)
+    for batch_id in (2, 3):  # these go in one call
+        session.put(rows(batch_id))
+
+    def ended(self, session, reports):
+        raise Stale("session has ended: its rank was taken over")
+
+    monkeypatch.setattr(LocalService, "report", ended)
+    service.open.set()
+    with pytest.raises(sampler.Stale, match="taken over"):
+        session.flush()
+    session.reporter.close()
+    assert session.report_counts() == ReportCounts(dropped=3)
 
 
 def test_reports_are_given_up_and_counted_when_the_service_stays_away(join, served):

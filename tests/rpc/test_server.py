@@ -16,6 +16,7 @@ from sampler_client.client import SamplerClient
 from sampler_client.errors import Busy
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError
+from sampler_service.replies import RunStatistics
 from sampler_service.rpc.server import CONTROL_THREADS, Server
 from sampler_service.rpc.servicer import ControlServicer
 from sampler_service.service import LocalService
@@ -90,17 +91,31 @@ def test_a_port_may_be_taken_again_at_once(served: ServedService):
         assert client.runs() == []
 
 
+class SlowStatistics(LocalService):
+    """Each call for statistics waits for its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = threading.Semaphore(0)
+
+    def statistics(self, run: str) -> RunStatistics:
+        self.turns.acquire()
+        return super().statistics(run)
+
+
 def test_a_server_whose_threads_are_all_taken_says_that_it_is_busy_and_answers_when_one_is_free():
-    served = ServedService(max_trainers=1)
+    slow = SlowStatistics()
+    served = ServedService(slow, max_trainers=1)
     with raw_channel(served.address) as channel, SamplerClient(served.address, timeouts=QUICK) as client:
-        silent = [RawStream(channel) for _ in range(1 + CONTROL_THREADS)]
+        ask = pb_grpc.StatisticsStub(channel).Get
+        calls = [ask.future(pb.GetStatisticsRequest(run="run")) for _ in range(1 + CONTROL_THREADS)]
         time.sleep(0.3)
         with pytest.raises(Busy, match=f"list runs: {served.address} has too much in hand"):
             client.runs()
-        threading.Timer(0.2, silent[0].cancel).start()
+        threading.Timer(0.2, slow.turns.release).start()
         assert client.runs() == []
-        for stream in silent:
-            stream.cancel()
+        slow.turns.release(len(calls))
+        assert {call.code() for call in calls} == {grpc.StatusCode.NOT_FOUND}
     served.stop()
 
 

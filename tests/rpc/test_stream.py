@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -15,7 +16,9 @@ from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.errors import Busy
 from sampler_client.reporter import ReportRows
 from sampler_client.session import Session
-from sampler_service.rpc.batches import encode_batches
+from sampler_service.errors import Unavailable
+from sampler_service.rpc.batches import SPARE_STREAMS, encode_batches
+from sampler_service.rpc.server import CONTROL_THREADS
 from sampler_service.service import LocalService
 from sampler_service.types import Batch, Rows
 from tests.raw_wire import N, RawStream, drain, hello, ids_of, open_session, raw_channel, raw_join
@@ -261,3 +264,64 @@ def test_leaving_twice_is_no_error_and_a_session_never_heard_of_is(channel: grpc
     with pytest.raises(grpc.RpcError) as caught:
         leave(pb.LeaveRequest(session="run:nobody"), timeout=5)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_streams_without_hello_leave_threads_for_control_calls_and_end(monkeypatch):
+    monkeypatch.setattr("sampler_service.rpc.batches.HELLO_S", 1.0)
+    narrow = ServedService(max_trainers=1)
+    try:
+        with raw_channel(narrow.address) as channel:
+            streams = [RawStream(channel) for _ in range(1 + CONTROL_THREADS)]
+            codes = Counter[grpc.StatusCode]()
+            pb_grpc.RunsStub(channel).List(pb.ListRunsRequest(), timeout=5)
+            for stream in streams:
+                with pytest.raises(grpc.RpcError) as caught:
+                    stream.reply()
+                codes[caught.value.code()] += 1
+                stream.half_close()
+            assert codes == {
+                grpc.StatusCode.INVALID_ARGUMENT: 1 + SPARE_STREAMS,  # no hello came in time
+                grpc.StatusCode.RESOURCE_EXHAUSTED: CONTROL_THREADS - SPARE_STREAMS,
+            }
+            stream = RawStream(channel, hello(raw_join(channel)), START)  # their places are free again
+            assert stream.reply() is not None
+            stream.cancel()
+    finally:
+        narrow.stop()
+
+
+def test_a_displaced_stream_ends_by_itself_and_holds_no_place(channel: grpc.Channel, served: ServedService):
+    token = raw_join(channel)
+    latest = RawStream(channel, hello(token), START)
+    latest.reply()
+    for _ in range(3):
+        displaced, latest = latest, RawStream(channel, hello(token), START)
+        latest.reply()
+        with pytest.raises(grpc.RpcError) as caught:
+            displaced.reply()
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
+    until(lambda: served._server._batches._open == 1)
+    latest.cancel()
+
+
+def test_a_silent_stream_gives_signs_of_life_as_long_as_it_is_open(monkeypatch):
+    monkeypatch.setattr("sampler_service.rpc.batches.RENEW_S", 0.0)
+    signs: list[str] = []
+
+    class Watched(LocalService):
+        def renew(self, session: str) -> None:
+            signs.append(session)
+            raise Unavailable("the run is away")  # which is no reason to end the stream
+
+    watched = ServedService(Watched())
+    try:
+        with raw_channel(watched.address) as channel:
+            token = raw_join(channel)
+            stream = RawStream(channel, hello(token))
+            until(lambda: signs[:2] == [token] * 2)
+            stream.send(epoch=pb.StartEpoch(epoch=0))
+            assert stream.reply() is not None
+            stream.half_close()
+            assert stream.reply() is None
+    finally:
+        watched.stop()

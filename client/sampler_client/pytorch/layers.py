@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sampler_client.pytorch.probe import Ledger
+from sampler_client.pytorch.probe import Hook, Ledger
 from sampler_client.pytorch.projection import gaussian, project
 from sampler_client.pytorch.taps import (
     AffineTap,
@@ -28,7 +28,7 @@ from sampler_client.pytorch.taps import (
 )
 
 
-class Layer(ABC):
+class Layer(Hook, ABC):
     """A sketched layer: its random matrices, its forward hook, and its term of the audit."""
 
     may_wait = False
@@ -59,7 +59,10 @@ class Layer(ABC):
                 return None
         with full_precision(y.device):  # no_grad() is not needed: neither x nor a matrix requires gradients
             factors = self.factors(x, batch_dim)
-        return self.tap(y, self.ledger.page(), factors)
+        y = self.tap(y, self.ledger.page(), factors)
+        if not compiling:  # compiled code raises by itself when it is differentiated twice
+            self.ledger.watch(y)
+        return y
 
     @abstractmethod
     def factors(self, x: Tensor, batch_dim: int) -> tuple[Any, ...]:
@@ -153,7 +156,7 @@ class LinearLayer(KhatriRaoLayer):
         self._bias_trains = float(self.trains("bias"))
 
     def needed(self, x: Tensor) -> Tensor:
-        return x if self.matrices[0].shape[1] else x[..., :0]
+        return x if self.matrices[0].shape[1] else x.new_empty((*x.shape[:-1], 0))
 
     def widths(self, x: Tensor) -> tuple[int, int, int]:
         outputs, inputs = self.module.weight.shape

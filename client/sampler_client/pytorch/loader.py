@@ -102,7 +102,7 @@ class SampledLoader:
 
     Attributes:
         reports: what became of the reports so far: rows `accepted`, `rejected` by reason, or `unusable` (their
-            gradient could not be told); reports `dropped`, `refused` by the service, or `waiting` to be sent.
+            gradient could not be told); reports `dropped` or `waiting` to be sent; calls with `refused` reports.
     """
 
     def __init__(self, loader: DataLoader[Any], sampler: RemoteBatchSampler) -> None:

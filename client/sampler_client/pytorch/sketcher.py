@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sampler_client.errors import ConfigError, SketchError
 from sampler_client.pytorch import audit
 from sampler_client.pytorch.captured import CapturedSketches, Deferred, GradientSketches
-from sampler_client.pytorch.probe import Ledger
+from sampler_client.pytorch.probe import Hook, Ledger
 from sampler_client.pytorch.projection import unwrapped
 from sampler_client.pytorch.selection import LayerChoice, select
 
@@ -44,6 +44,11 @@ class GradientSketcher:
     position indices (t,) added to every example, is left out and named. A (t,) whose t happens to equal b can't be
     told from a batch. Choose what is frozen before the sketcher is made, and make it before torch.compile traces the
     model. Not for DataParallel, model-parallel placement or a sharded (FSDP, tensor-parallel) weight.
+
+    Only first derivatives are sketched. Once a backward pass with create_graph=True has come through a sketched layer,
+    as a gradient penalty's does, take() raises: sketch the plain loss alone, with the penalty's forward passes inside
+    of `paused()`. It also raises where a layer's input was written into before the backward pass ended; a write
+    through `.data` can't be seen. A copied or pickled model is not sketched: its hooks do nothing.
 
     Args:
         model: the module that trains, bare or wrapped. Hooks go on its layers, never on tensors that outlive a step.
@@ -110,7 +115,7 @@ class GradientSketcher:
         self._handles = [
             layer.module.register_forward_hook(layer, with_kwargs=True, prepend=True) for layer in self._layers
         ]
-        self._handles.append(root.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True))
+        self._handles.append(root.register_forward_pre_hook(_Begin(self._ledger), with_kwargs=True, prepend=True))
 
     @property
     def layers(self) -> list[str]:
@@ -149,7 +154,8 @@ class GradientSketcher:
                 or loss_scale, by `reduction`.
 
         Raises:
-            SketchError: no backward pass came through a sketched layer, or the number of examples does not match.
+            SketchError: no backward pass came through a sketched layer, the number of examples does not match, or the
+                sketches are spoilt: by create_graph=True, or by writes into activations.
         """
         return self.capture(coefficients).resolve()
 
@@ -202,23 +208,15 @@ class GradientSketcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        """Before each forward pass of the model: how many examples it has."""
-        if self._ledger.enabled and torch.is_grad_enabled():
-            first = _first_tensor((args, kwargs))
-            if first is None:
-                self._ledger.begin(None)
-            else:
-                dim = self._ledger.batch_dim
-                self._ledger.begin(first.shape[dim if first.ndim > dim else 0])
-
     def _collect(self) -> Tensor:
-        sums = self._ledger.sums
+        sums, spoilt = self._ledger.sums, self._ledger.spoilt
         for name, shape in self._ledger.odd_shapes.items():
             if name not in self.skipped:
                 self.skipped[name] = f"its output has no batch dimension: {shape}"
                 logger.warning("gradient sketches leave out %s: its output has no batch dimension, %s", name, shape)
         self._ledger.clear()
+        if spoilt:
+            raise SketchError(spoilt)
         if not sums:
             raise SketchError(
                 "no backward pass has come through a sketched layer since the last take(): call it after backward(), "
@@ -238,6 +236,22 @@ class GradientSketcher:
         if count != b:
             raise SketchError(f"{count} coefficients for a backward pass of {b} examples")
         return Deferred(values).numpy if isinstance(values, Tensor) else lambda: values
+
+
+class _Begin(Hook):
+    """Before each forward pass of the model: how many examples it has."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._ledger.enabled and torch.is_grad_enabled():
+            first = _first_tensor((args, kwargs))
+            if first is None:
+                self._ledger.begin(None)
+            else:
+                dim = self._ledger.batch_dim
+                self._ledger.begin(first.shape[dim if first.ndim > dim else 0])
 
 
 def _check(*, dim: int, dtype: DTypeLike, norms: str, reduction: str, batch_dim: int) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from types import ModuleType
+from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -216,6 +220,159 @@ def test_autograd_grad_leaves_no_trace(reference: ModuleType):
                 sketcher.take()
         total.backward()
         reference.assert_close(sketcher.take(np.ones(B)).sketches, reference.one_by_one(sketcher, model, x.detach())[0])
+
+
+def test_gradients_by_torch_func_leave_no_trace():
+    model, x = layered("late")
+
+    def loss(parameters: dict[str, Tensor], x_i: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, x_i[None]).sum()
+
+    with make(model) as sketcher:
+        torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(model.named_parameters()), x)
+        plain_loss(model, x).backward()
+        sketcher.take(np.ones(B))
+        assert sketcher.audit() < 1e-5
+        assert not sketcher.skipped
+
+
+def layered(kind: str) -> tuple[nn.Module, Tensor]:
+    """A model whose entries are made late, and two whose entries taps make; with an input of B examples."""
+    torch.manual_seed(0)
+    if kind == "convolution":
+        return nn.Sequential(nn.Conv1d(6, 4, 2), nn.Tanh(), nn.Flatten(1, 2), nn.Linear(12, 3)), torch.randn(B, 6, 4)
+    x = torch.randn(B, 6) if kind == "late" else torch.randn(B, 4, 6)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), x
+
+
+def penalty(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    (of_x,) = torch.autograd.grad(model(x).sin().sum(), x, create_graph=True)
+    return of_x.square().sum()
+
+
+def plain_loss(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).sin().sum()
+
+
+@pytest.mark.parametrize("kind", ["late", "sequence", "convolution"])
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_gradient_penalty_is_an_error_that_says_what_to_do(kind: str, linear: bool):
+    model, x = layered(kind)
+    if linear:  # then the second pass does not run the nodes of the first
+        model[1] = nn.Identity()
+    with make(model) as sketcher:
+        (plain_loss(model, x) + penalty(model, x)).backward()
+        with pytest.raises(SketchError, match=r"create_graph=True .*sketcher\.paused\(\)"):
+            sketcher.take(np.ones(B))
+        model.zero_grad()
+        plain_loss(model, x).backward()
+        sketcher.capture(np.ones(B))
+        assert sketcher.audit() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("kind", ["late", "sequence", "convolution"])
+def test_a_backward_pass_that_builds_a_graph_is_an_error(kind: str):
+    model, x = layered(kind)
+    with make(model) as sketcher:
+        (plain_loss(model, x) * 2).backward(create_graph=True)
+        with pytest.raises(SketchError, match="create_graph=True"):
+            sketcher.capture(np.ones(B))
+        for p in model.parameters():
+            p.grad = None  # it refers to its parameter
+
+
+@pytest.mark.parametrize("kind", ["late", "sequence", "convolution"])
+def test_the_plain_loss_beside_a_paused_penalty_is_sketched(kind: str):
+    model, x = layered(kind)
+    with make(model) as sketcher:
+        plain_loss(model, x).backward()
+        expected = sketcher.take(np.ones(B)).sketches
+        with sketcher.paused():
+            penalised = penalty(model, x)
+        (plain_loss(model, x) + penalised).backward()
+        np.testing.assert_allclose(sketcher.take(np.ones(B)).sketches, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("retained", [False, True])
+def test_a_loss_that_is_kept_keeps_no_activation(retained: bool):
+    model, x = layered("late")
+    inputs: list[ref[Tensor]] = []
+    with make(model) as sketcher:
+        model[2].register_forward_pre_hook(lambda _module, args: inputs.append(ref(args[0].untyped_storage())))
+        loss = plain_loss(model, x)
+        storage = inputs[0]
+        loss.backward(retain_graph=retained)
+        if retained:
+            assert storage() is not None
+            loss.backward()
+        sketcher.take(np.full(B, 1 + retained))
+        assert sketcher.audit() < 1e-5
+        assert storage() is None
+        assert loss.grad_fn is not None  # still there, with all nodes
+
+
+class WriteAfterwards(torch.autograd.Function):
+    """An identity whose backward writes into a tensor that is not needed any more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, spent: list[Tensor]) -> Tensor:
+        ctx.spent = spent
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        for tensor in ctx.spent:
+            tensor.detach().zero_()
+        return grads[0], None
+
+
+@pytest.mark.parametrize("what", ["input", "gradient"])
+def test_writing_into_what_an_entry_is_made_of_is_an_error(what: str):
+    model, x = layered("late")
+    with make(model) as sketcher:
+        spent: list[Tensor] = []
+        h = model[1](WriteAfterwards.apply(model[0](x), spent))
+        y = model[2](h)
+        if what == "input":
+            spent.append(h)
+        else:
+            y.register_hook(spent.append)
+        y.sin().sum().backward()
+        with pytest.raises(SketchError, match="written into"):
+            sketcher.take(np.ones(B))
+        model.zero_grad()
+        plain_loss(model, x).backward()
+        sketcher.take(np.ones(B))
+        assert sketcher.audit() < 1e-5
+
+
+def test_a_bias_that_trains_alone_minds_no_write_into_its_input():
+    model, x = nn.Linear(6, 3), torch.randn(B, 6)
+    model.weight.requires_grad_(False)
+    with make(model) as sketcher:
+        loss = model(x).sum()
+        x.zero_()
+        loss.backward()
+        sketcher.take(np.ones(B))
+        assert sketcher.audit() < 1e-5
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_copied_or_saved_model_is_not_sketched(pickled: bool, reference: ModuleType):
+    model, x = Net(), images()
+    with make(model) as sketcher:
+        losses = reference.losses_of(model, x)
+        if pickled:
+            torch.save(model, saved := BytesIO())
+            saved.seek(0)
+            twin = torch.load(saved, weights_only=False)
+        else:
+            twin = copy.deepcopy(model)
+        reference.losses_of(twin, images(3)).mean().backward()
+        losses.mean().backward()
+        assert matches(reference, sketcher, sketcher.take(), x)
 
 
 def test_evaluation_and_paused_passes_leave_no_trace(reference: ModuleType):
