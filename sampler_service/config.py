@@ -60,6 +60,8 @@ class RunConfig:
     lease_s: float = 60.0
     """seconds for which a lost trainer's batches wait for its return"""
     on_lost: Lost = "redeliver"
+    candidates: int = 1
+    """most examples proposed for each one of a batch, of which trainers keep the best; 1: no second stage"""
     epochs: int = 0
     """planned length; 0: unknown, and policies with phases stay in their first"""
     fresh_epochs: float = 3.0
@@ -81,6 +83,10 @@ class RunConfig:
             raise ConfigError(f"lease_s must be positive seconds, got {self.lease_s}")
         if self.on_lost not in ("redeliver", "drop"):
             raise ConfigError(f"on_lost must be 'redeliver' or 'drop', got {self.on_lost!r}")
+        if not 1 <= self.candidates <= 64:
+            raise ConfigError(
+                f"candidates must be 1 to 64 for each example of a batch, got {self.candidates}; 3 is usual"
+            )
         if self.num_clusters > self.num_examples:
             raise ConfigError(
                 f"num_clusters {self.num_clusters} is more than the {self.num_examples} examples of {self.dataset!r}"

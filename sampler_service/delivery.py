@@ -8,7 +8,7 @@ a trainer.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +16,7 @@ from sampler_service.config import RunConfig
 from sampler_service.errors import ConfigError, Stale
 from sampler_service.leases import Chosen, Epoch, Group, Membership, Trainer
 from sampler_service.planning import Planner
+from sampler_service.planning.randomness import position_seed
 from sampler_service.types import Batch, Rows, Sweep
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Delivery:
         self.batches = former.batches if former else 0
         self.examples = former.examples if former else 0
         self.expired = former.expired if former else 0
+        self.leads: Counter[int] = former.leads if former else Counter()
+        """how many batches were lent to a trainer that held so many"""
 
     @property
     def epoch(self) -> int:
@@ -242,14 +245,15 @@ class Delivery:
         if here.planner is None:
             here.planner = self._new_planner()
             self._start(here.planner, here)
-        planned = here.planner.plan(step, count, chosen.rates)
+        planned = here.planner.plan(step, count, chosen.rates, candidates=chosen.candidates)
         return [
-            [self._batch(here, at, rows, chosen, sum(map(len, parts))) for rows in parts]
+            [self._batch(here, at, rank, parts, chosen) for rank in range(len(parts))]
             for at, parts in enumerate(planned, start=step)
         ]
 
-    def _batch(self, here: Epoch, step: int, rows: Rows, chosen: Chosen, size: int) -> Batch:
+    def _batch(self, here: Epoch, step: int, rank: int, parts: list[Rows], chosen: Chosen) -> Batch:
         self._next_id += 1
+        rows = parts[rank]
         return Batch(
             batch_id=self._next_id,
             epoch=here.epoch,
@@ -260,8 +264,10 @@ class Delivery:
             cluster_ids=chosen.cluster_n[rows.example_ids],
             lease_deadline=0.0,
             lead=0,
-            global_batch_size=size,
+            global_batch_size=sum(map(len, parts)) // chosen.candidates,
             world_size=self.group.world_size,
+            keep=len(rows) // chosen.candidates if chosen.candidates > 1 else 0,
+            choice_seed=position_seed(self._config.seed, here.epoch, step, rank) if chosen.candidates > 1 else 0,
         )
 
     def _lend(self, trainer: Trainer, batch: Batch, now: float) -> Batch:
@@ -269,6 +275,7 @@ class Delivery:
         if batch.batch_id <= trainer.last_batch_id:
             self._next_id += 1
             batch = replace(batch, batch_id=self._next_id)
+        self.leads[len(trainer.leases)] += 1
         lent = replace(batch, lease_deadline=now + self._config.lease_s, lead=len(trainer.leases))
         trainer.leases[lent.batch_id] = lent
         trainer.last_batch_id = lent.batch_id

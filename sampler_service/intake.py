@@ -18,6 +18,7 @@ from sampler_service import reports
 from sampler_service.config import RunConfig
 from sampler_service.leases import Trainer
 from sampler_service.monitor import VarianceMonitor
+from sampler_service.rates import PresentRates
 from sampler_service.replies import ReportSummary
 from sampler_service.sketch.store import finite_rows
 from sampler_service.table import Table
@@ -45,14 +46,16 @@ class Intake:
         config: the run's.
         table: takes the sound rows.
         monitor: takes the fresh gradients of lent batches; None for a policy that never draws, whose ratio nobody asks.
+        rates: takes what scoring passes measured.
     """
 
-    def __init__(self, config: RunConfig, table: Table, monitor: VarianceMonitor | None) -> None:
+    def __init__(self, config: RunConfig, table: Table, monitor: VarianceMonitor | None, rates: PresentRates) -> None:
         self._config = config
         self._table = table
         self._monitor = monitor
+        self._rates = rates
         self._lent: OrderedDict[int, Batch] = OrderedDict()
-        self._reported: OrderedDict[int, None] = OrderedDict()
+        self._reported: OrderedDict[tuple[int, bool], None] = OrderedDict()
         self.world = 1
         """trainers that share each global batch; bounds what is remembered"""
         self.clustered_at = 0
@@ -80,7 +83,7 @@ class Intake:
         fitting: list[Report] = []
         rejected, malformed = Counter[str](), ""
         for report in received:
-            if report.batch_id and report.batch_id in self._reported:
+            if report.batch_id and (report.batch_id, report.scores) in self._reported:
                 rejected["duplicate"] += len(report.example_ids)
                 continue
             misfit = reports.misfit(self._config, report, now)
@@ -89,8 +92,11 @@ class Intake:
                 continue
             now = max(now, report.step)
             fitting.append(report)
-            trainer.leases.pop(report.batch_id, None)
-            self._remember(report.batch_id)
+            if report.scores:
+                self._heed(report)
+            else:
+                trainer.leases.pop(report.batch_id, None)
+            self._remember(report)
         blocks, accepted = [], 0
         for group in reports.together(fitting):
             block, sound, reasons = reports.sound_rows(group, self._config.num_examples, self._table.step_n)
@@ -119,9 +125,18 @@ class Intake:
         accepted = max(0, taken.accepted - sum(lost))
         return ReportSummary(table_version=version, accepted=accepted, rejected=dict(rejected))
 
-    def _remember(self, batch_id: int) -> None:
-        if batch_id:
-            self._reported[batch_id] = None
+    def _heed(self, report: Report) -> None:
+        """Let the rates learn from a scoring pass how old scores compare with fresh ones."""
+        batch = self._lent.get(report.batch_id)
+        if batch is None or report.norms is None or not np.isfinite(report.norms).all():
+            return
+        where = reports.positions(batch.rows.example_ids, report.example_ids)
+        if where is not None:
+            self._rates.heed(report, batch, report.norms, batch.rows.weights[where])
+
+    def _remember(self, report: Report) -> None:
+        if report.batch_id:
+            self._reported[report.batch_id, report.scores] = None
             while len(self._reported) > max(4096, 8 * self._config.max_lead * self.world):
                 self._reported.popitem(last=False)
 

@@ -86,6 +86,10 @@ class Chosen:
     """cluster of every example in that table"""
     size_k: Float64 | None = None
     """examples of every stratum, for stratified draws"""
+    candidates: int = 1
+    """rows drawn for each example of a batch"""
+    alpha: float = 0.0
+    """share of uniform draws in two-stage proposals"""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from sampler_service.config import RunConfig
 from sampler_service.leases import Chosen
-from sampler_service.policies import Policy, choose, make_policy
+from sampler_service.mixing import MixTuner
+from sampler_service.policies import Policy, TwoStage, choose, make_policy
+from sampler_service.stages import StageMonitor
 from sampler_service.table import Table
 from sampler_service.telemetry import stratum_sizes
+from sampler_service.types import Batch, Float32, Report, Sweep, WeightedDraw
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +25,9 @@ RATES_ROWS_PER_STEP = 1 << 17
 KEPT_RATES = 2
 """of the epochs that ranks are in; each is some arrays of n"""
 
+FIXED = 0.5
+"""the share of uniform draws of policies that do not adapt it"""
+
 
 class PresentRates:
     """Rates of one run's policy over its table. Not thread-safe: the sampler holds its lock."""
@@ -30,9 +37,12 @@ class PresentRates:
         self._policy = policy
         self._table = table
         # Ranks may be in two epochs at once. Rates know of theirs only how far it is through the run, which is 0 for
-        # all when nobody said how many there will be; by it, the latest rates and how many steps they have served.
-        self._served: dict[float, tuple[Chosen, int]] = {}
+        # all when nobody said how many there will be; by it, and by the number of candidates, the latest rates and how
+        # many steps they have served.
+        self._served: dict[tuple[float, int], tuple[Chosen, int]] = {}
         self._aside = ""
+        self.stage = StageMonitor(config.candidates)
+        self.mix = MixTuner(policy.alpha if isinstance(policy, TwoStage) else FIXED)
         self.chosen: Chosen | None = None
         """the present rates; None before the first batch"""
         self.steps_per_epoch = 0
@@ -44,13 +54,14 @@ class PresentRates:
         if self._policy.kind == "draw":
             every = min(self._config.max_lead, 1 + self._config.num_examples // RATES_ROWS_PER_STEP)
         progress = min(1.0, epoch / self._config.epochs) if self._config.epochs else 0.0
-        known, served = self._served.pop(progress, (None, 0))
+        key = progress, self.stage.plan(steps)
+        known, served = self._served.pop(key, (None, 0))
         same = known is not None and known.table_version == self._table.version
         if known is None or not (same or 0 < served < every):
-            known, served = self._made(progress), 0
+            known, served = self._made(*key), 0
             if self.chosen is not None and known.reason not in ("", self.chosen.reason):
                 log.info("run %s: %s", self._config.run, known.reason)
-        self._served[progress] = known, served + steps
+        self._served[key] = known, served + steps
         if len(self._served) > KEPT_RATES:
             del self._served[next(iter(self._served))]  # asked for the longest ago
         self.chosen = known
@@ -71,13 +82,31 @@ class PresentRates:
         self._aside = ""
         self.outdate()
 
-    def _made(self, progress: float) -> Chosen:
-        view = self._table.view()
-        if self._aside:
-            rates, reason = make_policy("shuffle", {}).rates(view, progress=0.0), self._aside
+    def heed(self, report: Report, batch: Batch, norm_r: Float32, weight_r: Float32) -> None:
+        """Learn from a scoring pass, before its scores are in the table.
+
+        Args:
+            report: its ids, and what the second stage measured.
+            batch: what it scored.
+            norm_r, weight_r: (r,) fresh norms, and weights of the proposals.
+        """
+        if report.stage is not None and batch.keep:
+            self.stage.add(report.stage, round(len(batch.rows) / batch.keep))
+        if self.chosen is not None and isinstance(self.chosen.rates, WeightedDraw):
+            probability_r = self.chosen.rates.probability_n[report.example_ids] * self._config.num_examples
+            self.mix.add(probability_r, weight_r, norm_r, alpha=self.chosen.alpha)
+
+    def _made(self, progress: float, candidates: int) -> Chosen:
+        view = self._table.view(max(1, self.steps_per_epoch))
+        policy, aside = self._policy, self._aside
+        if isinstance(policy, TwoStage):
+            policy = replace(policy, alpha=self.mix.alpha)
+            aside = f"shuffle: {self.stage.reason}" if candidates == 1 else ""
+        if aside:
+            rates, reason = make_policy("shuffle", {}).rates(view, progress=0.0), aside
         else:
             max_age = int(self._config.fresh_epochs * max(1, self.steps_per_epoch))
-            rates, reason = choose(self._policy, view, min_coverage=None, max_age=max_age, progress=progress)
+            rates, reason = choose(policy, view, min_coverage=None, max_age=max_age, progress=progress)
         return Chosen(
             rates=rates,
             policy="shuffle" if reason else self._policy.name,
@@ -85,4 +114,6 @@ class PresentRates:
             table_version=view.version,
             cluster_n=view.cluster_n,
             size_k=stratum_sizes(rates),
+            candidates=1 if isinstance(rates, Sweep) else candidates,
+            alpha=self.mix.alpha,
         )

@@ -76,6 +76,14 @@ class RunStatistics:
     shards: int
     shards_away: int
     shards_lost: int
+    candidates: int
+    stage_ratio: float
+    stage_cost: float
+    uniform_share: float
+    median_age_steps: float
+    p99_age_steps: float
+    median_lead: float
+    p99_lead: float
 
 
 Packed = tuple[list[tuple[Any, ...]], list[int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -88,7 +96,7 @@ def _pack(batches: list[Batch]) -> Packed | None:
     scalars = [
         (
             *(b.batch_id, b.epoch, b.step, b.table_version, b.policy),
-            *(b.lease_deadline, b.lead, b.global_batch_size, b.world_size),
+            *(b.lease_deadline, b.lead, b.global_batch_size, b.world_size, b.keep, b.choice_seed),
         )
         for b in batches
     ]
@@ -109,7 +117,8 @@ def _unpack(packed: Packed | None, ended: bool) -> Taken:
     for array in joined:
         array.flags.writeable = False
     batches, start = [], 0
-    for (batch_id, epoch, step, version, policy, deadline, lead, size, world), end in zip(scalars, ends, strict=True):
+    for values, end in zip(scalars, ends, strict=True):
+        batch_id, epoch, step, version, policy, deadline, lead, size, world, keep, choice_seed = values
         ids, weights, probabilities, clusters = (array[start:end] for array in joined)
         start = end
         batches.append(
@@ -125,6 +134,8 @@ def _unpack(packed: Packed | None, ended: bool) -> Taken:
                 lead=lead,
                 global_batch_size=size,
                 world_size=world,
+                keep=keep,
+                choice_seed=choice_seed,
             )
         )
     return Taken(batches=batches, ended=ended)

@@ -46,6 +46,11 @@ def check_group(config: RunConfig, group: Group, rank: int, lead: int) -> None:
             f"the global batch of {group.world_size} x {group.batch_size} = {total} examples is larger than dataset "
             f"{config.dataset!r} with {config.num_examples}; use a smaller batch_size"
         )
+    if total * config.candidates > config.num_examples:
+        raise ConfigError(
+            f"{config.candidates} candidates for each of {total} examples of a global batch are more than dataset "
+            f"{config.dataset!r} has, {config.num_examples}; use fewer candidates or a smaller batch_size"
+        )
     if not 1 <= lead <= config.max_lead:
         raise ConfigError(
             f"this trainer would hold {lead} batches (num_workers x prefetch_factor + 2), run {config.run!r} "

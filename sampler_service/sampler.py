@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ from sampler_service.rates import PresentRates
 from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
 from sampler_service.shards import Shards
 from sampler_service.table import Table
-from sampler_service.telemetry import effective_sample_ratio, measured_ratio
+from sampler_service.telemetry import effective_sample_ratio, lead_quantile, measured_ratio
 from sampler_service.types import Float32, Report
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,9 @@ class Sampler:
         self._members = Membership(config.run)
         self._delivery: Delivery | None = None
         self._monitor = VarianceMonitor(dim=config.sketch_dim)
-        self._intake = Intake(config, self._table, self._monitor if self.policy.kind == "draw" else None)
         self._rates = PresentRates(config, self.policy, self._table)
+        monitor = self._monitor if self.policy.kind == "draw" else None
+        self._intake = Intake(config, self._table, monitor, self._rates)
         self._dropped_rate = False
         self._refreshes = 0
 
@@ -257,7 +259,8 @@ class Sampler:
         """Where the run stands."""
         stock = self._shards.stock(self._timeout_s)
         with self._lock:
-            chosen, table, delivery = self._rates.chosen, self._table, self._delivery
+            chosen, table, delivery, stage = self._rates.chosen, self._table, self._delivery, self._rates.stage
+            ages, leads = table.ages(), delivery.leads if delivery else Counter[int]()
             return RunStatistics(
                 run=self.config.run,
                 dataset=self.config.dataset,
@@ -277,7 +280,9 @@ class Sampler:
                 effective_sample_ratio=effective_sample_ratio(chosen.rates, chosen.size_k) if chosen else float("nan"),
                 num_clusters=len(table.cluster_sse_k),
                 refreshes=self._refreshes,
-                mean_age_steps=table.mean_age(),
+                mean_age_steps=ages.mean,
+                median_age_steps=ages.median,
+                p99_age_steps=ages.p99,
                 lead=max((len(trainer.leases) for trainer in self._members), default=0),
                 max_lead=self.config.max_lead,
                 trainers=self._members.present(self._clock()),
@@ -286,6 +291,12 @@ class Sampler:
                 shards=self._shards.num_shards,
                 shards_away=stock.away,
                 shards_lost=stock.lost,
+                candidates=stage.candidates,
+                stage_ratio=stage.ratio(stage.candidates),
+                stage_cost=stage.cost(stage.candidates),
+                uniform_share=self._rates.mix.alpha,
+                median_lead=lead_quantile(leads, 0.5),
+                p99_lead=lead_quantile(leads, 0.99),
             )
 
     # --- inside ---

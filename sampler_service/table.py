@@ -8,6 +8,8 @@ Shapes: n examples, r reported rows, k clusters.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from sampler_service.types import (
@@ -20,6 +22,15 @@ from sampler_service.types import (
     ReportBlock,
     TableView,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ages:
+    """How old the reports of a run are, in steps."""
+
+    mean: float
+    median: float
+    p99: float
 
 
 class Table:
@@ -63,7 +74,7 @@ class Table:
         self.reference_loss_n = reference_loss_n
         self.version += 1
 
-    def view(self) -> TableView:
+    def view(self, epoch_steps: int = 1) -> TableView:
         """Read-only arrays for a policy; they change with the table, so rates are made before it moves on."""
         return TableView(
             loss_n=self.loss_n,
@@ -72,14 +83,18 @@ class Table:
             cluster_n=self.cluster_n,
             cluster_sse_k=self.cluster_sse_k,
             reference_loss_n=self.reference_loss_n,
+            epoch_steps=epoch_steps,
             step=self.step,
             version=self.version,
         )
 
-    def mean_age(self) -> float:
-        """Mean steps since the last report, over examples that were reported; NaN when none was."""
-        reported = self.step_n != NEVER
-        return float(self.step - self.step_n[reported].mean()) if reported.any() else float("nan")
+    def ages(self) -> Ages:
+        """Steps since the last report, over examples that were reported; NaN when none was."""
+        age_r = self.step - self.step_n[self.step_n != NEVER]
+        if not len(age_r):
+            return Ages(mean=float("nan"), median=float("nan"), p99=float("nan"))
+        median, p99 = np.quantile(age_r, (0.5, 0.99))
+        return Ages(mean=float(age_r.mean()), median=float(median), p99=float(p99))
 
     @property
     def memory_bytes(self) -> int:

@@ -5,10 +5,22 @@ Shapes: n examples, k strata.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from sampler_service.monitor import VarianceMonitor, effective_sample_size
 from sampler_service.types import Float64, Rates, StratifiedDraw, WeightedDraw
+
+
+def lead_quantile(leads: Counter[int], share: float) -> float:
+    """The lead that `share` of the batches did not exceed when they were lent; NaN before the first."""
+    below, wanted = 0, share * leads.total()
+    for lead, count in sorted(leads.items()):
+        below += count
+        if below >= wanted:
+            return float(lead)
+    return float("nan")
 
 
 def stratum_sizes(rates: Rates) -> Float64 | None:

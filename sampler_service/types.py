@@ -56,6 +56,8 @@ class TableView:
     """Scatter of every cluster, sum of squared distances to its mean; its length is k."""
     reference_loss_n: Float32 | None = None
     """Loss under a reference model (the irreducible loss of RHO-LOSS), when the run was given one."""
+    epoch_steps: int = 1
+    """Steps of an epoch, the yardstick of ages."""
     step: int = 0
     """The latest trainer step heard of, so that `step - step_n` is an age in steps."""
     version: int = 0
@@ -171,6 +173,10 @@ class Batch:
     """Unix seconds; meaningful once the trainer is gone."""
     lead: int
     """Batches its trainer held unreported when this one was handed out."""
+    keep: int = 0
+    """The rows are candidates, of which the trainer keeps so many; 0: all."""
+    choice_seed: int = 0
+    """Of the trainer's choice among them."""
     global_batch_size: int
     world_size: int
 
@@ -186,3 +192,25 @@ class Report:
     losses: Float32 | None
     norms: Float32 | None
     sketches: Sketches | None
+    scores: bool = False
+    """Of a scoring pass over the batch's candidates; the report of the batch itself may follow."""
+    stage: Stage | None = None
+    """What the second stage measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What a trainer's second stage measured at one step."""
+
+    scoring_s: float
+    """seconds of the forward pass over the candidates, and of the choice"""
+    training_s: float
+    """seconds of the step before, without scoring and waiting; 0 when unknown"""
+    waiting_s: float
+    """seconds that the loop waited for the candidates"""
+    uniform: float
+    """second moment of a uniform draw's gradient, estimated from the scores"""
+    proposed: float
+    """the same of a draw by the proposals alone"""
+    chosen: float
+    """the same of both stages together"""

@@ -13,6 +13,7 @@ from sampler_service.service import LocalService
 from tests.support import DIM, FakeTrainer, ids_of, join_all, make_config, make_sampler, report_of
 
 N = 48
+CANDIDATES = {"two_stage": 2}
 POLICY_OPTIONS = {"importance": {"gate": "1"}, "rho_loss": {"top_fraction": "0.5"}}
 
 
@@ -176,7 +177,7 @@ def test_infobatch_knows_in_which_epoch_it_is_and_ends_on_whole_ones():
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_every_policy_runs_for_three_epochs_with_sound_batches(policy, world):
     options = POLICY_OPTIONS.get(policy, {})
-    sampler = make_sampler(N, policy=policy, policy_options=options, epochs=3)
+    sampler = make_sampler(N, policy=policy, policy_options=options, epochs=3, candidates=CANDIDATES.get(policy, 1))
     sampler.set_reference(np.linspace(0, 1, N).astype(np.float32))
     trainers = join_all(sampler, world)
     rng = np.random.default_rng(1)

@@ -33,6 +33,7 @@ from sampler_client.errors import (
     NotFound,
     ReplyTimeout,
     SamplerError,
+    ScoringError,
     ServiceUnavailable,
     SketchError,
     Stale,
@@ -42,6 +43,7 @@ from sampler_client.errors import (
 if TYPE_CHECKING:
     from sampler_client.pytorch.loader import RemoteBatchSampler, SampledLoader, attach
     from sampler_client.pytorch.sketcher import GradientSketcher
+    from sampler_client.pytorch.two_stage.scorer import LastLayerScorer, Scores
 
 __version__ = "0.1.0"
 
@@ -51,6 +53,7 @@ __all__ = [
     "ConfigError",
     "Conflict",
     "GradientSketcher",
+    "LastLayerScorer",
     "MessageTooLarge",
     "NotFound",
     "RemoteBatchSampler",
@@ -59,6 +62,8 @@ __all__ = [
     "SampledLoader",
     "SamplerClient",
     "SamplerError",
+    "Scores",
+    "ScoringError",
     "ServiceUnavailable",
     "SketchError",
     "Stale",
@@ -69,8 +74,10 @@ __all__ = [
 
 _TORCH = {
     "GradientSketcher": "sampler_client.pytorch.sketcher",
+    "LastLayerScorer": "sampler_client.pytorch.two_stage.scorer",
     "RemoteBatchSampler": "sampler_client.pytorch.loader",
     "SampledLoader": "sampler_client.pytorch.loader",
+    "Scores": "sampler_client.pytorch.two_stage.scorer",
     "attach": "sampler_client.pytorch.loader",
 }
 

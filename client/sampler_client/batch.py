@@ -17,7 +17,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sampler_client.reporter import PendingReport
+    from sampler_client.reporter import PendingReport, ReportRows
 
 
 class Taken(Protocol):
@@ -53,6 +53,8 @@ class Sketcher(Protocol):
 class Batch:
     """One trainer's part of a global batch. Arrays are read-only and in the order of the data.
 
+    Before the second stage of a two-stage run its examples are candidates, of which `keep` are to be kept.
+
     Attributes:
         batch_id: rises within the run; 0 is no batch.
         epoch, step: position of the global batch; step counts from 0 in each epoch.
@@ -71,6 +73,7 @@ class Batch:
         "_coefficients",
         "_message",
         "_report",
+        "_scored",
         "_steps_per_epoch",
         "cluster_ids",
         "example_ids",
@@ -81,13 +84,14 @@ class Batch:
     def __init__(
         self,
         message: pb.Batch,
-        report: Callable[[PendingReport], None] | None = None,
+        report: Callable[[ReportRows | PendingReport], None] | None = None,
         steps_per_epoch: int = 0,
     ) -> None:
         self._message = message
         self._report = report
         self._steps_per_epoch = steps_per_epoch
         self._coefficients: Any = None
+        self._scored = False
         self.example_ids = wire.to_array(message.example_ids, np.int64, "example_ids")
         self.weights = wire.to_array(message.weights, np.float32, "weights")
         self.probabilities = wire.to_array(message.probabilities, np.float32, "probabilities")
@@ -134,6 +138,16 @@ class Batch:
     def world_size(self) -> int:
         return self._message.world_size
 
+    @property
+    def keep(self) -> int:
+        """Examples to train on; fewer than there are where these are candidates."""
+        return min(self._message.keep or len(self), len(self))
+
+    @property
+    def choice_seed(self) -> int:
+        """Of the choice among candidates; a function of the run's seed, the epoch, the step and the rank."""
+        return self._message.choice_seed
+
     def __len__(self) -> int:
         return len(self.example_ids)
 
@@ -168,6 +182,48 @@ class Batch:
         scale = np.float32(self.world_size / self.global_batch_size)
         return (losses * losses.new_tensor(self.weights * scale)).sum()
 
+    def kept(self, index: NDArray[np.intp], weights: NDArray[np.float32]) -> Batch:
+        """The handle of those candidates that are trained on, (b,) places among them and their final weights."""
+        batch = Batch(self._message, self._report, self._steps_per_epoch)
+        batch.example_ids, batch.cluster_ids = self.example_ids[index], self.cluster_ids[index]
+        # What both stages together give an example: w p = 1/n before and after, up to the weight of either stage.
+        batch.probabilities = self.probabilities[index] * self.weights[index] / weights
+        batch.weights = weights
+        for array in (batch.example_ids, batch.cluster_ids, batch.probabilities, batch.weights):
+            array.flags.writeable = False
+        batch._scored = True
+        return batch
+
+    def report_scores(
+        self,
+        *,
+        losses: NDArray[np.float32] | None,
+        norms: NDArray[np.float32],
+        sketches: NDArray[np.float32] | None,
+        stage: pb.Stage,
+    ) -> None:
+        """Queue what a scoring pass showed of all candidates.
+
+        Args:
+            losses, norms: (c,).
+            sketches: (c, d) or None.
+            stage: what the second stage measured.
+        """
+        from sampler_client.reporter import ReportRows
+
+        rows = ReportRows(
+            batch_id=self.batch_id,
+            step=self.run_step,
+            example_ids=self.example_ids,
+            losses=losses,
+            norms=norms,
+            sketches=sketches,
+            scores=True,
+            stage=stage,
+        )
+        if self._report is not None:
+            self._report(rows)
+
     def _note_coefficients(self, gradient: Any) -> None:
         self._coefficients = gradient.detach()
 
@@ -196,6 +252,7 @@ class Batch:
             example_ids=self.example_ids,
             losses=_deferred(values),
             sketches=None if sketcher is None else _captured(sketcher, self._coefficients),
+            scored=self._scored,
         )
         self._coefficients = None
         if self._report is not None:

@@ -119,6 +119,7 @@ class SamplerClient:
             lease_seconds=options.lease_s,
             on_lost=options.on_lost,
             epochs=options.epochs,
+            candidates=options.candidates,
         )
         what, limit_s = f"open run {run!r}", self.timeouts.open_s
         return self._call(pb_grpc.RunsStub(self.channel()).Open, request, what, limit_s=limit_s)

@@ -71,9 +71,12 @@ class RunOptions:
     """What becomes of a lost trainer's batches: "redeliver" (at least once) or "drop" (at most once)."""
     epochs: int = 0
     """Planned length of the run, for policies with phases; 0: unknown."""
+    candidates: int = 1
+    """Most examples proposed for each one of a batch, of which the trainer keeps the best; 1: no second stage."""
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, _UINT64)
         check_whole("sketch_dim", self.sketch_dim, 1)
+        check_whole("candidates", self.candidates, 1)
         for name in ("num_clusters", "max_lead", "epochs"):
             check_whole(name, getattr(self, name), 0)

@@ -10,7 +10,8 @@ SamplerError
 ├── MessageTooLarge      a message is over the limit (raised before sending)       OUT_OF_RANGE
 ├── ServiceUnavailable   the service can't be reached: retried, then this          UNAVAILABLE
 ├── ReplyTimeout         no answer within the deadline                             DEADLINE_EXCEEDED
-└── SketchError          a sketch could not be taken from this backward pass       (never on the wire)
+├── SketchError          a sketch could not be taken from this backward pass       (never on the wire)
+└── ScoringError         candidates could not be scored                            (never on the wire)
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class ReplyTimeout(SamplerError, TimeoutError):
 
 class SketchError(SamplerError):
     """A gradient sketch could not be taken; the message says which call is missing or which shape is off."""
+
+
+class ScoringError(SamplerError):
+    """The scorer of two-stage selection failed, or did not return one score for each candidate."""
 
 
 ERROR_OF_CODE: dict[grpc.StatusCode, type[SamplerError]] = {

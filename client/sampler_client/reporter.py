@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LINGER_S = 0.02
+"""for which reports wait for others to be sent with"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRows:
@@ -49,6 +52,10 @@ class ReportRows:
     sketches: NDArray[Any] | None = None
     unusable: int = 0
     """rows left out, because their gradient could not be told"""
+    scores: bool = False
+    """of a scoring pass over the batch's candidates, not of its training step"""
+    stage: pb.Stage | None = None
+    """what the second stage measured"""
 
     def resolve(self) -> ReportRows:
         """The rows themselves: nothing of them is under way."""
@@ -90,6 +97,8 @@ class ReportRows:
                     losses=None if self.losses is None else self.losses[piece],
                     norms=None if self.norms is None else self.norms[piece],
                     sketches=None if self.sketches is None else self.sketches[piece],
+                    scores=self.scores,
+                    stage=self.stage if start == 0 else None,
                 )
             )
         return pieces
@@ -104,6 +113,8 @@ class PendingReport:
     example_ids: NDArray[np.int64]
     losses: Callable[[], NDArray[np.float32]]
     sketches: Callable[[], Taken] | None = None
+    scored: bool = False
+    """the run's norms come from scoring passes: those of the sketcher are of other layers, in another unit"""
 
     def resolve(self) -> ReportRows:
         """Wait for the device and fetch what it has.
@@ -118,7 +129,8 @@ class PendingReport:
             if self.sketches is None:
                 return rows
             taken = self.sketches()
-            return rows.with_sketches(taken.sketches, taken.norms, taken.usable)
+            rows = rows.with_sketches(taken.sketches, taken.norms, taken.usable)
+            return replace(rows, norms=None) if self.scored else rows
         except Exception as error:
             raise SketchError(
                 f"the report of batch {self.batch_id} could not be taken: {type(error).__name__}: {error}"
@@ -167,6 +179,7 @@ class Reporter:
         self._queue: deque[ReportRows | PendingReport] = deque()
         self._changed = threading.Condition()
         self._sending = 0
+        self._flushing = 0
         self._closed = False
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
@@ -220,7 +233,10 @@ class Reporter:
         """
         limit_s = self._client.timeouts.report_s if timeout_s is None else timeout_s
         with self._changed:
+            self._flushing += 1
+            self._changed.notify_all()
             done = self._changed.wait_for(lambda: not self._queue and not self._sending, timeout=limit_s)
+            self._flushing -= 1
             self._raise_pending()
             if not done:
                 waiting = len(self._queue) + self._sending
@@ -250,6 +266,10 @@ class Reporter:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
+                if self._closed:
+                    return
+                # A call costs the service far more than a report in it: wait a little for others, if nobody waits.
+                self._changed.wait_for(lambda: self._flushing or self._closed, timeout=_LINGER_S)
                 if self._closed:
                     return
                 batch = list(self._queue)

@@ -70,7 +70,7 @@ def decode_array(message: pb.Array, name: str, dtypes: tuple[str, ...]) -> NDArr
     return to_array(message.data, message.dtype, name, length).reshape(shape)
 
 
-def encode_report(
+def encode_report(  # noqa: PLR0913 - keyword-only, the fields of the message
     *,
     session: str,
     batch_id: int,
@@ -79,6 +79,8 @@ def encode_report(
     losses: NDArray[np.float32] | None,
     norms: NDArray[np.float32] | None,
     sketches: NDArray[Any] | None,
+    scores: bool = False,
+    stage: pb.Stage | None = None,
 ) -> pb.Report:
     """One Report message from arrays of r rows; sketches are (r, d) float16 or float32."""
     return pb.Report(
@@ -89,4 +91,6 @@ def encode_report(
         losses=b"" if losses is None else np.ascontiguousarray(losses, dtype=np.float32).tobytes(),
         norms=b"" if norms is None else np.ascontiguousarray(norms, dtype=np.float32).tobytes(),
         sketches=None if sketches is None else encode_array(sketches),
+        scores=scores,
+        stage=stage,
     )

@@ -36,16 +36,19 @@ class _Block:
 
     rows: Rows
     first: int
+    stop: int
+    stride: int
+    """By how much the position grows with each step."""
     size: int
-    """Rows of one batch."""
+    """Rows of one step."""
 
-    @property
-    def stop(self) -> int:
-        return self.first + len(self.rows)
-
-    def covers(self, position: int, size: int) -> bool:
+    def covers(self, position: int, stride: int) -> bool:
         into = position - self.first
-        return size == self.size and 0 <= into < len(self.rows) and into % size == 0
+        return stride == self.stride and 0 <= into < self.stop - self.first and into % stride == 0
+
+    def between(self, position: int, stop: int) -> Rows:
+        low, high = ((place - self.first) // self.stride * self.size for place in (position, stop))
+        return self.rows.take(slice(low, high))
 
 
 class DrawPlanner:
@@ -68,56 +71,71 @@ class DrawPlanner:
         self._block, self._block_ended = None, False
 
     def block(
-        self, rates: StratifiedDraw | WeightedDraw, *, epoch: int, position: int, num_batches: int, size: int
+        self,
+        rates: StratifiedDraw | WeightedDraw,
+        *,
+        epoch: int,
+        position: int,
+        num_batches: int,
+        size: int,
+        candidates: int = 1,
     ) -> Rows:
-        """`num_batches * size` rows, batch after batch, each batch in random order.
+        """`num_batches * size * candidates` rows, batch after batch, each batch in random order.
 
         Args:
-            position: examples drawn in this epoch before these batches. The randomness of each batch is a
+            position: examples of this epoch before these batches. The randomness of each batch is a
                 function of seed, epoch and the batch's position; stratified draws go on from the cursors too.
+            size: examples of a batch, by which the position grows.
+            candidates: rows drawn for each of them.
 
         Raises:
             ConfigError: rates of another number of examples, not finite, or zero where examples are.
         """
         if isinstance(rates, WeightedDraw):
             drawer = self._weigh(rates, epoch)
-            return self._weighted(drawer, rates, epoch, position, num_batches, size)
+            return self._weighted(
+                drawer, rates, epoch, range(position, position + num_batches * size, size), candidates
+            )
         self._stratify(rates, epoch, position)
-        return self._stratified(rates, epoch, position, num_batches, size)
+        return self._stratified(rates, epoch, range(position, position + num_batches * size, size), candidates)
 
-    def _stratified(self, rates: StratifiedDraw, epoch: int, position: int, num_batches: int, size: int) -> Rows:
-        id_sb = np.empty((num_batches, size), dtype=np.int64)
-        for batch in range(num_batches):
-            rng = generator(Stream.DRAW, seed=self._seed, epoch=epoch, position=position + batch * size)
+    def _stratified(self, rates: StratifiedDraw, epoch: int, positions: range, candidates: int) -> Rows:
+        size = positions.step * candidates
+        id_sb = np.empty((len(positions), size), dtype=np.int64)
+        for batch, position in enumerate(positions):
+            rng = generator(Stream.DRAW, seed=self._seed, epoch=epoch, position=position)
             count_sk = systematic_block(rates.rate_k, size, num_batches=1, rng=rng)
             id_sb[batch] = self.cursors.take(count_sk, rng)[0]
         id_m = id_sb.ravel()
         return _weighted_rows(id_m, self._member_probability_k[rates.stratum_n[id_m]], self._num_examples)
 
     def _weighted(
-        self, drawer: WeightedDrawer, rates: WeightedDraw, epoch: int, position: int, num_batches: int, size: int
+        self, drawer: WeightedDrawer, rates: WeightedDraw, epoch: int, positions: range, candidates: int
     ) -> Rows:
         """The rows of these batches, cut out of as many blocks as they touch."""
         parts: list[Rows] = []
-        end = position + num_batches * size
-        while position < end:
-            block = self._block_at(drawer, rates, epoch, position, size)
-            stop = min(end, block.stop)
-            parts.append(block.rows.take(slice(position - block.first, stop - block.first)))
+        position, stride = positions.start, positions.step
+        while position < positions.stop:
+            block = self._block_at(drawer, rates, epoch, position, stride, stride * candidates)
+            stop = min(positions.stop, block.stop)
+            parts.append(block.between(position, stop))
             position = stop
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _block_at(self, drawer: WeightedDrawer, rates: WeightedDraw, epoch: int, position: int, size: int) -> _Block:
-        under_way = self._block is not None and self._block.covers(position, size)
-        if self._block is None or not under_way or self._block_ended:
-            row = position // size % BLOCK_STEPS
+    def _block_at(
+        self, drawer: WeightedDrawer, rates: WeightedDraw, epoch: int, position: int, stride: int, size: int
+    ) -> _Block:
+        under_way = self._block is not None and self._block.covers(position, stride)
+        if self._block is None or not under_way or self._block_ended or self._block.size != size:
+            row = position // stride % BLOCK_STEPS
             # After a resume the block is planned from its start on, so that it gives the rows that it would have.
-            first = position if under_way else position - row * size
+            first = position if under_way else position - row * stride
             num_batches = BLOCK_STEPS - row if under_way else BLOCK_STEPS
             rng = generator(Stream.DRAW, seed=self._seed, epoch=epoch, position=first)
             id_m = drawer.draw(num_batches=num_batches, size=size, rng=rng).ravel()
             rows = _weighted_rows(id_m, rates.probability_n[id_m], self._num_examples)
-            self._block, self._block_ended = _Block(rows=rows, first=first, size=size), False
+            stop = first + num_batches * stride
+            self._block, self._block_ended = _Block(rows=rows, first=first, stop=stop, stride=stride, size=size), False
         return self._block
 
     def _weigh(self, rates: WeightedDraw, epoch: int) -> WeightedDrawer:

@@ -86,11 +86,12 @@ class Planner:
         self._edge_t = np.concatenate(([0], np.cumsum(size_t)))
         return self.num_steps
 
-    def plan(self, step: int, count: int, rates: Rates) -> list[list[Rows]]:
+    def plan(self, step: int, count: int, rates: Rates, *, candidates: int = 1) -> list[list[Rows]]:
         """The parts of steps `step` … `step + count - 1` of `start_epoch`'s numbering: [count][world].
 
         For the same seed and rates at each step, in order, any split of the steps into calls gives the same batches.
-        Draws are full global batches; a sweep's last step may be shorter or longer (see `batch_sizes`).
+        Draws are full global batches, with `candidates` rows for each of their examples; a sweep has one row for each,
+        and its last step may be shorter or longer (see `batch_sizes`).
 
         After a resume with the same global batch and rates, sweeps and weighted draws go on as they would have, but
         for what is left of a block of weighted draws in which the rates had changed. What stratified draws have
@@ -115,8 +116,9 @@ class Planner:
                 position=self._skip + step * self._global_batch,
                 num_batches=count,
                 size=self._global_batch,
+                candidates=candidates,
             )
-            edge_t = np.arange(count + 1) * self._global_batch
+            edge_t = np.arange(count + 1) * (self._global_batch * candidates)
         steps = [rows.take(slice(low, high)) for low, high in pairwise(edge_t)]
         return [split_ranks(part, self._world) for part in steps]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from enum import IntEnum
 
 import numpy as np
@@ -14,6 +16,12 @@ class Stream(IntEnum):
     KEEP = 2
     STRATA = 3
     DRAW = 4
+
+
+def position_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """64 bits for one rank's choices at one step, made elsewhere."""
+    digest = hashlib.blake2b(struct.pack("<QQQQ", seed, epoch, step, rank), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def generator(stream: Stream, *, seed: int, epoch: int, position: int = 0) -> np.random.Generator:

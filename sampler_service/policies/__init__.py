@@ -13,8 +13,9 @@ from sampler_service.policies.infobatch import InfoBatch
 from sampler_service.policies.rho_loss import RhoLoss
 from sampler_service.policies.selective_backprop import SelectiveBackprop
 from sampler_service.policies.shuffle import Shuffle
+from sampler_service.policies.two_stage import TwoStage
 
-__all__ = ["POLICIES", "Policy", "choose", "coverage", "make_policy"]
+__all__ = ["POLICIES", "Policy", "TwoStage", "choose", "coverage", "make_policy"]
 
 PolicyClass = (
     type[Shuffle]
@@ -23,10 +24,11 @@ PolicyClass = (
     | type[InfoBatch]
     | type[SelectiveBackprop]
     | type[RhoLoss]
+    | type[TwoStage]
 )
 
 POLICIES: dict[str, PolicyClass] = {
-    cls.name: cls for cls in (Shuffle, GradientClustering, Importance, InfoBatch, SelectiveBackprop, RhoLoss)
+    cls.name: cls for cls in (Shuffle, GradientClustering, Importance, InfoBatch, SelectiveBackprop, RhoLoss, TwoStage)
 }
 
 

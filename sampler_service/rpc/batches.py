@@ -258,3 +258,5 @@ def encode_batch(batch: Batch, message: pb.Batch) -> None:
     message.lead = batch.lead
     message.global_batch_size = batch.global_batch_size
     message.world_size = batch.world_size
+    message.keep = batch.keep
+    message.choice_seed = batch.choice_seed

@@ -20,7 +20,7 @@ from sampler_service.leases import Group
 from sampler_service.policies import POLICIES
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
-from sampler_service.types import Report
+from sampler_service.types import Report, Stage
 
 REPORTS_PER_CALL = 32
 """reports handed on together: one call to the run's actor instead of many"""
@@ -178,6 +178,7 @@ def _run_config(request: pb.OpenRunRequest, num_examples: int) -> RunConfig:
         seed=request.seed,
         num_clusters=request.num_clusters,
         epochs=request.epochs,
+        candidates=request.candidates or 1,
         **{name: value for name, value in defaults.items() if value},
     )
 
@@ -211,4 +212,17 @@ def _report(message: pb.Report) -> Report:
         losses=wire.to_array(message.losses, "f4", "losses", rows) if message.losses else None,
         norms=wire.to_array(message.norms, "f4", "norms", rows) if message.norms else None,
         sketches=sketches,
+        scores=message.scores,
+        stage=_stage(message.stage) if message.HasField("stage") else None,
+    )
+
+
+def _stage(message: pb.Stage) -> Stage:
+    return Stage(
+        scoring_s=message.scoring,
+        training_s=message.training,
+        waiting_s=message.waiting,
+        uniform=message.uniform,
+        proposed=message.proposed,
+        chosen=message.chosen,
     )

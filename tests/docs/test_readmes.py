@@ -43,7 +43,7 @@ def test_a_block_of_python_runs(name: str, number: int, served: ServedService) -
     exec(code_of(name, "python")[number].replace("localhost:50051", served.address), namespace)
     if name == "README.md":
         namespace["loader"].close()
-        assert served.service.statistics("resnet-cifar10").reported_rows == 40
+        assert served.service.statistics("resnet-cifar10").reported_rows >= 40
 
 
 def test_there_is_code_to_run() -> None:

@@ -21,6 +21,7 @@ from sampler_service.planning import Planner, draws
 from sampler_service.planning.randomness import Stream
 from sampler_service.policies import POLICIES, make_policy
 from sampler_service.types import NO_CLUSTER, Rates, StratifiedDraw, Sweep, TableView, WeightedDraw
+from tests.choices import expected_coefficients_of_choice
 
 
 class Choices:
@@ -132,22 +133,30 @@ def enumerate_choices(monkeypatch, choices: Choices, rates: Rates, cuts: np.ndar
 
 
 def expected_coefficients(
-    rates: Rates, monkeypatch, *, num_examples: int, batch: int, steps: int, weigh: Callable = lambda w: w
+    rates: Rates,
+    monkeypatch,
+    *,
+    num_examples: int,
+    batch: int,
+    steps: int,
+    weigh: Callable = lambda w: w,
+    candidates: int = 1,
+    keep: Callable | None = None,
 ) -> np.ndarray:
     """(steps, n): the expected coefficient of every example in each batch's mean; for sweeps of the epoch's
-    sum / n."""
+    sum / n. `keep` maps the rows of a step to their expected coefficients after a second stage."""
     choices = Choices()
-    enumerate_choices(monkeypatch, choices, rates, _cuts(rates, batch))
+    enumerate_choices(monkeypatch, choices, rates, _cuts(rates, batch * candidates))
     sweep = isinstance(rates, Sweep)
     expected = np.zeros((1 if sweep else steps, num_examples))
     total = 0.0
     for _ in choices.runs():
         planner = Planner(num_examples, seed=0, drop_last=False)
         planned = planner.start_epoch(0, rates, batch_size=batch, world=1)
-        batches = planner.plan(0, planned if sweep else steps, rates)
+        batches = planner.plan(0, planned if sweep else steps, rates, candidates=candidates)
         estimate = np.zeros_like(expected)
         for step, (rows,) in enumerate(batches):
-            share = weigh(rows.weights) / (num_examples if sweep else len(rows))
+            share = weigh(rows.weights) / (num_examples if sweep else len(rows)) if keep is None else keep(rows)
             np.add.at(estimate[0 if sweep else step], rows.example_ids, share)
         expected += choices.probability * estimate
         total += choices.probability
@@ -186,6 +195,8 @@ CASES = {
     ),
     "importance, one dominates": ("importance", {"gate": 1, "alpha": 0.1}, 3, 2, 2, {}),
     "infobatch": ("infobatch", {"prune_ratio": 0.4}, 4, 2, 1, {}),
+    "two_stage": ("two_stage", {"alpha": 0.2, "propose": "norm"}, 4, 2, 2, {}),
+    "two_stage, aged": ("two_stage", {}, 4, 2, 1, {"step": 3, "epoch_steps": 2, "step_n": np.arange(4)}),
 }
 
 
@@ -228,6 +239,22 @@ def test_rates_made_from_the_block_they_change_leave_it_unbiased(length, monkeyp
             estimate[step, rows.example_ids] = rows.weights
             rates = favouring[rows.example_ids[0]]
         expected += choices.probability * estimate
+    np.testing.assert_allclose(expected, 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("propose", ["norm", "cluster", "both"])
+def test_both_stages_together_are_unbiased(propose, monkeypatch):
+    """Every outcome of the service's proposals, and for each every outcome of the trainer's choice, whose scores have
+    nothing to do with what the service knew."""
+    view = table(3, step=3, epoch_steps=2, step_n=np.arange(3))
+    rates = make_policy("two_stage", {"propose": propose}).rates(view, progress=0)
+    fresh_n = np.array([0.1, 9.0, 1.0])
+
+    def keep(rows) -> np.ndarray:
+        score_c = fresh_n[rows.example_ids]
+        return expected_coefficients_of_choice(score_c, rows.weights.astype(np.float64), 1, mix=0.2)
+
+    expected = expected_coefficients(rates, monkeypatch, num_examples=3, batch=1, steps=2, candidates=3, keep=keep)
     np.testing.assert_allclose(expected, 1 / 3, rtol=1e-6)
 
 

@@ -25,7 +25,7 @@ class RegisterDatasetResponse(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., service_version: _Optional[str] = ...) -> None: ...
 
 class OpenRunRequest(_message.Message):
-    __slots__ = ("run", "dataset", "policy", "policy_options", "seed", "sketch_dim", "sketch_dtype", "num_clusters", "max_lead", "lease_seconds", "on_lost", "epochs")
+    __slots__ = ("run", "dataset", "policy", "policy_options", "seed", "sketch_dim", "sketch_dtype", "num_clusters", "max_lead", "lease_seconds", "on_lost", "epochs", "candidates")
     class PolicyOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class OpenRunRequest(_message.Message):
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ON_LOST_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     run: str
     dataset: str
     policy: str
@@ -57,7 +58,8 @@ class OpenRunRequest(_message.Message):
     lease_seconds: float
     on_lost: str
     epochs: int
-    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., policy: _Optional[str] = ..., policy_options: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., sketch_dim: _Optional[int] = ..., sketch_dtype: _Optional[str] = ..., num_clusters: _Optional[int] = ..., max_lead: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., on_lost: _Optional[str] = ..., epochs: _Optional[int] = ...) -> None: ...
+    candidates: int
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., policy: _Optional[str] = ..., policy_options: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., sketch_dim: _Optional[int] = ..., sketch_dtype: _Optional[str] = ..., num_clusters: _Optional[int] = ..., max_lead: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., on_lost: _Optional[str] = ..., epochs: _Optional[int] = ..., candidates: _Optional[int] = ...) -> None: ...
 
 class OpenRunResponse(_message.Message):
     __slots__ = ("created", "unbiased", "policies")
@@ -208,7 +210,7 @@ class BatchBlock(_message.Message):
     def __init__(self, batch: _Optional[_Iterable[_Union[Batch, _Mapping]]] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("batch_id", "epoch", "step", "table_version", "policy", "example_ids", "weights", "probabilities", "cluster_ids", "lease_deadline", "lead", "global_batch_size", "world_size")
+    __slots__ = ("batch_id", "epoch", "step", "table_version", "policy", "example_ids", "weights", "probabilities", "cluster_ids", "lease_deadline", "lead", "global_batch_size", "world_size", "keep", "choice_seed")
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +224,8 @@ class Batch(_message.Message):
     LEAD_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_SEED_FIELD_NUMBER: _ClassVar[int]
     batch_id: int
     epoch: int
     step: int
@@ -235,7 +239,9 @@ class Batch(_message.Message):
     lead: int
     global_batch_size: int
     world_size: int
-    def __init__(self, batch_id: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., table_version: _Optional[int] = ..., policy: _Optional[str] = ..., example_ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., probabilities: _Optional[bytes] = ..., cluster_ids: _Optional[bytes] = ..., lease_deadline: _Optional[float] = ..., lead: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., world_size: _Optional[int] = ...) -> None: ...
+    keep: int
+    choice_seed: int
+    def __init__(self, batch_id: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., table_version: _Optional[int] = ..., policy: _Optional[str] = ..., example_ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., probabilities: _Optional[bytes] = ..., cluster_ids: _Optional[bytes] = ..., lease_deadline: _Optional[float] = ..., lead: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., world_size: _Optional[int] = ..., keep: _Optional[int] = ..., choice_seed: _Optional[int] = ...) -> None: ...
 
 class EpochStart(_message.Message):
     __slots__ = ("epoch", "num_steps", "policy", "reason")
@@ -256,7 +262,7 @@ class EpochEnd(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("session", "batch_id", "step", "example_ids", "losses", "norms", "sketches")
+    __slots__ = ("session", "batch_id", "step", "example_ids", "losses", "norms", "sketches", "scores", "stage")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +270,8 @@ class Report(_message.Message):
     LOSSES_FIELD_NUMBER: _ClassVar[int]
     NORMS_FIELD_NUMBER: _ClassVar[int]
     SKETCHES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     session: str
     batch_id: int
     step: int
@@ -271,7 +279,25 @@ class Report(_message.Message):
     losses: bytes
     norms: bytes
     sketches: Array
-    def __init__(self, session: _Optional[str] = ..., batch_id: _Optional[int] = ..., step: _Optional[int] = ..., example_ids: _Optional[bytes] = ..., losses: _Optional[bytes] = ..., norms: _Optional[bytes] = ..., sketches: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+    scores: bool
+    stage: Stage
+    def __init__(self, session: _Optional[str] = ..., batch_id: _Optional[int] = ..., step: _Optional[int] = ..., example_ids: _Optional[bytes] = ..., losses: _Optional[bytes] = ..., norms: _Optional[bytes] = ..., sketches: _Optional[_Union[Array, _Mapping]] = ..., scores: bool = ..., stage: _Optional[_Union[Stage, _Mapping]] = ...) -> None: ...
+
+class Stage(_message.Message):
+    __slots__ = ("scoring", "training", "waiting", "uniform", "proposed", "chosen")
+    SCORING_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    UNIFORM_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    scoring: float
+    training: float
+    waiting: float
+    uniform: float
+    proposed: float
+    chosen: float
+    def __init__(self, scoring: _Optional[float] = ..., training: _Optional[float] = ..., waiting: _Optional[float] = ..., uniform: _Optional[float] = ..., proposed: _Optional[float] = ..., chosen: _Optional[float] = ...) -> None: ...
 
 class Array(_message.Message):
     __slots__ = ("dtype", "shape", "data")
@@ -319,7 +345,7 @@ class GetStatisticsRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class GetStatisticsResponse(_message.Message):
-    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes", "shards", "shards_away", "shards_lost")
+    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes", "shards", "shards_away", "shards_lost", "candidates", "stage_ratio", "stage_cost", "uniform_share", "median_age_steps", "p99_age_steps", "median_lead", "p99_lead")
     class RejectedRowsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -354,6 +380,14 @@ class GetStatisticsResponse(_message.Message):
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     SHARDS_AWAY_FIELD_NUMBER: _ClassVar[int]
     SHARDS_LOST_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    STAGE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    STAGE_COST_FIELD_NUMBER: _ClassVar[int]
+    UNIFORM_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_AGE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    P99_AGE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_LEAD_FIELD_NUMBER: _ClassVar[int]
+    P99_LEAD_FIELD_NUMBER: _ClassVar[int]
     run: str
     dataset: str
     num_examples: int
@@ -381,7 +415,15 @@ class GetStatisticsResponse(_message.Message):
     shards: int
     shards_away: int
     shards_lost: int
-    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: bool = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., shards_away: _Optional[int] = ..., shards_lost: _Optional[int] = ...) -> None: ...
+    candidates: int
+    stage_ratio: float
+    stage_cost: float
+    uniform_share: float
+    median_age_steps: float
+    p99_age_steps: float
+    median_lead: float
+    p99_lead: float
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: bool = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., shards_away: _Optional[int] = ..., shards_lost: _Optional[int] = ..., candidates: _Optional[int] = ..., stage_ratio: _Optional[float] = ..., stage_cost: _Optional[float] = ..., uniform_share: _Optional[float] = ..., median_age_steps: _Optional[float] = ..., p99_age_steps: _Optional[float] = ..., median_lead: _Optional[float] = ..., p99_lead: _Optional[float] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ()

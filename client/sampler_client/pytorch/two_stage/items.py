@@ -1,0 +1,60 @@
+"""Rows of a collated item: whatever the DataLoader yields, cut down to the examples that were kept.
+
+Shapes: c examples of the item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from sampler_client.errors import ConfigError
+
+
+def take_rows(item: Any, index: torch.Tensor, size: int) -> Any:
+    """`item` with only the rows `index` of each of its tensors, arrays and lists of `size` examples.
+
+    Tuples, named tuples, lists and mappings are walked through; numbers, strings and None stay as they are.
+
+    Raises:
+        ConfigError: a tensor or array whose first dimension is not the batch.
+    """
+    if isinstance(item, torch.Tensor):
+        if item.ndim == 0:
+            return item
+        _check(item.shape, size)
+        return item[index.to(item.device)]
+    if isinstance(item, np.ndarray):
+        _check(item.shape, size)
+        return item[index.cpu().numpy()]
+    if isinstance(item, Mapping):
+        taken = {key: take_rows(value, index, size) for key, value in item.items()}
+        # Such as the BatchEncoding of a tokenizer, which people read by attribute.
+        return taken if type(item) is dict else type(item)(taken)  # pyright: ignore[reportCallIssue]
+    if isinstance(item, list | tuple):
+        if len(item) == size and not all(_is_batched(entry, size) for entry in item):  # one entry for each example
+            rows = [item[place] for place in index.tolist()]
+        else:
+            rows = [take_rows(entry, index, size) for entry in item]
+        return type(item)(*rows) if hasattr(item, "_fields") else type(item)(rows)
+    if item is None or isinstance(item, str | bytes | int | float | bool):
+        return item
+    raise ConfigError(
+        f"two-stage selection cannot cut a {type(item).__name__} down to the examples kept; let collate_fn return "
+        "tensors, arrays, lists, tuples or mappings"
+    )
+
+
+def _is_batched(entry: Any, size: int) -> bool:
+    return isinstance(entry, torch.Tensor | np.ndarray) and entry.ndim > 0 and len(entry) == size
+
+
+def _check(shape: tuple[int, ...], size: int) -> None:
+    if not shape or shape[0] != size:
+        raise ConfigError(
+            f"two-stage selection found an array of shape {tuple(shape)} in a batch of {size} candidates: the first "
+            "dimension must be the batch"
+        )

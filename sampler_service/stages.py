@@ -1,0 +1,109 @@
+"""Whether a second stage pays, and with how many candidates: measured variance against measured cost.
+
+Each scored step says what the second moment of a draw's gradient was under uniform draws, under the proposals alone
+and under both stages, and what the step's parts cost. Steps needed go with the variance, so c candidates pay when
+
+    ratio(c) cost(c) < 1,    ratio(c) = second moment over that of uniform draws,    cost(c) = seconds over those
+                             of a step without candidates.
+
+Source: the gate of Katharopoulos and Fleuret, arXiv 1803.00942, section 3.3, with the measured cost in the place of
+their 1:2 for a forward and a backward pass; the interpolation between numbers of candidates is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+
+from sampler_service.types import Stage
+
+WINDOW = 8
+"""scored steps that a decision looks back on"""
+
+ENOUGH = 4
+"""scored steps that it needs"""
+
+PROBE_FIRST, PROBE_EVERY = 4, 48
+"""A run that stands aside still scores a step now and then, to see whether it would pay by now: after so many steps at
+first, then after twice as many each time, and at last one step in so many."""
+
+MARGIN = 0.95
+"""another number of candidates must promise this share of the present price at most: no flutter around a tie"""
+
+
+class StageMonitor:
+    """What the second stage measured of late, and what follows. Not thread-safe.
+
+    Args:
+        most: candidates for each example of a batch, at most; 1: there is no second stage.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.candidates = most
+        """for each example of a batch, at present; 1: the run stands aside"""
+        self._steps: deque[Stage] = deque(maxlen=WINDOW)
+        self._at = most
+        self._unscored, self._pause = 0, PROBE_FIRST
+
+    def add(self, stage: Stage, candidates: int) -> None:
+        """Take in one step that was scored with so many candidates for each example."""
+        values = (stage.uniform, stage.proposed, stage.chosen, stage.scoring_s, stage.training_s, stage.waiting_s)
+        if candidates < 2 or not all(math.isfinite(value) and value >= 0 for value in values):
+            return
+        if candidates != self._at:
+            self._steps.clear()  # ratios and seconds of different numbers of candidates do not mix
+            self._at = candidates
+        self._steps.append(stage)
+
+    def ratio(self, candidates: int) -> float:
+        """Second moment with so many candidates over that of uniform draws; NaN before there are measures."""
+        uniform = sum(stage.uniform for stage in self._steps)
+        if uniform == 0:
+            return math.nan
+        proposed = sum(stage.proposed for stage in self._steps) / uniform
+        chosen = sum(stage.chosen for stage in self._steps) / uniform
+        # proposed / c + limit (1 - 1/c): what the proposals leave, and what no number of candidates improves on
+        limit = max(0.0, (chosen - proposed / self._at) / (1 - 1 / self._at))
+        return limit + (proposed - limit) / candidates
+
+    def cost(self, candidates: int) -> float:
+        """Seconds of a step with so many candidates over one without; NaN before there are measures."""
+        timed = [stage for stage in self._steps if stage.training_s > 0]
+        if not timed:
+            return math.nan
+        training_s = median(stage.training_s for stage in timed)
+        scoring_s = median(stage.scoring_s for stage in timed) / self._at if candidates > 1 else 0.0
+        waiting_s = median(stage.waiting_s for stage in timed) / self._at
+        return (training_s + candidates * (scoring_s + waiting_s)) / (training_s + waiting_s)
+
+    def plan(self, steps: int) -> int:
+        """Candidates for the next so many steps; while the run stands aside, now and then a probe."""
+        if self.decide() > 1 or self.most == 1:
+            self._unscored, self._pause = 0, PROBE_FIRST
+            return self.candidates
+        self._unscored += steps
+        if self._unscored < self._pause:
+            return 1
+        self._unscored, self._pause = 0, min(2 * self._pause, PROBE_EVERY)
+        return self.most
+
+    @property
+    def reason(self) -> str:
+        """Why the run stands aside, in words."""
+        if self.most == 1:
+            return "one candidate for each example leaves nothing to choose"
+        return (
+            f"choosing among {self.most} candidates for each example would leave {self.ratio(self.most):.2f} of the "
+            f"variance at {self.cost(self.most):.2f} times the cost of a step"
+        )
+
+    def decide(self) -> int:
+        """The number of candidates that should reach the goal soonest, 1 … most."""
+        if len(self._steps) >= ENOUGH:
+            prices = {1: 1.0} | {c: self.ratio(c) * self.cost(c) for c in range(2, self.most + 1)}
+            best = min(prices, key=prices.__getitem__)  # a NaN is no minimum, and fails the comparison
+            if prices[best] < MARGIN * prices[self.candidates]:
+                self.candidates = best
+        return self.candidates

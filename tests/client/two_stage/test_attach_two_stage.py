@@ -1,0 +1,271 @@
+"""Two-stage selection over a real wire: candidates in, batches of the usual size out, and what can go wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import sampler_client as sampler
+from sampler_client.pytorch.two_stage.stage import TwoStage
+from tests.client.conftest import BATCH, QUICK, STEPS, N
+from tests.served import ServedService
+
+
+def pairs(num_workers: int = 0, **options) -> DataLoader:
+    """(id, label) of N examples: what comes out says which example it is."""
+    dataset = TensorDataset(torch.arange(N, dtype=torch.float32).unsqueeze(1), torch.arange(N) % 3)
+    spawn = {"multiprocessing_context": "spawn"} if num_workers else {}
+    return DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=num_workers, **spawn, **options)
+
+
+def by_id(item) -> torch.Tensor:
+    """Scores that differ from example to example and never change."""
+    return 1 + item[0][:, 0] % 7
+
+
+def attach(loader: DataLoader, served: ServedService, stage, **options) -> sampler.SampledLoader:
+    return sampler.attach(loader, served.address, run="r", two_stage=stage, timeouts=QUICK, **options)
+
+
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate stays open, whatever this machine's clock says."""
+    monkeypatch.setattr("sampler_service.stages.StageMonitor.decide", lambda self: self.most)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_have_their_usual_size_and_belong_to_their_data(served, monkeypatch, num_workers):
+    always(monkeypatch)
+    with attach(pairs(num_workers), served, TwoStage(by_id, candidates=3)) as loader:
+        for _ in range(2):
+            sizes = []
+            for (ids, labels), batch in loader:
+                np.testing.assert_array_equal(ids[:, 0].numpy(), batch.example_ids)
+                np.testing.assert_array_equal(labels.numpy(), batch.example_ids % 3)
+                assert len(batch.weights) == len(batch.probabilities) == len(batch.cluster_ids) == len(batch)
+                np.testing.assert_allclose(batch.weights * batch.probabilities * N, 1, rtol=1e-5)
+                assert batch.policy == "two_stage"
+                sizes.append(len(batch))
+            assert sizes == [BATCH] * STEPS, "an epoch has as many steps as without candidates"
+        assert loader.second_stage is not None
+        assert loader.second_stage.counts.scored == 2 * STEPS
+        assert loader.second_stage.counts.candidates == 2 * STEPS * 3 * BATCH
+
+
+def test_all_candidates_are_reported_and_large_scores_are_seen_more_often(served, monkeypatch):
+    always(monkeypatch)
+    seen = Counter[int]()
+    with attach(pairs(), served, TwoStage(by_id, candidates=3, mix=0.1)) as loader:
+        for _ in range(12):
+            for _item, batch in loader:
+                seen.update(batch.example_ids.tolist())
+        loader.flush()
+        accepted = loader.reports.accepted
+        assert not loader.reports.rejected
+        with sampler.SamplerClient(served.address) as client:
+            said = client.statistics("r")
+    known = served.service._samplers["r"]._table.norm_n
+    np.testing.assert_allclose(known[np.isfinite(known)], (1 + np.arange(N) % 7)[np.isfinite(known)])
+    # Of a candidate that was proposed twice in one batch one row counts.
+    assert 0.9 * 12 * STEPS * 3 * BATCH < said.reported_rows == accepted
+    small, large = (sum(seen[i] for i in range(N) if i % 7 == r) / len(range(r, N, 7)) for r in (0, 6))
+    assert large > 2 * small
+
+
+def test_the_weighted_batches_estimate_the_mean_of_all_examples(served, monkeypatch):
+    always(monkeypatch)
+    value_n = np.cos(np.arange(N)) + 2
+    estimates = []
+    with attach(pairs(), served, TwoStage(by_id, candidates=2), seed=5) as loader:
+        for _ in range(150):
+            estimates += [float((batch.weights * value_n[batch.example_ids]).mean()) for _, batch in loader]
+    error = np.std(estimates) / np.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - value_n.mean()) < 4 * error
+    assert error < 0.02
+
+
+def test_a_model_is_scored_by_its_last_layer_and_trains(served, monkeypatch):
+    always(monkeypatch)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sketcher = sampler.GradientSketcher(model, dim=8)
+    with attach(pairs(), served, model, sketch_dim=8) as loader:
+        for _ in range(2):
+            for (x, y), batch in loader:
+                losses = functional.cross_entropy(model(x / N), y, reduction="none")
+                optimizer.zero_grad()
+                batch.weighted_mean(losses).backward()
+                optimizer.step()
+                batch.report(losses, sketcher)
+        loader.flush()
+        counts = loader.reports
+    assert counts.accepted > 0.9 * 2 * STEPS * (3 + 1) * BATCH, "candidates by their scores, batches by their sketches"
+    assert not counts.rejected
+    sketcher.close()
+
+
+def test_ranks_choose_each_from_candidates_of_their_own(served, monkeypatch):
+    always(monkeypatch)
+    both = [attach(pairs(), served, TwoStage(by_id, candidates=2), rank=rank, world_size=2) for rank in range(2)]
+    choices = []
+    for left, right in zip(*both, strict=True):
+        choices.append([batch.example_ids.tolist() for _, batch in (left, right)])
+        assert left[1].global_batch_size == 2 * BATCH
+    assert len(choices) == -(-N // (2 * BATCH))
+    assert all(a != b for a, b in choices)
+    for loader in both:
+        loader.close()
+
+
+def test_the_same_seed_gives_the_same_batches(served, monkeypatch):
+    always(monkeypatch)
+    runs = []
+    for run in ("first", "second"):
+        with sampler.attach(
+            pairs(), served.address, run=run, two_stage=TwoStage(by_id), timeouts=QUICK, seed=3
+        ) as loader:
+            taken = []
+            for _item, batch in loader:
+                loader.fence()  # reports arrive at the same moments
+                taken.append((batch.example_ids.tolist(), batch.weights.tolist()))
+            runs.append(taken)
+    assert runs[0] == runs[1]
+
+
+def test_where_scoring_does_not_pay_the_run_shuffles_says_so_and_looks_again(served, monkeypatch):
+    monkeypatch.setattr("sampler_service.stages.PROBE_EVERY", 6)
+    with attach(pairs(), served, TwoStage(lambda item: torch.ones(len(item[0])))) as loader:
+        policies = Counter()
+        for _ in range(6):
+            for (ids, _labels), batch in loader:
+                assert len(ids) == len(batch) == BATCH or batch.policy == "shuffle"
+                policies[batch.policy] += 1
+                loader.flush()
+        with sampler.SamplerClient(served.address) as client:
+            said = client.statistics("r")
+        assert loader.second_stage is not None
+        assert loader.second_stage.counts.unscored == policies["shuffle"] > policies["two_stage"] > 6
+        assert "of the variance" in said.reason or said.active_policy == "two_stage"
+
+
+def test_one_candidate_switches_it_off(served):
+    with attach(pairs(), served, TwoStage(by_id, candidates=1)) as loader:
+        seen = sorted(i for (ids, _), _ in loader for i in ids[:, 0].tolist())
+    assert seen == list(range(N)), "plain shuffling"
+
+
+def test_scores_that_are_no_numbers_are_counted_and_bias_nothing(served, monkeypatch):
+    always(monkeypatch)
+
+    def partly(item) -> torch.Tensor:
+        scores = by_id(item)
+        scores[item[0][:, 0] % 2 == 0] = torch.nan
+        return scores
+
+    value_n, estimates = np.cos(np.arange(N)) + 2, []
+    with attach(pairs(), served, TwoStage(partly, candidates=2)) as loader:
+        for _ in range(60):
+            estimates += [float((batch.weights * value_n[batch.example_ids]).mean()) for _, batch in loader]
+        loader.flush()
+        assert loader.second_stage is not None
+        assert loader.second_stage.counts.unusable > 0
+        assert loader.reports.rejected["nan"] == loader.second_stage.counts.unusable
+    assert abs(np.mean(estimates) - value_n.mean()) < 4 * np.std(estimates) / np.sqrt(len(estimates))
+
+
+def test_without_a_single_score_the_first_stage_chooses_alone(served, monkeypatch):
+    always(monkeypatch)
+    blind = TwoStage(lambda item: torch.full((len(item[0]),), torch.inf))
+    with attach(pairs(), served, blind) as loader:
+        assert [len(batch) for _, batch in loader] == [BATCH] * STEPS
+        assert loader.second_stage is not None
+        assert loader.second_stage.counts.blind == STEPS
+
+
+def test_a_scorer_that_fails_is_named_with_its_batch_and_its_error(served):
+    def broken(item):
+        raise RuntimeError("no such layer")
+
+    with (
+        attach(pairs(), served, TwoStage(broken)) as loader,
+        pytest.raises(
+            sampler.ScoringError, match=r"scoring the 24 candidates of batch \d+: RuntimeError: no such layer"
+        ),
+    ):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(5), 1.0, torch.ones(24, 1)])
+def test_scores_of_another_shape_are_named(served, wrong):
+    with (
+        attach(pairs(), served, TwoStage(lambda _item: wrong)) as loader,
+        pytest.raises(sampler.ScoringError, match=r"norms of shape .*, expected \(24,\)"),
+    ):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: TwoStage(by_id, candidates=0), "candidates must be .*at least 1|candidates"),
+        (lambda: TwoStage(by_id, mix=0.0), r"mix must lie in \(0, 1\], got 0"),
+        (lambda: TwoStage(by_id, order="sorted"), "order must be 'random' or 'similar', got 'sorted'"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_settings_that_cannot_be_are_refused(make, says):
+    with pytest.raises(sampler.ConfigError, match=says):
+        make()
+
+
+def test_more_candidates_than_examples_are_refused(served):
+    with pytest.raises(
+        sampler.ConfigError, match=r"7 candidates for each of 8 examples .* more than dataset 'r' has, 50"
+    ):
+        attach(pairs(), served, TwoStage(by_id, candidates=7))
+
+
+def test_candidates_belong_to_the_settings_of_the_stage(served):
+    with pytest.raises(sampler.ConfigError, match=r"two_stage=TwoStage\(model, candidates=…\)"):
+        attach(pairs(), served, by_id, candidates=2)
+
+
+def test_an_order_by_likeness_needs_sketches(served):
+    with (
+        attach(pairs(), served, TwoStage(by_id, order="similar")) as loader,
+        pytest.raises(sampler.ConfigError, match="LastLayerScorer a sketch_dim"),
+    ):
+        next(iter(loader))
+
+
+def test_an_order_by_likeness_works_with_them(served, monkeypatch):
+    always(monkeypatch)
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3))
+    stage = TwoStage(sampler.LastLayerScorer(model, sketch_dim=16), order="similar")
+    with attach(pairs(), served, stage, sketch_dim=16) as loader:
+        assert [len(batch) for _, batch in loader] == [BATCH] * STEPS
+        loader.flush()
+        with sampler.SamplerClient(served.address) as client:
+            assert client.statistics("r").sketch_coverage > 0.5
+
+
+def test_a_run_that_ends_between_the_stages_is_an_error_and_no_hang(served, monkeypatch):
+    always(monkeypatch)
+
+    def closing(item) -> torch.Tensor:
+        with sampler.SamplerClient(served.address) as client:
+            client.close_run("r")
+        return by_id(item)
+
+    with (
+        attach(pairs(), served, TwoStage(closing)) as loader,
+        pytest.raises(sampler.SamplerError, match="closed"),
+    ):
+        for _ in range(3):
+            for _item in loader:
+                pass

@@ -1,0 +1,149 @@
+"""Scores of a forward pass against gradients by autograd, and a model that comes back as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sampler_client import GradientSketcher, LastLayerScorer
+from sampler_client.errors import ConfigError
+
+
+def classifier() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 4))
+
+
+class Tagger(nn.Module):
+    """(c, t) tokens to (c, t, 4) logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.embed(tokens)))
+
+
+def head_gradients(model: nn.Module, head: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+    """Each example's gradient of the head's parameters, by a backward pass of its own."""
+    model.eval()
+    found = []
+    for row in range(len(x)):
+        model.zero_grad()
+        logits = model(x[row : row + 1]).flatten(0, -2)
+        functional.cross_entropy(logits, y[row : row + 1].flatten()).backward()
+        assert head.weight.grad is not None and head.bias.grad is not None
+        found.append(torch.cat((head.weight.grad.flatten(), head.bias.grad)))
+    return found
+
+
+def test_norms_and_losses_of_a_classifier_are_exact():
+    model, x, y = classifier(), torch.randn(9, 5), torch.randint(4, (9,))
+    scores = LastLayerScorer(model)((x, y))
+    exact = head_gradients(model, model[4], x, y)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(scores.norms, torch.stack([g.norm() for g in exact]))
+    torch.testing.assert_close(scores.losses, functional.cross_entropy(model(x), y, reduction="none").detach())
+
+
+def test_sequences_sum_over_their_positions_and_leave_out_what_is_ignored():
+    model, tokens = Tagger(), torch.randint(11, (6, 8))
+    targets = torch.randint(4, (6, 8))
+    targets[0, 3:] = targets[4, 0] = -100
+    scores = LastLayerScorer(model, sketch_dim=20_000)((tokens, targets))
+    exact = head_gradients(model, model.head, tokens, targets)
+    torch.testing.assert_close(scores.norms, torch.stack([g.norm() for g in exact]), rtol=1e-4, atol=1e-6)
+    assert scores.sketches is not None
+    gram, exact_gram = scores.sketches @ scores.sketches.T, torch.stack(exact) @ torch.stack(exact).T
+    torch.testing.assert_close(gram, exact_gram, rtol=0, atol=0.05 * float(exact_gram.max()))
+
+
+def test_an_example_without_any_target_counts_nothing():
+    scores = LastLayerScorer(Tagger())((torch.zeros(1, 3, dtype=torch.long), torch.full((1, 3), -100)))
+    assert scores.losses is not None
+    assert (float(scores.norms), float(scores.losses)) == (0.0, 0.0)
+
+
+def test_the_model_comes_back_as_it_was():
+    model = classifier().train()
+    model[1].eval()  # frozen in training
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    LastLayerScorer(model)((torch.randn(6, 5), torch.zeros(6, dtype=torch.long)))
+    assert [module.training for module in model] == [True, False, True, True, True]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model[4]._forward_pre_hooks
+
+
+def test_a_sketcher_does_not_see_the_scoring_pass():
+    model, x, y = classifier(), torch.randn(6, 5), torch.randint(4, (6,))
+    sketcher = GradientSketcher(model, dim=8)
+    scorer = LastLayerScorer(model)
+    losses = functional.cross_entropy(model(x), y, reduction="none")
+    scorer((torch.randn(12, 5), torch.randint(4, (12,))))
+    losses.mean().backward()
+    assert sketcher.take().sketches.shape == (6, 8)
+    sketcher.close()
+
+
+def test_wrapped_models_are_scored_beneath_their_wrapper():
+    model, x, y = classifier(), torch.randn(6, 5), torch.randint(4, (6,))
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(LastLayerScorer(compiled)((x, y)).norms, LastLayerScorer(model)((x, y)).norms)
+
+
+def test_half_precision_scores_are_close_and_finite():
+    model, x, y = classifier(), torch.randn(40, 5), torch.randint(4, (40,))
+    half = LastLayerScorer(model, autocast=torch.bfloat16)((x, y)).norms
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, LastLayerScorer(model)((x, y)).norms, rtol=0.05, atol=0.05)
+
+
+def test_mappings_of_inputs_with_labels():
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = classifier()
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.body(features)
+
+    model, x, y = Keyword(), torch.randn(6, 5), torch.randint(4, (6,))
+    by_name = LastLayerScorer(model)({"features": x, "labels": y})
+    torch.testing.assert_close(by_name.norms, LastLayerScorer(model)((x, y)).norms)
+
+
+def test_without_a_linear_head_the_logits_alone_are_the_score():
+    model = nn.Conv1d(1, 4, 5)
+    x, y = torch.randn(6, 1, 5), torch.randint(4, (6,))
+    scores = LastLayerScorer(model, forward=lambda m, item: (m(item[0]).squeeze(-1), item[1]))((x, y))
+    delta = torch.softmax(model(x).squeeze(-1), 1) - functional.one_hot(y, 4)
+    torch.testing.assert_close(scores.norms, delta.norm(dim=1).detach())
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ((torch.randn(4, 5),), "knows .inputs, targets. pairs"),
+        ((torch.randn(4, 5), torch.zeros(3, dtype=torch.long)), r"got logits \(4, 4\) and targets \(3,\)"),
+        ((torch.randn(4, 5), torch.zeros(4)), "class indices as targets, got torch.float32"),
+    ],
+)
+def test_items_that_cannot_be_scored_are_named(item, message):
+    with pytest.raises(ConfigError, match=message):
+        LastLayerScorer(classifier())(item)
+
+
+def test_a_head_that_is_none_is_named():
+    with pytest.raises(ConfigError, match=r"head 'fc' is no nn.Linear of the model; there are \['0', '4'\]"):
+        LastLayerScorer(classifier(), head="fc")
+
+
+def test_a_head_whose_output_is_not_the_logits_is_named():
+    model = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (3, 2)), nn.Linear(2, 2), nn.Flatten())
+    with pytest.raises(ConfigError, match=r"gets inputs of shape \(4, 3, 2\), the logits are \(4, 6\)"):
+        LastLayerScorer(model)((torch.randn(4, 5), torch.zeros(4, dtype=torch.long)))

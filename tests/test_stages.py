@@ -1,0 +1,103 @@
+"""When a second stage pays, by what it measured."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sampler_service.stages import ENOUGH, PROBE_EVERY, WINDOW, StageMonitor
+from sampler_service.types import Stage
+
+
+def measured(*, chosen: float, proposed: float = 1.0, scoring_s: float = 0.001, training_s: float = 0.002) -> Stage:
+    """A step whose uniform second moment is 1."""
+    return Stage(
+        scoring_s=scoring_s, training_s=training_s, waiting_s=0.0, uniform=1.0, proposed=proposed, chosen=chosen
+    )
+
+
+def after(stage: Stage, *, most: int = 3, steps: int = WINDOW) -> StageMonitor:
+    monitor = StageMonitor(most)
+    for _ in range(steps):
+        monitor.add(stage, most)
+    return monitor
+
+
+def test_it_begins_with_all_candidates_and_keeps_them_until_it_knows():
+    monitor = after(measured(chosen=1.0), steps=ENOUGH - 1)
+    assert monitor.plan(1) == 3
+    monitor.add(measured(chosen=1.0), 3)
+    assert monitor.plan(1) == 1
+
+
+def test_ratio_and_cost_of_what_was_measured_and_of_fewer_candidates():
+    monitor = after(measured(chosen=0.4, proposed=0.9, scoring_s=0.003, training_s=0.002))
+    assert monitor.ratio(3) == pytest.approx(0.4)
+    assert monitor.ratio(1) == pytest.approx(0.9)
+    assert 0.4 < monitor.ratio(2) < 0.9
+    assert monitor.cost(3) == pytest.approx((2 + 3) / 2)
+    assert monitor.cost(2) == pytest.approx((2 + 2) / 2)
+    assert monitor.cost(1) == pytest.approx(1.0)
+
+
+def test_waiting_for_more_candidates_is_a_cost_too():
+    waiting = Stage(scoring_s=0.0, training_s=0.002, waiting_s=0.006, uniform=1.0, proposed=1.0, chosen=0.5)
+    assert after(waiting).cost(3) == pytest.approx((2 + 6) / (2 + 2))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "scoring_s", "wanted"),
+    [
+        (0.2, 0.001, 3),  # cheap and good
+        (0.9, 0.001, 1),  # little to gain
+        (0.35, 0.012, 1),  # too dear
+    ],
+)
+def test_it_takes_what_costs_least_for_the_variance_it_leaves(chosen, scoring_s, wanted):
+    assert after(measured(chosen=chosen, scoring_s=scoring_s)).decide() == wanted
+
+
+def test_the_first_candidates_bring_most_where_proposals_are_good():
+    """Proposals alone leave little: a second candidate improves on them, a third is not worth its price."""
+    monitor = after(measured(chosen=0.34, proposed=0.4, scoring_s=0.003, training_s=0.004))
+    assert monitor.ratio(2) * monitor.cost(2) < monitor.ratio(3) * monitor.cost(3)
+    assert monitor.decide() == 2
+
+
+def test_a_run_that_stands_aside_probes_now_and_then_and_comes_back():
+    monitor = after(measured(chosen=0.99))
+    planned = [monitor.plan(1) for _ in range(4 * PROBE_EVERY)]
+    assert set(planned) == {1, 3}
+    probes = [step + 1 for step, candidates in enumerate(planned) if candidates == 3]
+    assert probes == [4, 12, 28, 60, 108, 156], "more and more seldom, until one step in PROBE_EVERY"
+    assert "0.99 of the variance" in monitor.reason
+    for _ in range(WINDOW):
+        monitor.add(measured(chosen=0.2), 3)
+    assert monitor.plan(1) == 3
+
+
+def test_a_single_candidate_is_no_second_stage():
+    monitor = StageMonitor(1)
+    assert [monitor.plan(1) for _ in range(2 * PROBE_EVERY)] == [1] * (2 * PROBE_EVERY)
+    assert "nothing to choose" in monitor.reason
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_measures_that_are_none_are_left_out(value):
+    monitor = StageMonitor(3)
+    monitor.add(measured(chosen=value), 3)
+    monitor.add(measured(chosen=0.5, scoring_s=value), 3)
+    assert math.isnan(monitor.ratio(3))
+
+
+def test_measures_of_other_numbers_of_candidates_do_not_mix():
+    monitor = after(measured(chosen=0.9))
+    monitor.add(measured(chosen=0.5), 2)
+    assert monitor.ratio(2) == pytest.approx(0.5)
+
+
+def test_a_tie_changes_nothing():
+    monitor = after(measured(chosen=0.4, proposed=1.0, scoring_s=0.003, training_s=0.002))
+    assert monitor.ratio(3) * monitor.cost(3) == pytest.approx(1.0)
+    assert monitor.decide() == 3
