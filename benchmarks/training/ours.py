@@ -1,0 +1,116 @@
+"""The service's policies, through a real service in processes of its own, as a user's three lines have them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import sampler_client as sampler
+from benchmarks.training.loop import Step
+from benchmarks.training.tasks import Task, as_fetched
+
+AHEAD = 16
+"""steps of these tasks take one to thirty milliseconds"""
+
+_POLICIES: dict[str, dict[str, Any]] = {
+    "shuffle (service)": {"policy": "shuffle"},
+    "gradient_clustering": {"policy": "gradient_clustering"},
+    "importance": {"policy": "importance"},
+    "infobatch": {"policy": "infobatch"},
+    "selective_backprop": {"policy": "selective_backprop"},
+    "two_stage": {"policy": "two_stage"},
+}
+"""what `attach` gets for each"""
+
+_SKETCHED = {"gradient_clustering", "importance"}
+"""policies whose trainer sends gradient sketches"""
+
+_SCORED = {"two_stage"}
+"""policies with a second stage"""
+
+
+class Ours:
+    """One run of a policy. The budget are steps, or epochs for a policy whose epochs get shorter."""
+
+    def __init__(self, task: Task, name: str, *, address: str, seed: int) -> None:
+        self.task, self.address, self.seed = task, address, seed
+        self.policy = _POLICIES[name]["policy"]
+        self.notes: dict[str, Any] = {}
+        self._run = f"training-{uuid.uuid4().hex[:12]}"
+        self._sketcher: sampler.GradientSketcher | None = None
+
+    def open(self, model: nn.Module) -> None:
+        """Attach; the service starts processes for the run, which takes a second or two whatever its length."""
+        batch_size = self.task.setting.batch_size
+        loader: DataLoader[Any] = DataLoader(self.task.train, batch_size, shuffle=True, collate_fn=as_fetched)
+        options: dict[str, Any] = {"two_stage": model} if self.policy in _SCORED else {}
+        if self.policy in _SKETCHED:
+            self._sketcher = sampler.GradientSketcher(model, dim=64)
+        self._loader = sampler.attach(
+            loader,
+            self.address,
+            run=self._run,
+            policy=self.policy,
+            seed=self.seed,
+            epochs=self.task.epochs,
+            ahead=AHEAD,
+            **options,
+        )
+
+    def steps(self, model: nn.Module) -> Iterator[Step]:  # noqa: ARG002 - it was attached with the model
+        stage, scored = self._loader.second_stage, 0
+        for (x, y), batch, progress in self._batches(self._loader):
+            forwarded = stage.counts.candidates - scored if stage else 0
+            scored += forwarded
+            weights = torch.from_numpy(batch.weights.copy())
+            yield Step(x, y, progress, weights=weights, forwarded=forwarded, handle=batch)
+
+    def close(self) -> None:
+        stage = self._loader.second_stage
+        self._loader.flush()
+        with sampler.SamplerClient(self.address) as client:
+            said = client.statistics(self._run)
+            self.notes = {
+                "reason": said.reason,
+                "variance_ratio": said.variance_ratio,
+                "rejected": dict(said.rejected_rows),
+                "dropped": self._loader.reports.dropped,
+                "unscored": stage.counts.unscored if stage else 0,
+                "stage_ratio": said.stage_ratio,
+                "stage_cost": said.stage_cost,
+                "uniform_share": said.uniform_share,
+                "median_lead": said.median_lead,
+                "p99_lead": said.p99_lead,
+                "median_age_steps": said.median_age_steps,
+            }
+            self._loader.close()
+            client.close_run(self._run)
+        if self._sketcher is not None:
+            self._sketcher.close()
+
+    def _batches(self, sampled: sampler.SampledLoader) -> Iterator[tuple[Any, sampler.Batch, float]]:
+        """Items with their handles and the share of the budget used before them."""
+        steps = self.task.setting.steps
+        epochs = steps * self.task.setting.batch_size / len(self.task.train)
+        taken, epoch = 0, 0
+        while True:
+            for i, (item, batch) in enumerate(sampled):
+                by_epoch = self.policy == "infobatch"
+                progress = (epoch + i / len(sampled)) / epochs if by_epoch else taken / steps
+                if progress >= 1:
+                    return
+                yield item, batch, progress
+                taken += 1
+            epoch += 1
+
+    def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:  # noqa: ARG002
+        if self.policy not in _SCORED:  # the scores of all candidates were reported when they were chosen from
+            step.handle.report(losses, self._sketcher)
+
+
+OURS = tuple(_POLICIES)

@@ -1,0 +1,292 @@
+"""The alternatives, each after its paper and its authors' code, in process and without a service's overhead.
+
+Formulas: `methods.md` 9. All of them read the examples through the same DataLoader as the service's policies do.
+
+Shapes: n examples, b batch, p presampled examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from benchmarks.training.loop import Step
+from benchmarks.training.tasks import Examples, Task, as_fetched
+
+
+def fetch(examples: Examples, order: np.ndarray, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """A DataLoader over these rows, in this order."""
+    batches = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
+    return DataLoader(examples, batch_sampler=batches, collate_fn=as_fetched)  # pyright: ignore[reportArgumentType]
+
+
+class _Peer:
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task = task
+        self.train = task.train
+        self.batch_size = task.setting.batch_size
+        self.total = task.setting.steps
+        self.rng = np.random.default_rng(seed)
+        self.notes: dict[str, Any] = {}
+
+    def open(self, model: nn.Module) -> None:
+        """Nothing to get ready."""
+
+    def close(self) -> None:
+        """Nothing to say."""
+
+    def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:
+        """Nothing is learnt from the step."""
+
+    def shuffled(self, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Rows, images and labels of shuffled epochs without end; the last batch of an epoch may be smaller."""
+        while True:
+            order = self.rng.permutation(len(self.train))
+            for i, (x, y) in enumerate(fetch(self.train, order, batch_size)):
+                yield order[i * batch_size : i * batch_size + len(y)], x, y
+
+
+class Shuffle(_Peer):
+    """Shuffled epochs: the baseline."""
+
+    def steps(self, model: nn.Module) -> Iterator[Step]:  # noqa: ARG002 - it does not look at the model
+        for taken, (_, x, y) in zip(range(self.total), self.shuffled(self.batch_size), strict=False):
+            yield Step(x, y, taken / self.total)
+
+
+class InfoBatch(_Peer):
+    """Qin et al., ICLR 2024, arXiv 2303.04947: each epoch drops half of what is below the mean
+    loss, and weighs the rest.
+
+    Its budget are epochs, as in the paper; they are shorter than full ones but for the last eighth.
+    """
+
+    prune_ratio = 0.5
+    delta = 0.875
+
+    def __init__(self, task: Task, seed: int) -> None:
+        super().__init__(task, seed)
+        self.loss_n = np.full(
+            len(self.train), math.inf
+        )  # nothing is below the mean before it was seen: the first epoch is whole
+
+    def steps(self, model: nn.Module) -> Iterator[Step]:  # noqa: ARG002 - losses come by `after`
+        epochs = self.total * self.batch_size / len(self.train)
+        for epoch in range(math.ceil(epochs)):
+            rows, weight_n = self._kept(epoch / epochs)
+            order = self.rng.permutation(rows)
+            share = min(1.0, epochs - epoch)  # the last epoch of the budget may be a part of one
+            order = order[: max(1, round(share * len(order)))]
+            for i, (x, y) in enumerate(fetch(self.train, order, self.batch_size)):
+                ids = order[i * self.batch_size : i * self.batch_size + len(y)]
+                progress = (epoch + share * i * self.batch_size / len(order)) / epochs
+                yield Step(x, y, progress, weights=torch.from_numpy(weight_n[ids]), handle=ids)
+
+    def _kept(self, progress: float) -> tuple[np.ndarray, np.ndarray]:
+        weight_n = np.ones(len(self.loss_n), dtype=np.float32)
+        if progress >= self.delta or not np.isfinite(self.loss_n).all():
+            return np.arange(len(self.loss_n)), weight_n
+        easy = np.flatnonzero(self.loss_n < self.loss_n.mean())
+        dropped = self.rng.choice(easy, int(self.prune_ratio * len(easy)), replace=False)
+        weight_n[easy] = 1 / (1 - self.prune_ratio)
+        return np.setdiff1d(np.arange(len(self.loss_n)), dropped), weight_n
+
+    def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:  # noqa: ARG002
+        self.loss_n[step.handle] = losses.numpy()
+
+
+class SelectiveBackprop(_Peer):
+    """Jiang et al. 2019, arXiv 1910.00762: forward everything, backpropagate what has a high percentile of loss.
+
+    P(select) = CDF(loss)^beta over the last 1024 losses; beta 1 selects half (the paper's table), 3 a quarter.
+    The budget are steps; the first epoch selects everything.
+    """
+
+    beta = 1.0
+    window = 1024
+
+    def steps(self, model: nn.Module) -> Iterator[Step]:
+        recent: deque[float] = deque(maxlen=self.window)
+        kept: list[tuple[Tensor, Tensor]] = []
+        seen = forwarded = taken = 0
+        for _, x, y in self.shuffled(self.batch_size):
+            if seen < len(self.train):
+                seen += len(y)
+                yield Step(x, y, taken / self.total)
+                taken += 1
+            else:
+                losses = _losses(model, x, y)
+                forwarded += len(y)
+                recent.extend(losses.tolist())
+                percentile = np.searchsorted(np.sort(recent), losses.numpy(), side="right") / len(recent)
+                chosen = torch.from_numpy(self.rng.random(len(y)) < percentile**self.beta)
+                kept.append((x[chosen], y[chosen]))
+                if sum(len(labels) for _, labels in kept) < self.batch_size:
+                    continue
+                images, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
+                kept = [(images[self.batch_size :], labels[self.batch_size :])]
+                yield Step(
+                    images[: self.batch_size], labels[: self.batch_size], taken / self.total, forwarded=forwarded
+                )
+                taken, forwarded = taken + 1, 0
+            if taken >= self.total:
+                return
+
+
+class Presampling(_Peer):
+    """Katharopoulos and Fleuret, ICML 2018, arXiv 1803.00942: 3 b uniform candidates, of which b are drawn by
+    the last layer's gradient.
+
+    With replacement, unbiased weights, and only while tau > tau_th: until then plain batches, as in their code.
+    """
+
+    factor = 3
+    smoothing = 0.9
+
+    def __init__(self, task: Task, seed: int) -> None:
+        super().__init__(task, seed)
+        self._tau = 0.0
+
+    def steps(self, model: nn.Module) -> Iterator[Step]:
+        threshold = (self.factor + 3) / 3
+        plain, wide = self.shuffled(self.batch_size), self.shuffled(self.factor * self.batch_size)
+        for taken in range(self.total):
+            if self._tau <= threshold:
+                _, x, y = next(plain)
+                yield Step(x, y, taken / self.total, handle="plain")
+                continue
+            _, x, y = next(wide)
+            with torch.inference_mode():
+                score = _last_layer(model(x), y).double().numpy()
+            self._heed(score)
+            share = score / score.sum()
+            chosen = self.rng.choice(len(y), self.batch_size, p=share)
+            weights = torch.from_numpy((1 / (len(y) * share[chosen])).astype(np.float32))
+            yield Step(x[chosen], y[chosen], taken / self.total, weights=weights, forwarded=len(y))
+
+    def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:  # noqa: ARG002
+        if step.handle == "plain":  # scored by the step's own forward pass, as in their code
+            self._heed(_last_layer(logits, step.labels).double().numpy())
+
+    def _heed(self, score: np.ndarray) -> None:
+        share = score / score.sum()
+        now = math.sqrt(len(share) * float(share @ share))
+        self._tau = self.smoothing * self._tau + (1 - self.smoothing) * now
+
+
+class RhoLoss(_Peer):
+    """Mindermann et al., ICML 2022, arXiv 2206.07137: the b of 10 b with the highest loss over an irreducible one.
+
+    The irreducible losses come from two smaller budgets, each a model trained on one half and asked about the other
+    (the paper's variant without a holdout set). Their training counts, in seconds and in examples.
+    """
+
+    fraction = 0.1
+
+    def steps(self, model: nn.Module) -> Iterator[Step]:
+        irreducible, spent = self._irreducible()
+        for taken in range(self.total):
+            rows, x, y = next(self._wide)
+            excess = _losses(model, x, y) - irreducible[torch.from_numpy(rows)]
+            best = excess.topk(min(self.batch_size, len(y))).indices
+            yield Step(x[best], y[best], taken / self.total, forwarded=len(y) + spent)
+            spent = 0
+
+    def __init__(self, task: Task, seed: int) -> None:
+        super().__init__(task, seed)
+        self._seed = seed
+        self._wide = self.shuffled(round(self.batch_size / self.fraction))
+
+    def _irreducible(self) -> tuple[Tensor, int]:
+        losses, spent = torch.empty(len(self.train)), 0
+        half_n = self.rng.permutation(len(self.train)) % 2
+        for half in (0, 1):
+            model = self.task.make_model(1000 + self._seed + half)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+            seen = np.flatnonzero(half_n == half)
+            for _ in range(2):  # epochs: little enough not to learn wrong labels by heart
+                for x, y in fetch(self.train, self.rng.permutation(seen), self.batch_size):
+                    optimizer.zero_grad()
+                    functional.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    spent += len(y)
+            unseen = np.flatnonzero(half_n != half)
+            for start in range(0, len(unseen), 2048):
+                rows = torch.from_numpy(unseen[start : start + 2048])
+                losses[rows] = _losses(model, self.train.images[rows], self.train.labels[rows])
+        return losses, spent + len(self.train)
+
+
+class Kakurenbo(_Peer):
+    """Nguyen et al., NeurIPS 2023, arXiv 2310.10102: each epoch hides low losses, but moves back what is
+    not known well.
+
+    Up to 30 % hidden, moved back below a confidence of 0.7 or when wrong, hidden losses refreshed at the epoch's end,
+    learning rate times 1/(1 - hidden share), maximum decaying 1, .8, .6, .4 over the quarters of the run.
+    The budget are epochs.
+    """
+
+    most = 0.3
+    confidence = 0.7
+    decay = (1.0, 0.8, 0.6, 0.4)
+
+    def __init__(self, task: Task, seed: int) -> None:
+        super().__init__(task, seed)
+        self.loss_n = np.full(len(self.train), math.inf)
+
+    def steps(self, model: nn.Module) -> Iterator[Step]:
+        epochs = self.total * self.batch_size / len(self.train)
+        extra = 0
+        for epoch in range(math.ceil(epochs)):
+            hidden = self._hidden(epoch / epochs) if epoch else np.empty(0, dtype=np.intp)
+            share = min(1.0, epochs - epoch)
+            order = self.rng.permutation(np.setdiff1d(np.arange(len(self.train)), hidden))
+            order = order[: max(1, round(share * len(order)))]
+            scale = 1 / (1 - len(hidden) / len(self.train))
+            for i, (x, y) in enumerate(fetch(self.train, order, self.batch_size)):
+                ids = order[i * self.batch_size : i * self.batch_size + len(y)]
+                progress = (epoch + share * i * self.batch_size / len(order)) / epochs
+                yield Step(x, y, progress, scale=scale, handle=ids, forwarded=extra)
+                extra = 0
+            for i, (x, y) in enumerate(fetch(self.train, hidden, 1024)):
+                self.loss_n[hidden[i * 1024 : i * 1024 + len(y)]] = _losses(model, x, y).numpy()
+            extra = len(hidden)
+
+    def _hidden(self, progress: float) -> np.ndarray:
+        most = int(self.most * self.decay[min(3, int(4 * progress))] * len(self.loss_n))
+        lowest = np.argpartition(self.loss_n, most)[:most]
+        # A share above the confidence, and above one half, is also the prediction.
+        return lowest[np.exp(-self.loss_n[lowest]) >= self.confidence]
+
+    def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:  # noqa: ARG002
+        self.loss_n[step.handle] = losses.numpy()
+
+
+PEERS = {
+    "shuffle": Shuffle,
+    "infobatch (peer)": InfoBatch,
+    "selective_backprop (peer)": SelectiveBackprop,
+    "presampling (peer)": Presampling,
+    "rho_loss (peer)": RhoLoss,
+    "kakurenbo (peer)": Kakurenbo,
+}
+
+
+@torch.inference_mode()
+def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x), y, reduction="none")
+
+
+def _last_layer(logits: Tensor, y: Tensor) -> Tensor:
+    """||softmax(z) - y||, their score."""
+    delta = torch.softmax(logits, 1)
+    delta[torch.arange(len(y)), y] -= 1
+    return delta.norm(dim=1).clamp(min=1e-12)

@@ -1,0 +1,198 @@
+"""What is trained: data sets with the faults that real ones have, models, and a schedule that all methods share.
+
+Shapes: n examples, c channels, h x w pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from benchmarks.sketching_models import group_norm, resnet
+from trainer_examples.data import load, read_parquet
+from trainer_examples.models import cnn, mlp
+
+CONDITIONS = ("clean", "dup50", "dup90", "longtail", "noise20", "noise40")
+
+
+class Examples(Dataset[tuple[Tensor, Tensor]]):
+    """Images and labels in memory, fetched a batch at a time: the DataLoader's own fast way, for every method alike."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, index: list[int]) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(index)
+        return self.images[rows], self.labels[rows]
+
+
+def as_fetched(batch: Any) -> Any:
+    """The collate_fn of `Examples`: a batch comes collated."""
+    return batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A task before its data is read."""
+
+    name: str
+    data: str
+    """folder of a Parquet set below the data path; "" for scikit-learn's digits"""
+    model: str
+    limit: int | None
+    steps: int
+    batch_size: int = 64
+    condition: str = "clean"
+    threads: int = 1
+    """of torch, in each run of this task: what is fastest for the baseline"""
+    learning_rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}-{self.condition}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What one run trains and is judged by."""
+
+    setting: Setting
+    train: Examples
+    """as the trainer sees it, faults included"""
+    test: Examples
+    """clean, with the classes as balanced as the source has them"""
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    @property
+    def epochs(self) -> int:
+        return math.ceil(self.setting.steps * self.setting.batch_size / len(self.train))
+
+    def make_model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return MODELS[self.setting.model](self.image_shape, self.num_classes)
+
+
+def _mlp(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    return mlp(math.prod(shape), classes, width=256)
+
+
+def _cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    return cnn(shape[0], classes)
+
+
+def _resnet(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    assert (shape[0], classes) == (3, 10), "the ResNet is CIFAR's"
+    return resnet(group_norm)
+
+
+MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"mlp": _mlp, "cnn": _cnn, "resnet": _resnet}
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting(name="digits_mlp", data="", model="mlp", limit=None, steps=600, batch_size=32),
+        # methods.md 14: 20 000 images, 784-256-10, 1500 steps of 64
+        Setting(name="mnist_mlp", data="mnist", model="mlp", limit=20_000, steps=1500),
+        Setting(name="mnist_cnn", data="mnist", model="cnn", limit=20_000, steps=1500, threads=2),
+        Setting(
+            name="cifar_cnn", data="cifar10", model="cnn", limit=20_000, steps=4000, threads=2,
+            learning_rates=(0.05, 0.1, 0.2),
+        ),
+        Setting(
+            name="cifar_resnet", data="cifar10", model="resnet", limit=20_000, steps=4000, threads=2,
+            learning_rates=(0.05, 0.1, 0.2),
+        ),
+    )
+}  # fmt: skip
+
+
+def make_task(setting: Setting, data_path: Path) -> Task:
+    """Read the data and give it the setting's fault. The fault is the same for every method and seed."""
+    train, test = _digits() if not setting.data else _parquet(data_path / setting.data)
+    images, labels = train[0][: setting.limit], train[1][: setting.limit]
+    classes = int(test[1].max()) + 1
+    rows, labels = faulty(labels.numpy(), setting.condition, classes, np.random.default_rng(0))
+    _, *shape = images.shape
+    return Task(
+        setting=setting,
+        train=Examples(images[torch.from_numpy(rows)], torch.from_numpy(labels)),
+        test=Examples(*test),
+        image_shape=(shape[0], shape[1], shape[2]),
+        num_classes=classes,
+    )
+
+
+def faulty(
+    labels: NDArray[np.int64], condition: str, classes: int, rng: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Rows of the clean set that make the faulty one, and their labels.
+
+    Args:
+        condition: "clean"; "dup50" and "dup90", where that share are copies of a few originals (methods.md 10);
+            "longtail", where the rarest class has a hundredth of the commonest's examples, falling geometrically;
+            "noise20" and "noise40", where that share got one of the other labels, evenly.
+    """
+    rows = np.arange(len(labels))
+    if condition == "clean":
+        return rows, labels
+    if condition.startswith("dup"):
+        copies = round(int(condition[3:]) / 100 * len(rows))
+        originals = max(20, len(rows) // 100)
+        rows = rng.permutation(rows)
+        rows[len(rows) - copies :] = rows[rng.integers(0, originals, copies)]
+        return rows, labels[rows]
+    if condition.startswith("noise"):
+        wrong = rng.permutation(rows)[: round(int(condition[5:]) / 100 * len(rows))]
+        noisy = labels.copy()
+        noisy[wrong] = (labels[wrong] + rng.integers(1, classes, len(wrong))) % classes
+        return rows, noisy
+    if condition == "longtail":
+        most = np.bincount(labels, minlength=classes).min()
+        kept = [
+            rng.permutation(np.flatnonzero(labels == k))[: max(1, round(most * 100 ** (-k / (classes - 1))))]
+            for k in range(classes)
+        ]
+        rows = rng.permutation(np.concatenate(kept))
+        return rows, labels[rows]
+    raise ValueError(f"unknown condition {condition!r}; there are {CONDITIONS}")
+
+
+def with_condition(setting: Setting, condition: str) -> Setting:
+    return replace(setting, condition=condition)
+
+
+Part = tuple[Tensor, Tensor]
+
+
+def _digits() -> tuple[Part, Part]:
+    data = load()
+    return data.train.tensors, data.test.tensors  # pyright: ignore[reportReturnType]
+
+
+def _parquet(folder: Path) -> tuple[Part, Part]:
+    """Grey values 0 … 1, as methods.md 14 has MNIST; colours with mean 0 and deviation 1 in each channel."""
+    parts = []
+    for name in ("train", "test"):
+        images, labels = read_parquet(folder / f"{name}.parquet")
+        parts.append((torch.from_numpy(images).float() / 255, torch.from_numpy(labels)))
+    train, test = parts
+    if train[0].shape[1] == 1:
+        return train, test
+    mean, deviation = train[0].mean((0, 2, 3), keepdim=True), train[0].std((0, 2, 3), keepdim=True)
+    return ((train[0] - mean) / deviation, train[1]), ((test[0] - mean) / deviation, test[1])
