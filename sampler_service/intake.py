@@ -128,11 +128,12 @@ class Intake:
     def _heed(self, report: Report) -> None:
         """Let the rates learn from a scoring pass how old scores compare with fresh ones."""
         batch = self._lent.get(report.batch_id)
-        if batch is None or report.norms is None or not np.isfinite(report.norms).all():
+        if batch is None or report.norms is None:
             return
         where = reports.positions(batch.rows.example_ids, report.example_ids)
         if where is not None:
-            self._rates.heed(report, batch, report.norms, batch.rows.weights[where])
+            sound = np.isfinite(report.norms) & (report.norms >= 0)
+            self._rates.heed(report, batch, sound, batch.rows.weights[where])
 
     def _remember(self, report: Report) -> None:
         if report.batch_id:

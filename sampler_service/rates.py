@@ -12,7 +12,7 @@ from sampler_service.policies import Policy, TwoStage, choose, make_policy
 from sampler_service.stages import StageMonitor
 from sampler_service.table import Table
 from sampler_service.telemetry import stratum_sizes
-from sampler_service.types import Batch, Float32, Report, Sweep, WeightedDraw
+from sampler_service.types import Batch, Bool, Float32, Report, Sweep, WeightedDraw
 
 log = logging.getLogger(__name__)
 
@@ -82,19 +82,21 @@ class PresentRates:
         self._aside = ""
         self.outdate()
 
-    def heed(self, report: Report, batch: Batch, norm_r: Float32, weight_r: Float32) -> None:
+    def heed(self, report: Report, batch: Batch, sound_r: Bool, weight_r: Float32) -> None:
         """Learn from a scoring pass, before its scores are in the table.
 
         Args:
-            report: its ids, and what the second stage measured.
+            report: its ids and norms, and what the second stage measured.
             batch: what it scored.
-            norm_r, weight_r: (r,) fresh norms, and weights of the proposals.
+            sound_r: (r,) norms that can be used.
+            weight_r: (r,) weights of the proposals.
         """
         if report.stage is not None and batch.keep:
             self.stage.add(report.stage, round(len(batch.rows) / batch.keep))
-        if self.chosen is not None and isinstance(self.chosen.rates, WeightedDraw):
-            probability_r = self.chosen.rates.probability_n[report.example_ids] * self._config.num_examples
-            self.mix.add(probability_r, weight_r, norm_r, alpha=self.chosen.alpha)
+        rates = self.chosen.rates if self.chosen else None
+        if isinstance(rates, WeightedDraw) and self.chosen and report.norms is not None and sound_r.any():
+            probability_r = rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples
+            self.mix.add(probability_r, weight_r[sound_r], report.norms[sound_r], alpha=self.chosen.alpha)
 
     def _made(self, progress: float, candidates: int) -> Chosen:
         view = self._table.view(max(1, self.steps_per_epoch))

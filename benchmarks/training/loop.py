@@ -104,6 +104,8 @@ class Curve:
         goal = -float(accuracy or 0.0) if loss is None else loss
         places = getattr(self, axis)
         for i, value in enumerate(values):
+            if value is None or math.isnan(value):
+                return math.inf
             if value <= goal:
                 if i == 0:
                     return float(places[0])

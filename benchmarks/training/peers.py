@@ -166,6 +166,9 @@ class Presampling(_Peer):
             _, x, y = next(wide)
             with torch.inference_mode():
                 score = _last_layer(model(x), y).double().numpy()
+            if not np.isfinite(score).all():  # it diverges, and is told so by its losses
+                yield Step(x[: self.batch_size], y[: self.batch_size], taken / self.total, forwarded=len(y))
+                continue
             self._heed(score)
             share = score / score.sum()
             chosen = self.rng.choice(len(y), self.batch_size, p=share)

@@ -19,7 +19,7 @@ POINTS = 0.002
 """0.2 points of accuracy: what counts as no worse"""
 
 LOSSLESS = ("infobatch", "two_stage", "gradient_clustering", "importance")
-ROBUST = ("rho_loss (peer)", "two_stage")
+ROBUST = ("two_stage", "importance", "gradient_clustering")
 
 
 def write_report(results: Results, out: Path, json_path: Path, seeds: range) -> None:
@@ -107,7 +107,7 @@ def headline(results: Results, seeds: range) -> dict[str, float]:
 
 def _final(curves: Sequence[Curve], axis: str) -> float:
     values = [getattr(curve, axis)[-1] for curve in curves]
-    return median(math.inf if value is None else float(value) for value in values)
+    return median(math.inf if value is None or math.isnan(value) else float(value) for value in values)
 
 
 def _spread(curves: Sequence[Curve], axis: str) -> float:

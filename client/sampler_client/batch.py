@@ -73,10 +73,10 @@ class Batch:
         "_coefficients",
         "_message",
         "_report",
-        "_scored",
         "_steps_per_epoch",
         "cluster_ids",
         "example_ids",
+        "norms_from_scorer",
         "probabilities",
         "weights",
     )
@@ -91,7 +91,7 @@ class Batch:
         self._report = report
         self._steps_per_epoch = steps_per_epoch
         self._coefficients: Any = None
-        self._scored = False
+        self.norms_from_scorer = False  # of a two-stage run: a sketcher's are of other layers, in another unit
         self.example_ids = wire.to_array(message.example_ids, np.int64, "example_ids")
         self.weights = wire.to_array(message.weights, np.float32, "weights")
         self.probabilities = wire.to_array(message.probabilities, np.float32, "probabilities")
@@ -176,6 +176,11 @@ class Batch:
                 f"weighted_mean needs one loss per example, shape ({len(self)},), got {tuple(losses.shape)}; "
                 'use reduction="none" and average over positions'
             )
+        if self.keep < len(self):
+            raise ConfigError(
+                f"these are {len(self)} candidates, of which {self.keep} are to be kept: attach with two_stage=…, "
+                "or choose with SecondStage.select"
+            )
         if losses.requires_grad:
             losses.register_hook(self._note_coefficients)
         # The scale goes into the weights: a sum of float16 losses overflows long before their mean does.
@@ -191,7 +196,7 @@ class Batch:
         batch.weights = weights
         for array in (batch.example_ids, batch.cluster_ids, batch.probabilities, batch.weights):
             array.flags.writeable = False
-        batch._scored = True
+        batch.norms_from_scorer = True
         return batch
 
     def report_scores(
@@ -252,7 +257,7 @@ class Batch:
             example_ids=self.example_ids,
             losses=_deferred(values),
             sketches=None if sketcher is None else _captured(sketcher, self._coefficients),
-            scored=self._scored,
+            scored=self.norms_from_scorer,
         )
         self._coefficients = None
         if self._report is not None:

@@ -224,9 +224,9 @@ def attach(
     size, batch_size = geometry(loader, replace_sampler)
     lead = lead_of(loader, ahead)
     second_stage = None
+    if "candidates" in options:
+        raise ConfigError("candidates is an option of TwoStage: two_stage=TwoStage(model, candidates=…)")
     if two_stage is not None:
-        if "candidates" in options:
-            raise ConfigError("candidates is an option of TwoStage: two_stage=TwoStage(model, candidates=…)")
         settings = two_stage if isinstance(two_stage, TwoStage) else TwoStage(two_stage)
         second_stage, options["candidates"] = SecondStage(settings), settings.candidates
     policy = policy or ("gradient_clustering" if second_stage is None else "two_stage")

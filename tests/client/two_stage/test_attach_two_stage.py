@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import sampler_client as sampler
-from sampler_client.pytorch.two_stage.stage import TwoStage
+from sampler_client._pb import sampler_pb2 as pb
+from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 from tests.served import ServedService
 
@@ -269,3 +270,47 @@ def test_a_run_that_ends_between_the_stages_is_an_error_and_no_hang(served, monk
         for _ in range(3):
             for _item in loader:
                 pass
+
+
+def test_candidates_without_a_second_stage_are_refused(served):
+    with pytest.raises(sampler.ConfigError, match="candidates is an option of TwoStage"):
+        sampler.attach(pairs(), served.address, run="r", candidates=3)
+
+
+def test_candidates_are_not_trained_on_as_they_are():
+    batch = sampler.Batch(pb.Batch(example_ids=np.arange(6).tobytes(), weights=np.ones(6, "f4").tobytes(), keep=2))
+    with pytest.raises(sampler.ConfigError, match="these are 6 candidates, of which 2 are to be kept"):
+        batch.weighted_mean(torch.ones(6))
+
+
+def test_the_clock_of_a_step_begins_with_the_batch_before_scored_or_not(monkeypatch):
+    """10 ms of training, whether the batch before was scored or came as it was."""
+    now = [0.0]
+    monkeypatch.setattr("sampler_client.pytorch.two_stage.stage.time.perf_counter", lambda: now[0])
+    reports: list = []
+    stage = SecondStage(TwoStage(lambda item: torch.ones(len(item[0]))))
+
+    def handle(keep: int) -> sampler.Batch:
+        columns = {"weights": np.ones(6, "f4").tobytes(), "probabilities": np.ones(6, "f4").tobytes()}
+        ids = np.arange(6).tobytes()
+        message = pb.Batch(example_ids=ids, cluster_ids=np.zeros(6, "i4").tobytes(), keep=keep, **columns)
+        return sampler.Batch(message, reports.append)
+
+    for keep in (2, 0, 0, 0, 2):
+        stage.select((torch.zeros(6, 1),), handle(keep), 0.0)
+        now[0] += 0.01
+    assert [report.stage.training for report in reports] == pytest.approx([0.0, 0.01])
+
+
+def test_norms_of_a_sketcher_stay_out_of_a_run_with_a_scorer_also_where_nothing_was_scored(served, monkeypatch):
+    monkeypatch.setattr("sampler_service.stages.StageMonitor.plan", lambda *_: 1)
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3))
+    sketcher = sampler.GradientSketcher(model, dim=8)
+    with attach(pairs(), served, model, sketch_dim=8) as loader:
+        for (x, y), batch in loader:
+            losses = functional.cross_entropy(model(x), y, reduction="none")
+            batch.weighted_mean(losses).backward()
+            batch.report(losses, sketcher)
+        loader.flush()
+        assert np.isnan(served.service._samplers["r"]._table.norm_n).all()
+    sketcher.close()

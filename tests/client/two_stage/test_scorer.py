@@ -147,3 +147,20 @@ def test_a_head_whose_output_is_not_the_logits_is_named():
     model = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (3, 2)), nn.Linear(2, 2), nn.Flatten())
     with pytest.raises(ConfigError, match=r"gets inputs of shape \(4, 3, 2\), the logits are \(4, 6\)"):
         LastLayerScorer(model)((torch.randn(4, 5), torch.zeros(4, dtype=torch.long)))
+
+
+def test_a_cache_made_by_the_first_forward_pass_can_be_trained_with():
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.scale = classifier(), None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.scale is None:
+                self.scale = torch.ones(5) * 2
+            return self.body(x * self.scale)
+
+    model, x = Lazy(), torch.randn(6, 5, requires_grad=True)
+    LastLayerScorer(model)((x.detach(), torch.zeros(6, dtype=torch.long)))
+    model(x).sum().backward()
+    assert x.grad is not None

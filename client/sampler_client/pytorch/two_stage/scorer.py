@@ -13,7 +13,7 @@ Shapes: c candidates, t positions, k classes, h inputs of the head, d sketch len
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class Scorer(Protocol):
 class LastLayerScorer:
     """Norms (and sketches) of the last linear layer's gradient under softmax cross-entropy.
 
-    The model is run in evaluation mode under inference mode: running statistics do not move, dropout is off, hooks of
+    The model is run in evaluation mode without gradients: running statistics do not move, dropout is off, hooks of
     a `GradientSketcher` stay silent. Its modes come back as they were. Wrappers (DDP, `torch.compile`) are passed by,
     so that ranks with other numbers of candidates do not wait for each other.
 
@@ -89,10 +89,10 @@ class LastLayerScorer:
         Raises:
             ConfigError: logits or targets of a wrong shape, or logits that are not the head's output.
         """
-        with torch.inference_mode(), evaluating(self.model), self._head_inputs(), self._precision():
+        with torch.no_grad(), evaluating(self.model), self._head_inputs(), self._precision():
             logits, targets = self._forward(self.model, item)
             _check(logits, targets)
-        with torch.inference_mode():
+        with torch.no_grad():
             return self._scores(logits, targets, self._inputs)
 
     def _scores(self, logits: Tensor, targets: Tensor, inputs: Tensor | None) -> Scores:
@@ -181,7 +181,7 @@ def _norms(delta: Tensor, inputs: Tensor | None) -> Tensor:
 
 
 def _default_forward(model: nn.Module, item: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(item, dict) and "labels" in item:
+    if isinstance(item, Mapping) and "labels" in item:
         output = model(**{key: value for key, value in item.items() if key != "labels"})
         logits = getattr(output, "logits", output)
         if logits.ndim == 2:

@@ -87,7 +87,11 @@ class SecondStage:
         """
         if batch.keep == len(batch):
             self.counts.unscored += 1
+            self._left_at = time.perf_counter()
+            batch.norms_from_scorer = True
             return item, batch
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # what is left of the step before is no cost of scoring
         began = time.perf_counter()
         trained_s = 0.0 if self._left_at is None else began - waited_s - self._left_at
         item = to_device(item, self._device)
