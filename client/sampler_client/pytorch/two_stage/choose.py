@@ -58,7 +58,7 @@ def choose(
         score_c: (c,) sizes of the fresh gradients, at least 0, finite.
         weight_c: (c,) weights that the candidates were proposed with.
         keep: b, 1 … c.
-        mix: share of chances that do not follow the score, in (0, 1]; no weight grows beyond 1/mix times the proposal's.
+        mix: share of chances that do not follow the score, in (0, 1]; weights grow at most 1/mix times.
         rng: of this choice alone.
         order_c: neighbours in it are rarely kept together; random when None.
     """
@@ -81,7 +81,7 @@ def _moments(score_c: NDArray[np.floating], weight_c: NDArray[np.floating], chan
 
 
 def chances(score_c: NDArray[np.floating], weight_c: NDArray[np.floating], keep: int, *, mix: float) -> Float64:
-    """(c,) chances of being kept, in (0, 1], summing to `keep`: in proportion to (1-mix) w f + mix mean(w f), at most 1."""
+    """(c,) chances of being kept, in (0, 1], summing to `keep`: as (1-mix) w f + mix mean(w f), at most 1."""
     value_c = np.asarray(weight_c, np.float64) * score_c
     mean = value_c.mean()
     share_c = (1 - mix) * value_c + mix * mean if mean > 0 else np.ones(len(value_c))
