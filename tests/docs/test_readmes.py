@@ -43,7 +43,8 @@ def test_a_block_of_python_runs(name: str, number: int, served: ServedService) -
     exec(code_of(name, "python")[number].replace("localhost:50051", served.address), namespace)
     if name == "README.md":
         namespace["loader"].close()
-        assert served.service.statistics("resnet-cifar10").reported_rows >= 40
+        reported = served.service.statistics("resnet-cifar10").reported_rows
+        assert reported == 40 if number == 0 else reported > 40  # every example once, or all candidates
 
 
 def test_there_is_code_to_run() -> None:

@@ -30,4 +30,7 @@ def test_two_ranks_get_disjoint_parts_whose_union_is_every_example_once(served: 
         np.testing.assert_array_equal(np.unique(first[:, 1]), np.unique(second[:, 1]))  # steps in lock-step
     assert "accuracy on 300 test images" in done.stdout
     said = served.service.statistics("ddp")
-    assert said.reported_rows == said.examples == EPOCHS * examples
+    assert said.examples == EPOCHS * examples
+    # Each rank reports over a channel of its own, so the end of an epoch may be overtaken by the start of the next.
+    assert set(said.rejected_rows) <= {"old"}
+    assert said.reported_rows + said.rejected_rows.get("old", 0) == EPOCHS * examples

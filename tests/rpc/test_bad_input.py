@@ -74,7 +74,7 @@ def test_an_unknown_dataset_is_named_with_those_that_are_registered(client: Samp
 
 
 OPTIONS = [
-    ({"policy": "nope"}, r"unknown policy 'nope'; choose one of \[.*'shuffle'"),
+    ({"policy": "nope"}, r"unknown policy 'nope'; choose one of \[.*'shuffle'.*\]"),
     ({"policy_options": (("nope", "1"),)}, r"no option 'nope'.*it has \['allocation', 'alpha'\]"),
     ({"policy_options": (("alpha", "7"),)}, r"'alpha' must lie in \[0, 1\], got 7.0"),
     ({"policy_options": (("alpha", "nan"),)}, r"'alpha' must lie in \[0, 1\], got nan"),

@@ -77,7 +77,10 @@ class Layer(Hook, ABC):
         return x
 
     def add_entry(self, entries: Tensor, x: Tensor, g: Tensor) -> None:
-        """Add this layer's entry to (b, d + 1), from its `needed` input and the gradient of its output."""
+        """Add this layer's entry to (b, d + 1), from its `needed` input and the gradient of its output.
+
+        Only asked of layers that `may_wait`.
+        """
         raise NotImplementedError
 
     @abstractmethod
