@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -27,6 +28,10 @@ EMBEDDED_STORE_BYTES = 256 * 1024 * 1024
 
 REACH_S = 5.0
 """within which a cluster to be joined must take a connection"""
+
+JOIN_S = 30.0
+"""within which it must let us in: one that was just started takes connections before its first node is there"""
+JOIN_PAUSE_S = 0.5
 
 
 class StartedServer(Protocol):
@@ -121,13 +126,20 @@ def _connect(address: str | None) -> None:
     else:
         options |= {"address": address}
         _knock(address)
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise Unavailable(
-            f"no Ray cluster at {address!r} that can be joined: {error}; start one with `ray start --head`, and set "
-            "RAY_AUTH_MODE=token here if it asks for a token"
-        ) from error
+    until = time.monotonic() + JOIN_S
+    while True:
+        try:
+            ray.init(**options)
+            return
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.shutdown()
+            if isinstance(error, ConnectionError) and time.monotonic() < until:
+                time.sleep(JOIN_PAUSE_S)
+                continue
+            raise Unavailable(
+                f"no Ray cluster at {address!r} that can be joined: {error}; start one with `ray start --head`, and "
+                "set RAY_AUTH_MODE=token here if it asks for a token"
+            ) from error
 
 
 def _knock(address: str) -> None:
