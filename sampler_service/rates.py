@@ -22,6 +22,10 @@ WORST_RATIO = 0.9
 RATES_ROWS_PER_STEP = 1 << 17
 """examples per step at which new rates may be made: bounds their cost per batch, whatever n is"""
 
+CHANGED_SHARE = 1 / 16
+"""of the examples must have been reported anew for new rates: fewer change little, and planning from rates that stay is
+far cheaper; after `max_lead` steps less will do"""
+
 KEPT_RATES = 2
 """of the epochs that ranks are in; each is some arrays of n"""
 
@@ -37,9 +41,9 @@ class PresentRates:
         self._policy = policy
         self._table = table
         # Ranks may be in two epochs at once. Rates know of theirs only how far it is through the run, which is 0 for
-        # all when nobody said how many there will be; by it, and by the number of candidates, the latest rates and how
-        # many steps they have served.
-        self._served: dict[tuple[float, int], tuple[Chosen, int]] = {}
+        # all when nobody said how many there will be; by it, and by the number of candidates, the latest rates, how
+        # many steps they have served, and how many rows had been reported when they were made.
+        self._served: dict[tuple[float, int], tuple[Chosen, int, int]] = {}
         self._aside = ""
         self.stage = StageMonitor(config.candidates)
         self.mix = MixTuner(policy.alpha if isinstance(policy, TwoStage) else FIXED)
@@ -48,20 +52,15 @@ class PresentRates:
         self.steps_per_epoch = 0
 
     def choose(self, epoch: int, steps: int) -> Chosen:
-        """Present rates, for `steps` steps. Made anew when the table has moved on, at most every few steps when n
-        is large."""
-        every = 1
-        if self._policy.kind == "draw":
-            every = min(self._config.max_lead, 1 + self._config.num_examples // RATES_ROWS_PER_STEP)
+        """Present rates, for `steps` steps; made anew when the table has moved on far enough."""
         progress = min(1.0, epoch / self._config.epochs) if self._config.epochs else 0.0
         key = progress, self.stage.plan(steps)
-        known, served = self._served.pop(key, (None, 0))
-        same = known is not None and known.table_version == self._table.version
-        if known is None or not (same or 0 < served < every):
-            known, served = self._made(*key), 0
+        known, served, rows = self._served.pop(key, (None, 0, 0))
+        if known is None or not self._serves(known, served, self._table.rows - rows):
+            known, served, rows = self._made(*key), 0, self._table.rows
             if self.chosen is not None and known.reason not in ("", self.chosen.reason):
                 log.info("run %s: %s", self._config.run, known.reason)
-        self._served[key] = known, served + steps
+        self._served[key] = known, served + steps, rows
         if len(self._served) > KEPT_RATES:
             del self._served[next(iter(self._served))]  # asked for the longest ago
         self.chosen = known
@@ -97,6 +96,15 @@ class PresentRates:
         if isinstance(rates, WeightedDraw) and self.chosen and report.norms is not None and sound_r.any():
             probability_r = rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples
             self.mix.add(probability_r, weight_r[sound_r], report.norms[sound_r], alpha=self.chosen.alpha)
+
+    def _serves(self, known: Chosen, served: int, changed: int) -> bool:
+        """Whether rates that served so many steps, in which so many rows were reported, do for the next ones."""
+        if known.table_version == self._table.version or self._policy.kind != "draw":
+            return known.table_version == self._table.version
+        n, most = self._config.num_examples, self._config.max_lead
+        if served < min(most, 1 + n // RATES_ROWS_PER_STEP):
+            return served > 0
+        return served < most and changed < CHANGED_SHARE * n
 
     def _made(self, progress: float, candidates: int) -> Chosen:
         view = self._table.view(max(1, self.steps_per_epoch))

@@ -45,6 +45,8 @@ class Table:
         self.reference_loss_n: Float32 | None = None
         self.step = 0
         self.version = 0
+        self.rows = 0
+        """reported since the start, of all examples"""
 
     def apply(self, block: ReportBlock) -> None:
         """Take reported rows in; a value that was not reported leaves the old one."""
@@ -55,6 +57,7 @@ class Table:
         self.norm_n[ids[known_r]] = block.norms[known_r]
         self.step_n[ids] = block.step
         self.step = max(self.step, int(np.max(block.step, initial=0)))
+        self.rows += len(block)
         self.version += 1
 
     def restore(self, loss_n: Float32, norm_n: Float32, step_n: Int64) -> None:

@@ -10,6 +10,7 @@ from sampler_service.errors import ConfigError
 from sampler_service.policies import POLICIES
 from sampler_service.sampler import Sampler
 from sampler_service.service import LocalService
+from sampler_service.types import ReportBlock
 from tests.support import DIM, FakeTrainer, ids_of, join_all, make_config, make_sampler, report_of
 
 N = 48
@@ -287,3 +288,25 @@ def test_ranks_in_two_epochs_at_once_share_the_rates_that_are_alike(monkeypatch)
         sampler.fence()
         sampler._rates.choose(0, 1)
         assert len(made) == differing + 1
+
+
+def test_rates_of_draws_stay_until_a_sixteenth_of_the_examples_was_reported_anew(monkeypatch):
+    made = []
+    real = rates_module.choose
+    monkeypatch.setattr(rates_module, "choose", lambda *a, **k: made.append(1) or real(*a, **k))
+    sampler = make_sampler(1600, policy="importance", policy_options={"gate": "1"}, max_lead=6)
+    rates, table = sampler._rates, table_of(sampler)
+
+    def new_rates(rows: int, step: int) -> bool:
+        ids = np.arange(rows)
+        values = np.ones(rows, np.float32)
+        table.apply(ReportBlock(example_ids=ids, losses=values, norms=values, sketches=None, step=step))
+        before = len(made)
+        rates.choose(0, 1)
+        return len(made) > before
+
+    assert [new_rates(99, 0), new_rates(99, 1), new_rates(1, 2)] == [True, False, True]
+    assert [new_rates(1, 3) for _ in range(6)] == [False] * 5 + [True], "at the latest after max_lead steps"
+    assert new_rates(1, 3) is False
+    sampler.fence()
+    assert new_rates(0, 3), "a fence makes what was reported before it count at once"

@@ -43,7 +43,7 @@ def head_gradients(model: nn.Module, head: nn.Linear, x: torch.Tensor, y: torch.
 
 def test_norms_and_losses_of_a_classifier_are_exact():
     model, x, y = classifier(), torch.randn(9, 5), torch.randint(4, (9,))
-    scores = LastLayerScorer(model)((x, y))
+    scores = LastLayerScorer(model, autocast=None)((x, y))
     exact = head_gradients(model, model[4], x, y)  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(scores.norms, torch.stack([g.norm() for g in exact]))
     torch.testing.assert_close(scores.losses, functional.cross_entropy(model(x), y, reduction="none").detach())
@@ -53,7 +53,7 @@ def test_sequences_sum_over_their_positions_and_leave_out_what_is_ignored():
     model, tokens = Tagger(), torch.randint(11, (6, 8))
     targets = torch.randint(4, (6, 8))
     targets[0, 3:] = targets[4, 0] = -100
-    scores = LastLayerScorer(model, sketch_dim=20_000)((tokens, targets))
+    scores = LastLayerScorer(model, autocast=None, sketch_dim=20_000)((tokens, targets))
     exact = head_gradients(model, model.head, tokens, targets)
     torch.testing.assert_close(scores.norms, torch.stack([g.norm() for g in exact]), rtol=1e-4, atol=1e-6)
     assert scores.sketches is not None
@@ -100,7 +100,34 @@ def test_half_precision_scores_are_close_and_finite():
     model, x, y = classifier(), torch.randn(40, 5), torch.randint(4, (40,))
     half = LastLayerScorer(model, autocast=torch.bfloat16)((x, y)).norms
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, LastLayerScorer(model)((x, y)).norms, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(half, LastLayerScorer(model, autocast=None)((x, y)).norms, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_by_default_scores_are_in_half_precision_where_the_processor_computes_in_it(able: bool, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    model, x, y = classifier(), torch.randn(40, 5), torch.randint(4, (40,))
+    norms = LastLayerScorer(model)((x, y)).norms
+    exact, half = (LastLayerScorer(model, autocast=to)((x, y)).norms for to in (None, torch.bfloat16))
+    assert torch.equal(norms, half if able else exact)
+    assert not torch.equal(half, exact)
+    double = LastLayerScorer(model.double())((x.double(), y)).norms
+    torch.testing.assert_close(double.float(), exact)
+
+
+def test_a_model_that_half_precision_breaks_is_scored_as_it_is(monkeypatch):
+    class Strict(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x)
+            if out.dtype != torch.float32:
+                raise TypeError("float32 only")
+            return out
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    model, x, y = Strict(5, 4), torch.randn(6, 5), torch.randint(4, (6,))
+    scorer = LastLayerScorer(model)
+    for _ in range(2):
+        torch.testing.assert_close(scorer((x, y)).norms, LastLayerScorer(model, autocast=None)((x, y)).norms)
 
 
 def test_mappings_of_inputs_with_labels():
@@ -120,7 +147,8 @@ def test_mappings_of_inputs_with_labels():
 def test_without_a_linear_head_the_logits_alone_are_the_score():
     model = nn.Conv1d(1, 4, 5)
     x, y = torch.randn(6, 1, 5), torch.randint(4, (6,))
-    scores = LastLayerScorer(model, forward=lambda m, item: (m(item[0]).squeeze(-1), item[1]))((x, y))
+    forward = lambda m, item: (m(item[0]).squeeze(-1), item[1])  # noqa: E731
+    scores = LastLayerScorer(model, forward=forward, autocast=None)((x, y))
     delta = torch.softmax(model(x).squeeze(-1), 1) - functional.one_hot(y, 4)
     torch.testing.assert_close(scores.norms, delta.norm(dim=1).detach())
 
@@ -143,10 +171,39 @@ def test_a_head_that_is_none_is_named():
         LastLayerScorer(classifier(), head="fc")
 
 
-def test_a_head_whose_output_is_not_the_logits_is_named():
-    model = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (3, 2)), nn.Linear(2, 2), nn.Flatten())
-    with pytest.raises(ConfigError, match=r"gets inputs of shape \(4, 3, 2\), the logits are \(4, 6\)"):
-        LastLayerScorer(model)((torch.randn(4, 5), torch.zeros(4, dtype=torch.long)))
+class Auxiliary(nn.Module):
+    """The layer that makes the logits is not the last one registered."""
+
+    def __init__(self, classes: int, called: bool) -> None:
+        super().__init__()
+        self.fc, self.aux, self.called = nn.Linear(5, 4), nn.Linear(5, classes), called
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) + (self.aux(x).sum() if self.called else 0)
+
+
+FOLDED = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (3, 2)), nn.Linear(2, 2), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (FOLDED, r"layer '2' makes \(4, 3, 2\), the logits are \(4, 6\)"),
+        (Auxiliary(3, called=True), r"layer 'aux' makes \(4, 3\), the logits are \(4, 4\)"),
+        (Auxiliary(3, called=False), "layer 'aux' was not called in the forward pass"),
+    ],
+)
+def test_a_head_whose_output_is_not_the_logits_is_named(model: nn.Module, message: str):
+    item = torch.randn(4, 5), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ConfigError, match=message):
+        LastLayerScorer(model)(item)
+    assert LastLayerScorer(model, head="")(item).norms.shape == (4,)
+
+
+def test_a_head_can_be_named():
+    model, x, y = Auxiliary(4, called=False), torch.randn(6, 5), torch.randint(4, (6,))
+    norms = LastLayerScorer(model, head="fc", autocast=None)((x, y)).norms
+    torch.testing.assert_close(norms, torch.stack([g.norm() for g in head_gradients(model, model.fc, x, y)]))
 
 
 def test_a_cache_made_by_the_first_forward_pass_can_be_trained_with():

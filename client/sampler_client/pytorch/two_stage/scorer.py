@@ -13,9 +13,10 @@ Shapes: c candidates, t positions, k classes, h inputs of the head, d sketch len
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from torch.nn import functional
 
 from sampler_client.errors import ConfigError
 from sampler_client.pytorch.projection import gaussian, unwrapped
+
+log = logging.getLogger(__name__)
 
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """(model, item) -> (logits (c, k) or (c, t, k), targets (c,) or (c, t))"""
@@ -55,10 +58,12 @@ class LastLayerScorer:
 
     Args:
         model: as it is trained.
-        head: name of the linear layer whose output are the logits; by default the last `nn.Linear` of the model.
+        head: name of the linear layer whose output are the logits; by default the last `nn.Linear` of the model. "":
+            none, scores are those of the logits alone.
         forward: how to get logits and targets from an item; default `(model(inputs), targets)` of an (inputs,
             targets) pair, or `model(**inputs)` of a mapping with "labels", as Hugging Face has it.
-        autocast: dtype to run the forward pass in, such as torch.bfloat16; None: as the model is.
+        autocast: dtype to run the forward pass in; None: as the model is. "auto": bfloat16 for a float32 model where
+            the device computes in it, which takes a fraction of the time; scores bias nothing, whatever they are.
         sketch_dim: length of the sketches; 0: none, which saves two small matrix products.
         ignore_index: target that does not count, as in `cross_entropy`.
     """
@@ -69,14 +74,15 @@ class LastLayerScorer:
         *,
         head: str | None = None,
         forward: Forward | None = None,
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | Literal["auto"] | None = "auto",
         sketch_dim: int = 0,
         ignore_index: int = -100,
     ) -> None:
         self.model = unwrapped(model)
         self.device = next((value.device for value in self.model.parameters()), torch.device("cpu"))
         self._forward = forward or _default_forward
-        self._autocast = autocast
+        self._autocast = _fast_precision(self.model, self.device) if autocast == "auto" else autocast
+        self._on_trial = autocast == "auto" and self._autocast is not None
         self._ignore_index = ignore_index
         self._head_name, self._head = _find_head(self.model, head)
         self._inputs: Tensor | None = None
@@ -89,6 +95,16 @@ class LastLayerScorer:
         Raises:
             ConfigError: logits or targets of a wrong shape, or logits that are not the head's output.
         """
+        if self._on_trial:
+            self._on_trial = False
+            try:
+                return self._pass(item)
+            except Exception as error:
+                log.info("scoring in %s failed, now as the model is: %s", self._autocast, error)
+                self._autocast = None
+        return self._pass(item)
+
+    def _pass(self, item: Any) -> Scores:
         with torch.no_grad(), evaluating(self.model), self._head_inputs(), self._precision():
             logits, targets = self._forward(self.model, item)
             _check(logits, targets)
@@ -108,13 +124,23 @@ class LastLayerScorer:
             delta *= (counted / positions.unsqueeze(1)).unsqueeze(-1)
         else:
             delta *= counted.unsqueeze(-1)
-        if inputs is not None and inputs.shape[:-1] != logits.shape[:-1]:
-            raise ConfigError(
-                f"layer {self._head_name!r} gets inputs of shape {tuple(inputs.shape)}, the logits are "
-                f"{tuple(logits.shape)}; name the layer that makes the logits with head=…"
-            )
+        self._check_head(inputs, logits)
         inputs = None if inputs is None else inputs.float()
         return Scores(_norms(delta, inputs), losses, self._sketches(delta, inputs))
+
+    def _check_head(self, inputs: Tensor | None, logits: Tensor) -> None:
+        if self._head is None:
+            return
+        if inputs is None:
+            what = "was not called in the forward pass"
+        elif (*inputs.shape[:-1], self._head.out_features) != logits.shape:
+            what = f"makes {(*inputs.shape[:-1], self._head.out_features)}, the logits are {tuple(logits.shape)}"
+        else:
+            return
+        raise ConfigError(
+            f'layer {self._head_name!r} {what}; name the layer that makes the logits with head="…", or give head="" '
+            "for scores of the logits alone"
+        )
 
     def _sketches(self, delta: Tensor, inputs: Tensor | None) -> Tensor | None:
         """(c, d): sum over positions of (delta R) * ((h, 1) S), R and S Gaussian; keeps inner products on average."""
@@ -198,7 +224,19 @@ def _default_forward(model: nn.Module, item: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _find_head(model: nn.Module, name: str | None) -> tuple[str, nn.Module | None]:
+def _fast_precision(model: nn.Module, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device computes in it, rather than emulating it, and the model is not in something else."""
+    if any(value.dtype != torch.float32 for value in model.parameters()):
+        return None
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
+
+
+def _find_head(model: nn.Module, name: str | None) -> tuple[str, nn.Linear | None]:
+    if name == "":
+        return "", None
     linear = {key: module for key, module in model.named_modules() if isinstance(module, nn.Linear)}
     if name is not None:
         if name not in linear:
