@@ -51,6 +51,11 @@ class PresentRates:
         """the present rates; None before the first batch"""
         self.steps_per_epoch = 0
 
+    @property
+    def uniform_share(self) -> float:
+        """Of the proposals, at present; NaN for a policy that does not adapt it."""
+        return self.mix.alpha if isinstance(self._policy, TwoStage) else float("nan")
+
     def choose(self, epoch: int, steps: int) -> Chosen:
         """Present rates, for `steps` steps; made anew when the table has moved on far enough."""
         progress = min(1.0, epoch / self._config.epochs) if self._config.epochs else 0.0

@@ -13,6 +13,7 @@ import numpy as np
 from sampler_service.config import RunConfig
 from sampler_service.errors import ConfigError
 from sampler_service.leases import Group
+from sampler_service.policies import POLICIES, Policy, make_policy
 from sampler_service.sketch.store import finite_rows
 from sampler_service.types import Float32, Int64, Report, ReportBlock
 
@@ -23,7 +24,23 @@ TOGETHER_ROWS = 1 << 14
 """rows of reports that are taken in as one: each step costs as much for one report as for many"""
 
 
-def option_values(options: Mapping[str, str]) -> dict[str, float | str | bool]:
+def policy_of(config: RunConfig) -> Policy:
+    """The policy of a run.
+
+    Raises:
+        ConfigError: there is none of that name or with these options, or it has no use for candidates and gets some.
+    """
+    policy = make_policy(config.policy, _option_values(config.policy_options))
+    if config.candidates > 1 and policy.kind == "sweep":
+        draws = sorted(name for name, cls in POLICIES.items() if cls.kind == "draw")
+        raise ConfigError(
+            f"policy {config.policy!r} goes through each epoch's examples and proposes no candidates; leave "
+            f"two_stage=… out, or use one of {draws}"
+        )
+    return policy
+
+
+def _option_values(options: Mapping[str, str]) -> dict[str, float | str | bool]:
     """Policy options from their texts: numbers where they read as such."""
     values: dict[str, float | str | bool] = {}
     for name, text in options.items():

@@ -28,7 +28,6 @@ from sampler_service.errors import ConfigError
 from sampler_service.intake import Intake
 from sampler_service.leases import Group, Membership, Trainer
 from sampler_service.monitor import VarianceMonitor
-from sampler_service.policies import Policy, make_policy
 from sampler_service.rates import PresentRates
 from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
 from sampler_service.shards import Shards
@@ -60,7 +59,7 @@ class Sampler:
         first_batch_id: int = 0,
     ) -> None:
         self.config = config
-        self.policy: Policy = make_policy(config.policy, reports.option_values(config.policy_options))
+        self.policy = reports.policy_of(config)
         self._shards = shards
         self._clock = clock
         self._timeout_s = timeout_s
@@ -294,7 +293,7 @@ class Sampler:
                 candidates=stage.candidates,
                 stage_ratio=stage.ratio(stage.candidates),
                 stage_cost=stage.cost(stage.candidates),
-                uniform_share=self._rates.mix.alpha,
+                uniform_share=self._rates.uniform_share,
                 median_lead=lead_quantile(leads, 0.5),
                 p99_lead=lead_quantile(leads, 0.99),
             )

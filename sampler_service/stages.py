@@ -3,7 +3,7 @@
 Each scored step says what the second moment of a draw's gradient was under uniform draws, under the proposals alone
 and under both stages, and what the step's parts cost. Steps needed go with the variance, so c candidates pay when
 
-    ratio(c) cost(c) < 1,    ratio(c) = second moment over that of uniform draws,    cost(c) = seconds over those
+    ratio(c) cost(c) < SHUFFLED,    ratio(c) = second moment over that of uniform draws,    cost(c) = seconds over those
                              of a step without candidates.
 
 Source: the gate of Katharopoulos and Fleuret, arXiv 1803.00942, section 3.3, with the measured cost in the place of
@@ -24,9 +24,13 @@ WINDOW = 8
 ENOUGH = 4
 """scored steps that it needs"""
 
-PROBE_FIRST, PROBE_EVERY = 4, 48
-"""A run that stands aside still scores a step now and then, to see whether it would pay by now: after so many steps at
-first, then after twice as many each time, and at last one step in so many."""
+PROBE_FIRST, PROBE_EVERY, PROBE_GROWTH = 16, 256, 1.5
+"""A run that stands aside still scores some steps now and then, to see whether it would pay by now: after so many steps
+at first, at last, and by how much the pauses grow. Probes of ENOUGH steps at twice the cost then take 1.6 % of it."""
+
+SHUFFLED = 0.85
+"""The price of standing aside. What is measured are draws, of which uniform ones would be 1; but a run that stands
+aside shuffles epochs, in which no example waits long, and it neither scores nor plans. An assumption, on the safe side."""
 
 MARGIN = 0.95
 """another number of candidates must promise this share of the present price at most: no flutter around a tie"""
@@ -45,7 +49,7 @@ class StageMonitor:
         """for each example of a batch, at present; 1: the run stands aside"""
         self._steps: deque[Stage] = deque(maxlen=WINDOW)
         self._at = most
-        self._unscored, self._pause = 0, PROBE_FIRST
+        self._aside, self._probing, self._pause = 0, 0, PROBE_FIRST
 
     def add(self, stage: Stage, candidates: int) -> None:
         """Take in one step that was scored with so many candidates for each example."""
@@ -81,13 +85,17 @@ class StageMonitor:
     def plan(self, steps: int) -> int:
         """Candidates for the next so many steps; while the run stands aside, now and then a probe."""
         if self.decide() > 1 or self.most == 1:
-            self._unscored, self._pause = 0, PROBE_FIRST
+            self._aside, self._probing, self._pause = 0, 0, PROBE_FIRST
             return self.candidates
-        self._unscored += steps
-        if self._unscored < self._pause:
-            return 1
-        self._unscored, self._pause = 0, min(2 * self._pause, PROBE_EVERY)
-        return self.most
+        if self._probing > 0:
+            self._probing -= steps
+            if self._probing <= 0:
+                self._aside, self._pause = 0, min(int(PROBE_GROWTH * self._pause), PROBE_EVERY)
+            return self.most
+        self._aside += steps
+        if self._aside >= self._pause:
+            self._probing = ENOUGH
+        return 1
 
     @property
     def reason(self) -> str:
@@ -102,7 +110,7 @@ class StageMonitor:
     def decide(self) -> int:
         """The number of candidates that should reach the goal soonest, 1 … most."""
         if len(self._steps) >= ENOUGH:
-            prices = {1: 1.0} | {c: self.ratio(c) * self.cost(c) for c in range(2, self.most + 1)}
+            prices = {1: SHUFFLED} | {c: self.ratio(c) * self.cost(c) for c in range(2, self.most + 1)}
             best = min(prices, key=prices.__getitem__)  # a NaN is no minimum, and fails the comparison
             if prices[best] < MARGIN * prices[self.candidates]:
                 self.candidates = best

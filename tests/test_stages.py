@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 
-from sampler_service.stages import ENOUGH, PROBE_EVERY, WINDOW, StageMonitor
+from sampler_service.stages import ENOUGH, PROBE_EVERY, SHUFFLED, WINDOW, StageMonitor
 from sampler_service.types import Stage
 
 
@@ -65,12 +66,15 @@ def test_the_first_candidates_bring_most_where_proposals_are_good():
     assert monitor.decide() == 2
 
 
-def test_a_run_that_stands_aside_probes_now_and_then_and_comes_back():
+@pytest.mark.parametrize("bunch", [1, 2, 4])
+def test_a_run_that_stands_aside_probes_now_and_then_and_comes_back(bunch):
     monitor = after(measured(chosen=0.99))
-    planned = [monitor.plan(1) for _ in range(4 * PROBE_EVERY)]
-    assert set(planned) == {1, 3}
-    probes = [step + 1 for step, candidates in enumerate(planned) if candidates == 3]
-    assert probes == [4, 12, 28, 60, 108, 156], "more and more seldom, until one step in PROBE_EVERY"
+    planned = [monitor.plan(bunch) for _ in range(12 * PROBE_EVERY // bunch)]
+    runs = [(candidates, bunch * len(list(group))) for candidates, group in itertools.groupby(planned)]
+    assert {steps for candidates, steps in runs if candidates == 3} == {ENOUGH}
+    pauses = [steps for candidates, steps in runs if candidates == 1]
+    assert pauses[:3] == [16, 24, 36]
+    assert pauses[-2] == PROBE_EVERY, "more and more seldom, but never again never"
     assert "0.99 of the variance" in monitor.reason
     for _ in range(WINDOW):
         monitor.add(measured(chosen=0.2), 3)
@@ -98,6 +102,12 @@ def test_measures_of_other_numbers_of_candidates_do_not_mix():
 
 
 def test_a_tie_changes_nothing():
-    monitor = after(measured(chosen=0.4, proposed=1.0, scoring_s=0.003, training_s=0.002))
-    assert monitor.ratio(3) * monitor.cost(3) == pytest.approx(1.0)
+    monitor = after(measured(chosen=0.4 * SHUFFLED, proposed=1.0, scoring_s=0.003, training_s=0.002))
+    assert monitor.ratio(3) * monitor.cost(3) == pytest.approx(SHUFFLED)
     assert monitor.decide() == 3
+
+
+def test_a_gain_that_shuffled_epochs_have_too_is_none():
+    monitor = after(measured(chosen=0.37, proposed=1.0, scoring_s=0.003, training_s=0.002))
+    assert SHUFFLED < monitor.ratio(3) * monitor.cost(3) < 1
+    assert monitor.decide() == 1

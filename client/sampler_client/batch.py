@@ -78,6 +78,7 @@ class Batch:
         "example_ids",
         "norms_from_scorer",
         "probabilities",
+        "sketches_from_scorer",
         "weights",
     )
 
@@ -92,6 +93,7 @@ class Batch:
         self._steps_per_epoch = steps_per_epoch
         self._coefficients: Any = None
         self.norms_from_scorer = False  # of a two-stage run: a sketcher's are of other layers, in another unit
+        self.sketches_from_scorer = False  # likewise: the products of one's with the other's mean nothing
         self.example_ids = wire.to_array(message.example_ids, np.int64, "example_ids")
         self.weights = wire.to_array(message.weights, np.float32, "weights")
         self.probabilities = wire.to_array(message.probabilities, np.float32, "probabilities")
@@ -196,7 +198,7 @@ class Batch:
         batch.weights = weights
         for array in (batch.example_ids, batch.cluster_ids, batch.probabilities, batch.weights):
             array.flags.writeable = False
-        batch.norms_from_scorer = True
+        batch.norms_from_scorer, batch.sketches_from_scorer = True, self.sketches_from_scorer
         return batch
 
     def report_scores(
@@ -243,7 +245,8 @@ class Batch:
             sketcher: takes the sketches of the backward pass that just ended.
 
         Raises:
-            ConfigError: when the number of losses is not that of the examples.
+            ConfigError: when the number of losses is not that of the examples, or a sketcher is given in a run whose
+                scorer makes the sketches.
             SketchError: when the sketcher saw no backward pass for this batch, or an earlier report failed.
         """
         from sampler_client.reporter import PendingReport
@@ -251,6 +254,11 @@ class Batch:
         values = losses if hasattr(losses, "detach") else np.array(losses, dtype=np.float32)
         if tuple(values.shape) != (len(self),):
             raise ConfigError(f"report needs {len(self)} losses, one per example, got shape {tuple(values.shape)}")
+        if sketcher is not None and self.sketches_from_scorer:
+            raise ConfigError(
+                "the sketches of this run are made by its scorer, and a sketcher's are of other layers: report the "
+                "losses alone, or give the scorer sketch_dim=0"
+            )
         report = PendingReport(
             batch_id=self.batch_id,
             step=self.run_step,

@@ -17,8 +17,7 @@ from ray.actor import ActorHandle
 
 from sampler_service.config import RunConfig, ServiceConfig
 from sampler_service.errors import Conflict, SamplerError, Unavailable
-from sampler_service.policies import make_policy
-from sampler_service.reports import option_values
+from sampler_service.reports import policy_of
 from sampler_service.runtime.calls import answer
 from sampler_service.runtime.ray_shards import RayShards
 from sampler_service.sampler import Sampler
@@ -145,7 +144,7 @@ class Registry:
         return self._catalog.dataset_size(dataset)
 
     def open_run(self, config: RunConfig) -> bool:
-        make_policy(config.policy, option_values(config.policy_options))  # its errors, before any actor
+        policy_of(config)  # its errors, before any actor
         with self._lock:
             created = self._catalog.open_run(config)
             if created:

@@ -314,3 +314,28 @@ def test_norms_of_a_sketcher_stay_out_of_a_run_with_a_scorer_also_where_nothing_
         loader.flush()
         assert np.isnan(served.service._samplers["r"]._table.norm_n).all()
     sketcher.close()
+
+
+@pytest.mark.parametrize("policy", ["shuffle", "infobatch"])
+def test_a_policy_that_proposes_no_candidates_is_refused(served, policy):
+    with pytest.raises(
+        sampler.ConfigError, match=f"policy '{policy}' goes through each epoch's examples .*two_stage=…"
+    ):
+        attach(pairs(), served, by_id, policy=policy)
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_sketches_of_a_sketcher_and_of_a_scorer_do_not_mix(served, monkeypatch, scored):
+    monkeypatch.setattr("sampler_service.stages.StageMonitor.plan", lambda self, _: self.most if scored else 1)
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3))
+    sketcher = sampler.GradientSketcher(model, dim=8)
+    with attach(pairs(), served, sampler.LastLayerScorer(model, sketch_dim=8), sketch_dim=8) as loader:
+        (x, y), batch = next(iter(loader))
+        losses = functional.cross_entropy(model(x), y, reduction="none")
+        batch.weighted_mean(losses).backward()
+        with pytest.raises(sampler.ConfigError, match="sketches of this run are made by its scorer"):
+            batch.report(losses, sketcher)
+        batch.report(losses)
+        loader.flush()
+        assert loader.reports.dropped == 0
+    sketcher.close()

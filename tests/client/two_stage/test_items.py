@@ -1,7 +1,8 @@
-"""Rows of whatever a DataLoader yields."""
+"""Rows and devices of whatever a DataLoader yields."""
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from sampler_client.errors import ConfigError
-from sampler_client.pytorch.two_stage.items import take_rows
+from sampler_client.pytorch.two_stage.items import take_rows, to_device
 
 INDEX = torch.tensor([3, 1])
 
@@ -42,6 +43,28 @@ def test_every_form_of_an_item_is_cut_alike():
 def test_two_candidates_in_a_pair_of_tensors_are_rows_of_each():
     x, y = take_rows((torch.zeros(2, 5), torch.tensor([7, 8])), torch.tensor([1]), 2)
     assert (tuple(x.shape), y.tolist()) == ((1, 5), [8])
+
+
+def test_as_many_fields_as_candidates_are_fields_where_their_arrays_are_batches():
+    x, y, name = take_rows((torch.arange(6).reshape(3, 2), torch.arange(3), "meta"), torch.tensor([2]), 3)
+    assert (x.tolist(), y.tolist(), name) == ([[4, 5]], [2], "meta")
+    assert take_rows(["a", "b", "c"], torch.tensor([2]), 3) == ["c"]
+    assert [len(row) for row in take_rows([torch.zeros(3), torch.zeros(5), torch.zeros(3)], INDEX[1:], 3)] == [5]
+
+
+def test_every_form_of_an_item_goes_to_the_device_alike():
+    item = {
+        "pair": Pair(torch.zeros(4), ["a"]),
+        "encoding": UserDict(ids=torch.zeros(2), more=[torch.zeros(1), None]),
+        "array": np.zeros(2),
+        "number": 3,
+    }
+    moved = to_device(item, torch.device("meta"))
+    assert isinstance(moved["pair"], Pair) and isinstance(moved["encoding"], UserDict)
+    on_device = (moved["pair"].image, moved["encoding"]["ids"], moved["encoding"]["more"][0])
+    assert {tensor.device.type for tensor in on_device} == {"meta"}
+    assert (moved["pair"].name, moved["number"]) == (["a"], 3) and moved["array"] is item["array"]
+    assert to_device(item, None) is item
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(5, 4), np.zeros((3,))], ids=["tensor", "array"])

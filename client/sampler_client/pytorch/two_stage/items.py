@@ -1,4 +1,4 @@
-"""Rows of a collated item: whatever the DataLoader yields, cut down to the examples that were kept.
+"""Collated items, whatever the DataLoader yields: brought to a device, and cut down to the examples that were kept.
 
 Shapes: c examples of the item.
 """
@@ -35,7 +35,9 @@ def take_rows(item: Any, index: torch.Tensor, size: int) -> Any:
         # Such as the BatchEncoding of a tokenizer, which people read by attribute.
         return taken if type(item) is dict else type(item)(taken)  # pyright: ignore[reportCallIssue]
     if isinstance(item, list | tuple):
-        if len(item) == size and not all(_is_batched(entry, size) for entry in item):  # one entry for each example
+        arrays = [entry for entry in item if isinstance(entry, torch.Tensor | np.ndarray)]
+        fields = arrays and all(entry.ndim > 0 and len(entry) == size for entry in arrays)
+        if len(item) == size and not fields:  # one entry for each example
             rows = [item[place] for place in index.tolist()]
         else:
             rows = [take_rows(entry, index, size) for entry in item]
@@ -48,8 +50,19 @@ def take_rows(item: Any, index: torch.Tensor, size: int) -> Any:
     )
 
 
-def _is_batched(entry: Any, size: int) -> bool:
-    return isinstance(entry, torch.Tensor | np.ndarray) and entry.ndim > 0 and len(entry) == size
+def to_device(item: Any, device: torch.device | None) -> Any:
+    """The tensors of an item on `device`, so that the loop's own `.to(device)` finds nothing left to do."""
+    if device is None or device.type == "cpu":
+        return item
+    if isinstance(item, torch.Tensor):
+        return item.to(device, non_blocking=True)
+    if isinstance(item, Mapping):
+        moved = {key: to_device(value, device) for key, value in item.items()}
+        return moved if type(item) is dict else type(item)(moved)  # pyright: ignore[reportCallIssue]
+    if isinstance(item, list | tuple):
+        entries = [to_device(entry, device) for entry in item]
+        return type(item)(*entries) if hasattr(item, "_fields") else type(item)(entries)
+    return item
 
 
 def _check(shape: tuple[int, ...], size: int) -> None:

@@ -86,7 +86,7 @@ class LastLayerScorer:
         self._ignore_index = ignore_index
         self._head_name, self._head = _find_head(self.model, head)
         self._inputs: Tensor | None = None
-        self._sketch_dim = sketch_dim
+        self.sketch_dim = sketch_dim
         self._projections: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, item: Any, /) -> Scores:
@@ -144,15 +144,15 @@ class LastLayerScorer:
 
     def _sketches(self, delta: Tensor, inputs: Tensor | None) -> Tensor | None:
         """(c, d): sum over positions of (delta R) * ((h, 1) S), R and S Gaussian; keeps inner products on average."""
-        if not self._sketch_dim:
+        if not self.sketch_dim:
             return None
         width = 0 if inputs is None else inputs.shape[-1]
         if self._projections is None:
-            shapes = (delta.shape[-1], self._sketch_dim), (width + 1, self._sketch_dim)
+            shapes = (delta.shape[-1], self.sketch_dim), (width + 1, self.sketch_dim)
             rows, columns = (
                 gaussian(0, self._head_name, role, shape) for role, shape in zip("rc", shapes, strict=True)
             )
-            self._projections = (rows / self._sketch_dim**0.5).to(delta), columns.to(delta)
+            self._projections = (rows / self.sketch_dim**0.5).to(delta), columns.to(delta)
         rows, columns = self._projections
         right = columns[-1] if inputs is None else inputs @ columns[:-1] + columns[-1]
         product = (delta @ rows) * right

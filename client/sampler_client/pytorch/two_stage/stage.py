@@ -12,14 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_map
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.config import check_whole
 from sampler_client.errors import ConfigError, ScoringError
 from sampler_client.pytorch.two_stage.choose import choose, similar_together
-from sampler_client.pytorch.two_stage.items import take_rows
+from sampler_client.pytorch.two_stage.items import take_rows, to_device
 from sampler_client.pytorch.two_stage.scorer import LastLayerScorer, Scorer, Scores
 
 Order = Literal["random", "similar"]
@@ -73,6 +72,7 @@ class SecondStage:
         self._settings = settings
         self._device: torch.device | None = getattr(self.scorer, "device", None)
         self._left_at: float | None = None
+        self._sketches = bool(getattr(self.scorer, "sketch_dim", 0))  # of others the first scores say it
 
     def select(self, item: Any, batch: Batch, waited_s: float) -> tuple[Any, Batch]:
         """The examples of `item` that were kept, on the scorer's device, and their handle.
@@ -88,7 +88,7 @@ class SecondStage:
         if batch.keep == len(batch):
             self.counts.unscored += 1
             self._left_at = time.perf_counter()
-            batch.norms_from_scorer = True
+            batch.norms_from_scorer, batch.sketches_from_scorer = True, self._sketches
             return item, batch
         if self._device is not None and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # what is left of the step before is no cost of scoring
@@ -98,6 +98,7 @@ class SecondStage:
         scores = self._scored(item, batch)
         norm_c = _array(scores.norms)
         sketch_cd = None if scores.sketches is None else _array(scores.sketches)
+        self._sketches = batch.sketches_from_scorer = sketch_cd is not None
         choice = choose(
             self._usable(norm_c),
             batch.weights,
@@ -157,13 +158,6 @@ class SecondStage:
         if sketch_cd is None:
             raise ConfigError('order="similar" needs sketches; give LastLayerScorer a sketch_dim, such as 64')
         return similar_together(batch.weights[:, None] * np.nan_to_num(sketch_cd), leaf=len(batch) // batch.keep)
-
-
-def to_device(item: Any, device: torch.device | None) -> Any:
-    """The tensors of an item on `device`, so that the loop's own `.to(device)` finds nothing left to do."""
-    if device is None or device.type == "cpu":
-        return item
-    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, item)
 
 
 def _array(values: Any) -> NDArray[np.float32]:
