@@ -64,7 +64,7 @@ class Setting:
     threads: int = 1
     """of torch, in each run of this task: what is fastest for the baseline"""
     learning_rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
-    evaluations: int = 25
+    evaluations: int = 12
     """at even distances, and one at the end"""
 
     @property
@@ -116,22 +116,22 @@ MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"mlp": _m
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting(name="digits_mlp", data="", model="mlp", limit=None, steps=600, batch_size=32),
+        Setting(name="digits_mlp", data="", model="mlp", limit=None, steps=600, batch_size=32, evaluations=25),
         # methods.md 14: 20 000 images, 784-256-10, 1500 steps of 64
         Setting(name="mnist_mlp", data="mnist", model="mlp", limit=20_000, steps=1500),
         Setting(name="mnist_cnn", data="mnist", model="cnn", limit=20_000, steps=1500, threads=2),
         Setting(
             name="cifar_cnn", data="cifar10", model="cnn", limit=20_000, steps=4000, threads=2,
-            learning_rates=(0.1, 0.2), evaluations=12,
+            learning_rates=(0.1, 0.2), evaluations=8,
         ),
         # methods.md 14: early on, while curvature and not noise limits, nothing is to be gained; what does it cost?
         Setting(
             name="cifar_cnn_short", data="cifar10", model="cnn", limit=20_000, steps=600, threads=2,
-            learning_rates=(0.1, 0.2), evaluations=4,
+            learning_rates=(0.1,), evaluations=2,
         ),
         Setting(
             name="cifar_resnet", data="cifar10", model="resnet", limit=20_000, steps=4000, threads=2,
-            learning_rates=(0.1, 0.2), evaluations=12,
+            learning_rates=(0.1, 0.2), evaluations=8,
         ),
     )
 }  # fmt: skip
