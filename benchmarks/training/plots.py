@@ -30,11 +30,14 @@ _COLORS = {
     "importance": "#0072b2",
     "selective_backprop": "#cc79a7",
     "selective_backprop beta 1": "#8c564b",
-    "rho_loss": "#9467bd",
+    "rho_loss": "#7f7f7f",
     "gradient_clustering": "#56b4e9",
-    "auto": "#d62728",
+    "auto": "#6a00d5",
 }
 _WIDE = ("shuffle", "two_stage", "auto")
+
+_LONGEST = 3.0
+"""seconds are shown to so many times those of shuffle's run"""
 
 
 def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
@@ -43,6 +46,7 @@ def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(17, 6), layout="constrained")
     for method, runs in curves.items():
@@ -55,18 +59,24 @@ def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
             place_e = np.median(x_se, axis=0)
             axis.plot(place_e, np.median(y_se, axis=0), label=method, **style)
             axis.fill_between(place_e, y_se.min(0), y_se.max(0), color=style["color"], alpha=0.12, linewidth=0)
+    baseline = [run for run in curves["shuffle"] if not run.diverged]
     for axis, (x, y, label) in zip(axes, _PANELS, strict=True):
         axis.set(xlabel=x, ylabel=label, yscale="log")
-        axis.set_xlim(left=0)
         axis.grid(which="both", alpha=0.2)
         if y == "errors":
-            axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))  # pyright: ignore[reportAttributeAccessIssue]
-            axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())  # pyright: ignore[reportAttributeAccessIssue]
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        if baseline:
+            end = np.median(_values(baseline, x)[:, -1])
+            axis.axhline(float(np.median(_values(baseline, y)[:, -1])), color="black", linewidth=0.8, alpha=0.5)
+            axis.set_xlim(0, min(axis.get_xlim()[1], float(_LONGEST * end)))
     lines, labels = axes[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside right center", frameon=False)
     seeds = max((len(runs) for runs in curves.values()), default=0)
     figure.suptitle(
-        f"{task}: median and range of {seeds} seeds, each method at its best learning rate; dashed: peers, in process"
+        f"{task}: median and range over seeds ({seeds}), each method at its best learning rate; dashed: peers, in "
+        "process; thin line: where shuffle ends"
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -75,7 +85,7 @@ def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
 def _style(method: str) -> dict[str, Any]:
     family = method.replace(" (peer)", "").replace(" (service)", "")
     return {
-        "color": _COLORS.get(family, "gray"),
+        "color": _COLORS.get(family, "tan"),
         "linewidth": 2.4 if method in _WIDE else 1.4,
         "linestyle": "--" if "(peer)" in method else ":" if "(service)" in method else "-",
         "zorder": 3 if method in _WIDE else 2,
@@ -83,9 +93,9 @@ def _style(method: str) -> dict[str, Any]:
 
 
 def _values(runs: list[Curve], axis: str) -> NDArray[np.float64]:
-    """(s, e) values of all runs, as many evaluations as the shortest has."""
+    """(s, e) values of all runs after the untrained model's, as many evaluations as the shortest has."""
     length = min(len(run.steps) for run in runs)
     if axis == "errors":
         # On a log scale there is no zero: none wrong is drawn as one in a hundred thousand.
-        return np.maximum(1 - np.array([run.accuracies[:length] for run in runs]), 1e-5)
-    return np.array([getattr(run, axis)[:length] for run in runs], np.float64)
+        return np.maximum(1 - np.array([run.accuracies[1:length] for run in runs]), 1e-5)
+    return np.array([getattr(run, axis)[1:length] for run in runs], np.float64)
