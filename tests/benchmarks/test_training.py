@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.training.__main__ import COMMITTED, main
+import benchmarks.training.__main__ as command
 from benchmarks.training.cells import SEARCH_SEED, Results, count, run_all
 from benchmarks.training.headline import headline
 from benchmarks.training.loop import Curve, train
@@ -18,7 +19,7 @@ from benchmarks.training.methods import METHODS, hyper_parameters, make_method
 from benchmarks.training.ours import OURS, Ours
 from benchmarks.training.peers import PEERS
 from benchmarks.training.report import task_rows, write_report
-from benchmarks.training.tasks import CONDITIONS, SETTINGS, Setting, Task, faulty, make_task
+from benchmarks.training.tasks import CONDITIONS, SETTINGS, Examples, Setting, Task, faulty, make_task
 from sampler_service.policies import POLICIES
 from tests.served import ServedService
 
@@ -270,7 +271,7 @@ def test_tables_tell_what_each_method_runs_with():
 
 
 def test_the_committed_grid_has_every_condition_and_only_methods_that_there_are():
-    (_, conditions, methods), *deep = COMMITTED
+    (_, conditions, methods), *deep = command.COMMITTED
     assert conditions == CONDITIONS and methods == METHODS
     assert {name for name, _, _ in deep} == {"cifar_cnn", "cifar_cnn_short"}
     for _, _, chosen in deep:
@@ -280,7 +281,7 @@ def test_the_committed_grid_has_every_condition_and_only_methods_that_there_are(
 
 def test_missing_data_are_named_with_what_belongs_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--tasks", "mnist_mlp"])
+        command.main(["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--tasks", "mnist_mlp"])
     said = " ".join(capsys.readouterr().err.split())
     assert str(tmp_path / "mnist" / "train.parquet") in said
     assert "--tasks digits_mlp needs no files" in said
@@ -299,6 +300,22 @@ def test_learning_rates_are_not_chosen_by_the_test_set(tmp_path):
     pixel = [(part.images[:, 0, 0, 0] * 255).round().int().tolist() for part in (found.train, found.validation)]
     assert pixel == [list(range(20)), list(range(20, 30))]
     assert len(found.test) == 6
+
+
+def test_the_search_is_judged_by_the_validation_set_and_what_counts_by_the_test_set(task, tmp_path, monkeypatch):
+    spare = replace(task, validation=Examples(task.test.images[:50], task.test.labels[:50]))
+    judged: dict[int, int] = {}
+
+    def fake(given: Task, _method: object, name: str, *, learning_rate: float, seed: int) -> Curve:
+        judged[seed] = len(given.test)
+        return curve_of(name, learning_rate, seed, final=learning_rate)
+
+    monkeypatch.setattr(command, "make_task", lambda *_: spare)
+    monkeypatch.setattr(command, "running_service", lambda: nullcontext("nobody:1"))
+    monkeypatch.setattr(command, "train", fake)
+    out = ["--out", str(tmp_path), "--json", str(tmp_path / "training.json")]
+    command.main([*out, "--tasks", "digits_mlp", "--methods", "shuffle", "--seeds", "1"])
+    assert judged == {SEARCH_SEED: 50, 0: len(task.test)}
 
 
 @pytest.mark.parametrize("name", METHODS)
