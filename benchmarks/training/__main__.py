@@ -28,8 +28,8 @@ COMMITTED = (
     ("cifar_cnn", ("clean",), DEEP),
     ("cifar_cnn_short", ("clean",), ("shuffle", "shuffle (service)", "two_stage", "auto")),
 )
-"""The grid behind the committed results: some 600 runs with three seeds, about 3 hours on two otherwise idle cores (half for
-the MLP, half for the CNN), and two to three times as long on busy ones."""
+"""The grid behind the committed results: some 600 runs with three seeds, about 3 hours on two otherwise idle cores
+(half for the MLP, half for the CNN), and two to three times as long on busy ones."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
