@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
 
-.PHONY: help setup demo test check fmt proto bench gpu-check clean
+.PHONY: help setup demo test check fmt proto bench bench-training gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -37,10 +37,13 @@ proto: setup  ## regenerate the protobuf code; the virtual path makes its import
 	$(BIN)/python -m grpc_tools.protoc -Isampler_client/_pb=protos/sampler/v1 \
 		--python_out=client --pyi_out=client --grpc_python_out=client protos/sampler/v1/sampler.proto
 
-bench: bench-variance bench-convex bench-sketching bench-serving bench-draws  ## every benchmark
+bench: bench-variance bench-convex bench-sketching bench-serving bench-staleness bench-draws  ## every benchmark but training
 
-bench-%: setup  ## one benchmark: bench-variance, bench-convex, bench-sketching, bench-serving, bench-draws
+bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -draws
 	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json
+
+bench-training: setup  ## samplers against shuffled epochs, about 3 hours; DATA=folder with mnist/ and cifar10/
+	$(BIN)/python -m benchmarks.training $(if $(DATA),--data $(DATA))
 
 gpu-check: setup  ## what needs a GPU: FAISS-GPU shards, sketching on CUDA
 	$(BIN)/python -m benchmarks.gpu_check --json benchmarks/results/gpu_check.json

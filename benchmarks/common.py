@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,21 @@ def write_result(
     *,
     name: str,
     rows: list[dict[str, Any]],
-    headline: dict[str, float],
+    headline: Mapping[str, float | None],
     notes: Sequence[str] = (),
 ) -> None:
     """Print the headline and, unless `path` is None, write everything as JSON.
 
     Args:
         rows: one dict per measurement, plain numbers and strings.
-        headline: the few figures the README quotes, by name.
+        headline: the few figures the README quotes, by name; None where a figure has no value.
         notes: what a reader must know to compare the figures, one sentence each.
     """
     table = Table(title=name, title_justify="left")
     table.add_column("headline")
     table.add_column("value", justify="right")
     for figure, value in headline.items():
-        table.add_row(figure, f"{value:.4g}")
+        table.add_row(figure, "-" if value is None else f"{value:.4g}")
     console = Console()
     console.print(table)
     for note in notes:
@@ -48,7 +48,7 @@ def write_result(
         "machine": machine(),
         "versions": versions(),
         "rows": rows,
-        "headline": headline,
+        "headline": dict(headline),
         "notes": list(notes),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,71 +3,91 @@
 from __future__ import annotations
 
 import argparse
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.training.cells import Results, run_all
+from benchmarks.training.cells import SEARCH_SEED, Plan, Results, count, run_all
 from benchmarks.training.loop import Curve, train
-from benchmarks.training.ours import OURS, Ours
-from benchmarks.training.peers import PEERS
+from benchmarks.training.methods import METHODS, make_method
 from benchmarks.training.report import write_report
-from benchmarks.training.tasks import CONDITIONS, SETTINGS, Setting, Task, make_task, with_condition
+from benchmarks.training.tasks import CONDITIONS, SETTINGS, Setting, check_data, make_task, with_condition
 from sampler_service.embedded import running_service
+from trainer_examples.data import DataError
+
+DEEP = ("shuffle", "infobatch (peer)", "presampling (peer)", "infobatch", "two_stage", "auto")
+"""what is run where a run takes minutes: the baseline, and what saves passes or chooses by them"""
 
 COMMITTED = (
-    # task, conditions: what fits in about three hours on two cores
-    ("mnist_mlp", ("clean", "dup50", "dup90", "longtail", "noise20", "noise40")),
-    ("cifar_cnn", ("clean",)),
+    # task, conditions, methods
+    ("mnist_mlp", CONDITIONS, METHODS),
+    ("cifar_cnn", ("clean",), DEEP),
+    ("cifar_cnn_short", ("clean",), ("shuffle", "shuffle (service)", "two_stage", "auto")),
 )
+"""The grid behind the committed results: some 600 runs with three seeds, about 3 hours on two otherwise idle cores
+(half for the MLP, half for the CNN), and two to three times as long on busy ones."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with mnist/ and cifar10/")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training"))
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/training.json"), help="headline figures")
     parser.add_argument("--tasks", nargs="+", choices=sorted(SETTINGS), help="default: the committed grid")
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=["clean"], help="with --tasks")
-    parser.add_argument("--full", action="store_true", help="every task under every condition; a day and more")
-    parser.add_argument("--methods", nargs="+", choices=[*PEERS, *OURS], default=[*PEERS, *OURS])
+    parser.add_argument("--full", action="store_true", help="every task under every condition; days")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: the grid's, or all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report-only", action="store_true", help="no runs: tables and plots of those that are there")
-    arguments = parser.parse_args()
-    results = Results(arguments.out / "runs.jsonl")
-    settings = _settings(arguments)
-    if not arguments.report_only:
-        _run(arguments, results, settings)
-    write_report(results, arguments.out, arguments.json, range(arguments.seeds))
+    options = parser.parse_args(arguments)
+    results, seeds = Results(options.out / "runs.jsonl"), range(options.seeds)
+    if not options.report_only:
+        plan = _plan(options)
+        try:
+            check_data([setting for setting, _ in plan], options.data)
+        except DataError as error:
+            parser.error(str(error))
+        _run(results, plan, seeds, options.data)
+    write_report(results, options.out, options.json, seeds)
 
 
-def _settings(arguments: argparse.Namespace) -> list[Setting]:
-    if arguments.full:
-        return [with_condition(setting, condition) for setting in SETTINGS.values() for condition in CONDITIONS]
-    if arguments.tasks:
-        return [with_condition(SETTINGS[name], c) for name in arguments.tasks for c in arguments.conditions]
-    return [with_condition(SETTINGS[name], c) for name, conditions in COMMITTED for c in conditions]
+def _plan(options: argparse.Namespace) -> Plan:
+    if options.full:
+        grid = [(name, CONDITIONS, METHODS) for name in SETTINGS]
+    elif options.tasks:
+        grid = [(name, options.conditions, METHODS) for name in options.tasks]
+    else:
+        grid = COMMITTED
+    return [
+        (with_condition(SETTINGS[name], condition), options.methods or [m for m in methods if m in METHODS])
+        for name, conditions, methods in grid
+        for condition in conditions
+    ]
 
 
-def _run(arguments: argparse.Namespace, results: Results, settings: list[Setting]) -> None:
-    task_of = cache(lambda setting: make_task(setting, arguments.data))
-    total = sum((len(setting.learning_rates) + arguments.seeds) * len(arguments.methods) for setting in settings)
+def _run(results: Results, plan: Plan, seeds: range, data: Path) -> None:
+    task_of = lru_cache(maxsize=1)(lambda setting: make_task(setting, data))
+    there, total = count(results, plan, seeds)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with running_service() as address, Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("runs", total=total)
+        bar = progress.add_task("runs", total=total, completed=there)
 
         def run(setting: Setting, method: str, rate: float, seed: int) -> Curve:
-            progress.update(bar, description=f"{setting.key} {method} lr {rate:g} seed {seed}", completed=len(results))
-            return _one(task_of(setting), method, rate, seed, address)
+            progress.update(bar, description=f"{setting.key} {method} lr {rate:g} seed {seed}")
+            task = task_of(setting)
+            if seed == SEARCH_SEED:
+                task = replace(task, test=task.validation)
+            curve = train(
+                task, make_method(method, task, seed=seed, address=address), method, learning_rate=rate, seed=seed
+            )
+            progress.advance(bar)
+            return curve
 
-        run_all(results, settings, arguments.methods, range(arguments.seeds), run)
-
-
-def _one(task: Task, method: str, rate: float, seed: int, address: str) -> Curve:
-    chosen = PEERS[method](task, seed) if method in PEERS else Ours(task, method, address=address, seed=seed)
-    return train(task, chosen, method, learning_rate=rate, seed=seed)
+        run_all(results, plan, seeds, run)
 
 
 if __name__ == "__main__":

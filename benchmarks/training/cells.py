@@ -1,14 +1,15 @@
 """Which runs there are, and their results so far: one line of JSON each, so that a stopped benchmark goes on.
 
 Every method gets the same learning rates to try, on a seed of their own; its best one is then run with the seeds that
-count. Best is the lowest training loss at the end for a run that is judged by loss, the highest accuracy for others.
+count. Best is the lowest training loss at the end for a task that is judged by loss, for others the highest accuracy
+on examples that are neither trained nor tested on.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.training.loop import Curve
@@ -29,12 +30,12 @@ class Results:
         self._curves: dict[Key, Curve] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            for line in path.read_text().splitlines():
+            whole, _, torn = path.read_text().rpartition("\n")
+            if torn:  # it was stopped while it wrote
+                path.write_text(whole + "\n" if whole else "")
+            for line in whole.splitlines():
                 curve = Curve(**json.loads(line))
                 self._curves[key_of(curve)] = curve
-
-    def __len__(self) -> int:
-        return len(self._curves)
 
     def add(self, curve: Curve) -> None:
         self._curves[key_of(curve)] = curve
@@ -52,8 +53,12 @@ class Results:
 
     def best_rate(self, task: str, method: str) -> float | None:
         """The learning rate that did best on the search seed; None when none was tried."""
-        tried = [c for k, c in self._curves.items() if (k[0], k[1], k[3]) == (task, method, SEARCH_SEED)]
+        tried = self.searched(task, method)
         return min(tried, key=lambda curve: merit(task, curve)).learning_rate if tried else None
+
+    def searched(self, task: str, method: str) -> list[Curve]:
+        """The runs on the search seed."""
+        return [c for k, c in self._curves.items() if (k[0], k[1], k[3]) == (task, method, SEARCH_SEED)]
 
     def methods(self, task: str) -> list[str]:
         """Methods with any run of a task, in the order in which they came."""
@@ -74,28 +79,45 @@ def key_of(curve: Curve) -> Key:
     return curve.task, curve.method, curve.learning_rate, curve.seed
 
 
-def run_all(
-    results: Results,
-    settings: list[Setting],
-    methods: list[str],
-    seeds: range,
-    run: Callable[[Setting, str, float, int], Curve],
-) -> None:
-    """Make every run that is missing: first each method's search, then its seeds, task after task."""
-    for setting in settings:
+Plan = Sequence[tuple[Setting, Sequence[str]]]
+"""tasks, each with the methods that are run on it"""
+
+
+def run_all(results: Results, plan: Plan, seeds: range, run: Callable[[Setting, str, float, int], Curve]) -> None:
+    """Make every run that is missing, task after task: first the searches, then the seeds.
+
+    Methods take turns, so that a machine that gets slower gets slower for all.
+    """
+    for setting, methods in plan:
+        for rate in setting.learning_rates:
+            for method in methods:
+                _make(results, (setting, method, rate, SEARCH_SEED), run)
+        for seed in seeds:
+            for method in methods:
+                best = results.best_rate(setting.key, method)
+                assert best is not None, "the search came first"
+                _make(results, (setting, method, best, seed), run)
+
+
+def count(results: Results, plan: Plan, seeds: range) -> tuple[int, int]:
+    """How many runs of a plan there are, and how many there will be."""
+    there = total = 0
+    for setting, methods in plan:
         for method in methods:
-            for rate, seed in _wanted(results, setting, method, seeds):
-                if results.find((setting.key, method, rate, seed)) is None:
-                    results.add(run(setting, method, rate, seed))
+            rates = {curve.learning_rate for curve in results.searched(setting.key, method)}
+            searched = rates.issuperset(setting.learning_rates)
+            there += len(rates.intersection(setting.learning_rates))
+            there += len(results.of(setting.key, method, seeds)) if searched else 0
+            total += len(setting.learning_rates) + len(seeds)
+    return there, total
 
 
-def _wanted(results: Results, setting: Setting, method: str, seeds: range) -> Iterator[tuple[float, int]]:
-    for rate in setting.learning_rates:
-        yield rate, SEARCH_SEED
-    best = results.best_rate(setting.key, method)
-    assert best is not None, "the search came first"
-    for seed in seeds:
-        yield best, seed
+def _make(
+    results: Results, wanted: tuple[Setting, str, float, int], run: Callable[[Setting, str, float, int], Curve]
+) -> None:
+    setting, method, rate, seed = wanted
+    if results.find((setting.key, method, rate, seed)) is None:
+        results.add(run(*wanted))
 
 
 def _plain(value: object) -> object:

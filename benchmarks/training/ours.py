@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,24 +14,24 @@ from torch.utils.data import DataLoader
 import sampler_client as sampler
 from benchmarks.training.loop import Step
 from benchmarks.training.tasks import Task, as_fetched
+from sampler_service.policies import POLICIES
 
 AHEAD = 16
 """steps of these tasks take one to thirty milliseconds"""
 
-_POLICIES: dict[str, dict[str, Any]] = {
-    "shuffle (service)": {"policy": "shuffle"},
-    "gradient_clustering": {"policy": "gradient_clustering"},
-    "importance": {"policy": "importance"},
-    "infobatch": {"policy": "infobatch"},
-    "selective_backprop": {"policy": "selective_backprop"},
-    "two_stage": {"policy": "two_stage"},
-}
-"""what `attach` gets for each"""
+_POLICIES = {"shuffle (service)": "shuffle"} | {
+    name: name
+    for name in (
+        "gradient_clustering", "importance", "infobatch", "selective_backprop", "two_stage", "auto",
+    )
+    if name in POLICIES
+}  # fmt: skip
+"""policy of the service by the method's name, of those that this service has"""
 
 _SKETCHED = {"gradient_clustering", "importance"}
 """policies whose trainer sends gradient sketches"""
 
-_SCORED = {"two_stage"}
+_SCORED = {"two_stage", "auto"}
 """policies with a second stage"""
 
 
@@ -39,7 +40,7 @@ class Ours:
 
     def __init__(self, task: Task, name: str, *, address: str, seed: int) -> None:
         self.task, self.address, self.seed = task, address, seed
-        self.policy = _POLICIES[name]["policy"]
+        self.policy = _POLICIES[name]
         self.notes: dict[str, Any] = {}
         self._run = f"training-{uuid.uuid4().hex[:12]}"
         self._sketcher: sampler.GradientSketcher | None = None
@@ -114,3 +115,8 @@ class Ours:
 
 
 OURS = tuple(_POLICIES)
+
+
+def options(name: str) -> dict[str, float | str | bool]:
+    """The options of a method's policy, which all runs leave at their defaults."""
+    return asdict(POLICIES[_POLICIES[name]]())

@@ -1,6 +1,7 @@
 """The alternatives, each after its paper and its authors' code, in process and without a service's overhead.
 
-Formulas: `methods.md` 9. All of them read the examples through the same DataLoader as the service's policies do.
+Formulas: `methods.md` 9. Hyper-parameters are the papers', and are named in the tables; the learning rate alone is
+searched, as for our policies. All read the examples through the same DataLoader as the service's policies do.
 
 Shapes: n examples, b batch, p presampled examples.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from benchmarks.training.loop import Step
+from benchmarks.training.loop import EVALUATION_ROWS, Step
 from benchmarks.training.tasks import Examples, Task, as_fetched
 
 
@@ -29,6 +30,9 @@ def fetch(examples: Examples, order: np.ndarray, batch_size: int) -> DataLoader[
 
 
 class _Peer:
+    hyper: ClassVar[tuple[str, ...]] = ()
+    """attributes that the tables show"""
+
     def __init__(self, task: Task, seed: int) -> None:
         self.task = task
         self.train = task.train
@@ -63,20 +67,20 @@ class Shuffle(_Peer):
 
 
 class InfoBatch(_Peer):
-    """Qin et al., ICLR 2024, arXiv 2303.04947: each epoch drops half of what is below the mean
-    loss, and weighs the rest.
+    """Qin et al., ICLR 2024, arXiv 2303.04947: each epoch drops half of what is below the mean loss, and weighs the
+    rest.
 
     Its budget are epochs, as in the paper; they are shorter than full ones but for the last eighth.
     """
 
+    hyper = ("prune_ratio", "delta")
     prune_ratio = 0.5
     delta = 0.875
 
     def __init__(self, task: Task, seed: int) -> None:
         super().__init__(task, seed)
-        self.loss_n = np.full(
-            len(self.train), math.inf
-        )  # nothing is below the mean before it was seen: the first epoch is whole
+        # Nothing is below the mean before it was seen: the first epoch is whole.
+        self.loss_n = np.full(len(self.train), math.inf)
 
     def steps(self, model: nn.Module) -> Iterator[Step]:  # noqa: ARG002 - losses come by `after`
         epochs = self.total * self.batch_size / len(self.train)
@@ -106,11 +110,12 @@ class InfoBatch(_Peer):
 class SelectiveBackprop(_Peer):
     """Jiang et al. 2019, arXiv 1910.00762: forward everything, backpropagate what has a high percentile of loss.
 
-    P(select) = CDF(loss)^beta over the last 1024 losses; beta 1 selects half (the paper's table), 3 a quarter.
+    P(select) = CDF(loss)^beta over the last 1024 losses; beta 3, their default, selects a quarter.
     The budget are steps; the first epoch selects everything.
     """
 
-    beta = 1.0
+    hyper = ("beta",)
+    beta = 3.0
     window = 1024
 
     def steps(self, model: nn.Module) -> Iterator[Step]:
@@ -141,14 +146,22 @@ class SelectiveBackprop(_Peer):
                 return
 
 
+class SelectiveBackpropHalf(SelectiveBackprop):
+    """The gentler setting: beta 1 selects half."""
+
+    beta = 1.0
+
+
 class Presampling(_Peer):
-    """Katharopoulos and Fleuret, ICML 2018, arXiv 1803.00942: 3 b uniform candidates, of which b are drawn by
-    the last layer's gradient.
+    """Katharopoulos and Fleuret, ICML 2018, arXiv 1803.00942: 3 b uniform candidates, of which b are drawn by the
+    last layer's gradient.
 
     With replacement, unbiased weights, and only while tau > tau_th: until then plain batches, as in their code.
     """
 
+    hyper = ("factor", "threshold")
     factor = 3
+    threshold = (factor + 3) / 3
     smoothing = 0.9
 
     def __init__(self, task: Task, seed: int) -> None:
@@ -156,10 +169,9 @@ class Presampling(_Peer):
         self._tau = 0.0
 
     def steps(self, model: nn.Module) -> Iterator[Step]:
-        threshold = (self.factor + 3) / 3
         plain, wide = self.shuffled(self.batch_size), self.shuffled(self.factor * self.batch_size)
         for taken in range(self.total):
-            if self._tau <= threshold:
+            if self._tau <= self.threshold:
                 _, x, y = next(plain)
                 yield Step(x, y, taken / self.total, handle="plain")
                 continue
@@ -188,58 +200,67 @@ class Presampling(_Peer):
 class RhoLoss(_Peer):
     """Mindermann et al., ICML 2022, arXiv 2206.07137: the b of 10 b with the highest loss over an irreducible one.
 
-    The irreducible losses come from two smaller budgets, each a model trained on one half and asked about the other
-    (the paper's variant without a holdout set). Their training counts, in seconds and in examples.
+    The irreducible losses come from two models, each trained on one half and asked about the other (the paper's
+    variant without a holdout set), as they were when its loss there was lowest. What they cost counts from the start,
+    in seconds and in examples.
     """
 
+    hyper = ("fraction", "reference_epochs")
     fraction = 0.1
-
-    def steps(self, model: nn.Module) -> Iterator[Step]:
-        irreducible, spent = self._irreducible()
-        for taken in range(self.total):
-            rows, x, y = next(self._wide)
-            excess = _losses(model, x, y) - irreducible[torch.from_numpy(rows)]
-            best = excess.topk(min(self.batch_size, len(y))).indices
-            yield Step(x[best], y[best], taken / self.total, forwarded=len(y) + spent)
-            spent = 0
+    reference_epochs = 5
+    """at most; with wrong labels the loss on the other half rises sooner"""
 
     def __init__(self, task: Task, seed: int) -> None:
         super().__init__(task, seed)
         self._seed = seed
-        self._wide = self.shuffled(round(self.batch_size / self.fraction))
 
-    def _irreducible(self) -> tuple[Tensor, int]:
-        losses, spent = torch.empty(len(self.train)), 0
+    def steps(self, model: nn.Module) -> Iterator[Step]:
+        irreducible, trained, asked = self._irreducible()
+        wide = self.shuffled(round(self.batch_size / self.fraction))
+        for taken in range(self.total):
+            rows, x, y = next(wide)
+            excess = _losses(model, x, y) - irreducible[torch.from_numpy(rows)]
+            best = excess.topk(min(self.batch_size, len(y))).indices
+            forwarded = len(y) + trained + asked
+            yield Step(x[best], y[best], taken / self.total, forwarded=forwarded, backpropagated=trained)
+            trained = asked = 0
+
+    def _irreducible(self) -> tuple[Tensor, int, int]:
+        """(n,) losses by models that did not see the example; examples that these were trained on, and asked about."""
+        loss_n, trained, asked = torch.empty(len(self.train)), 0, 0
         half_n = self.rng.permutation(len(self.train)) % 2
         for half in (0, 1):
             model = self.task.make_model(1000 + self._seed + half)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-            seen = np.flatnonzero(half_n == half)
-            for _ in range(2):  # epochs: little enough not to learn wrong labels by heart
+            seen, unseen = np.flatnonzero(half_n == half), np.flatnonzero(half_n != half)
+            lowest = math.inf
+            for _ in range(self.reference_epochs):
                 for x, y in fetch(self.train, self.rng.permutation(seen), self.batch_size):
                     optimizer.zero_grad()
                     functional.cross_entropy(model(x), y).backward()
                     optimizer.step()
-                    spent += len(y)
-            unseen = np.flatnonzero(half_n != half)
-            for start in range(0, len(unseen), 2048):
-                rows = torch.from_numpy(unseen[start : start + 2048])
-                losses[rows] = _losses(model, self.train.images[rows], self.train.labels[rows])
-        return losses, spent + len(self.train)
+                losses = torch.cat([_losses(model, x, y) for x, y in fetch(self.train, unseen, EVALUATION_ROWS)])
+                trained, asked = trained + len(seen), asked + len(unseen)
+                if losses.mean() >= lowest:
+                    break
+                lowest = float(losses.mean())
+                loss_n[torch.from_numpy(unseen)] = losses
+        return loss_n, trained, asked
 
 
 class Kakurenbo(_Peer):
-    """Nguyen et al., NeurIPS 2023, arXiv 2310.10102: each epoch hides low losses, but moves back what is
-    not known well.
+    """Nguyen et al., NeurIPS 2023, arXiv 2310.10102: each epoch hides low losses, but moves back what is not known
+    well.
 
     Up to 30 % hidden, moved back below a confidence of 0.7 or when wrong, hidden losses refreshed at the epoch's end,
-    learning rate times 1/(1 - hidden share), maximum decaying 1, .8, .6, .4 over the quarters of the run.
-    The budget are epochs.
+    learning rate times 1/(1 - hidden share), maximum decaying 1, 1, .8, .6, .4 over the fifths of the run (over the
+    steps of their learning rate, which ours has none of). The budget are epochs.
     """
 
+    hyper = ("most", "confidence")
     most = 0.3
     confidence = 0.7
-    decay = (1.0, 0.8, 0.6, 0.4)
+    decay = (1.0, 1.0, 0.8, 0.6, 0.4)
 
     def __init__(self, task: Task, seed: int) -> None:
         super().__init__(task, seed)
@@ -259,12 +280,15 @@ class Kakurenbo(_Peer):
                 progress = (epoch + share * i * self.batch_size / len(order)) / epochs
                 yield Step(x, y, progress, scale=scale, handle=ids, forwarded=extra)
                 extra = 0
-            for i, (x, y) in enumerate(fetch(self.train, hidden, 1024)):
-                self.loss_n[hidden[i * 1024 : i * 1024 + len(y)]] = _losses(model, x, y).numpy()
+            if epoch + 1 >= epochs:
+                return  # nobody asks for the losses of what the last epoch hid
+            if len(hidden):
+                losses = [_losses(model, x, y) for x, y in fetch(self.train, hidden, EVALUATION_ROWS)]
+                self.loss_n[hidden] = torch.cat(losses).numpy()
             extra = len(hidden)
 
     def _hidden(self, progress: float) -> np.ndarray:
-        most = int(self.most * self.decay[min(3, int(4 * progress))] * len(self.loss_n))
+        most = int(self.most * self.decay[min(4, int(5 * progress))] * len(self.loss_n))
         lowest = np.argpartition(self.loss_n, most)[:most]
         # A share above the confidence, and above one half, is also the prediction.
         return lowest[np.exp(-self.loss_n[lowest]) >= self.confidence]
@@ -277,6 +301,7 @@ PEERS = {
     "shuffle": Shuffle,
     "infobatch (peer)": InfoBatch,
     "selective_backprop (peer)": SelectiveBackprop,
+    "selective_backprop beta 1 (peer)": SelectiveBackpropHalf,
     "presampling (peer)": Presampling,
     "rho_loss (peer)": RhoLoss,
     "kakurenbo (peer)": Kakurenbo,

@@ -9,17 +9,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.common import write_result
 from benchmarks.training.cells import Results
+from benchmarks.training.headline import NOTES, POINTS, headline
 from benchmarks.training.loop import Curve
+from benchmarks.training.methods import hyper_parameters
 
 BASELINE = "shuffle"
-POINTS = 0.002
-"""0.2 points of accuracy: what counts as no worse"""
-
-LOSSLESS = ("infobatch", "two_stage", "gradient_clustering", "importance")
-ROBUST = ("two_stage", "importance", "gradient_clustering")
 
 
 def write_report(results: Results, out: Path, json_path: Path, seeds: range) -> None:
@@ -27,82 +25,72 @@ def write_report(results: Results, out: Path, json_path: Path, seeds: range) -> 
     from benchmarks.training.plots import draw_task
 
     out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for task in results.tasks():
         table = task_rows(results, task, seeds)
         if not table:
             continue
         rows += table
-        (out / f"{task}.md").write_text(_markdown(task, table, len(seeds)))
-        draw_task({m: results.of(task, m, seeds) for m in results.methods(task)}, task, out / f"{task}.png")
-    write_result(json_path, name="training", rows=rows, headline=headline(results, seeds), notes=_NOTES)
+        (out / f"{task}.md").write_text(_markdown(task, table))
+        draw_task({row["method"]: results.of(task, row["method"], seeds) for row in table}, task, out / f"{task}.png")
+    write_result(json_path, name="training", rows=rows, headline=headline(rows), notes=(*_NOTES, *NOTES))
 
 
-def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, object]]:
-    """One row for each method: medians over the seeds, and the spread of what they are judged by."""
+def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, Any]]:
+    """One row for each method: medians over the seeds, and the spread of what they are judged by.
+
+    What is reached is over shuffle's whole run (`…_to_loss`, its final training loss; `…_of_run`) or over what
+    shuffle itself needs to get there (`…_to_accuracy`); `seconds`, `forwarded` and `backpropagated` are of whole runs.
+    """
     baseline = results.of(task, BASELINE, seeds)
     if not baseline:
         return []
-    loss, accuracy = _final(baseline, "losses"), _final(baseline, "accuracies")
-    steps, seconds, backprops = (_final(baseline, axis) for axis in ("steps", "seconds", "backpropagated"))
     rows = []
     for method in results.methods(task):
         curves = results.of(task, method, seeds)
-        if not curves:
-            continue
-        rows.append(
-            {
+        if curves:
+            rates = [curve.learning_rate for curve in results.searched(task, method)]
+            about = {
                 "task": task,
                 "method": method,
+                "hyper_parameters": hyper_parameters(method),
                 "seeds": len(curves),
                 "learning_rate": curves[0].learning_rate,
+                "rate_at_edge": len(rates) > 2 and curves[0].learning_rate in (min(rates), max(rates)),
                 "diverged": sum(curve.diverged for curve in curves),
-                "final_loss": _final(curves, "losses"),
-                "final_loss_spread": _spread(curves, "losses"),
-                "accuracy": _final(curves, "accuracies"),
-                "accuracy_spread": _spread(curves, "accuracies"),
-                "steps_to_loss": _reach(curves, "steps", loss=loss) / steps,
-                "seconds_to_loss": _reach(curves, "seconds", loss=loss) / seconds,
-                "steps_to_accuracy": _reach(curves, "steps", accuracy=accuracy - POINTS) / steps,
-                "backprops_to_accuracy": _reach(curves, "backpropagated", accuracy=accuracy - POINTS) / backprops,
-                "seconds": _final(curves, "seconds") / seconds,
-                "forwarded": _final(curves, "forwarded") / backprops,
-                "backpropagated": _final(curves, "backpropagated") / backprops,
             }
+            rows.append(about | {key: _finite(value) for key, value in _compared(curves, baseline).items()})
+    return rows
+
+
+def _compared(curves: Sequence[Curve], baseline: Sequence[Curve]) -> dict[str, float]:
+    loss, accuracy = _final(baseline, "losses"), _final(baseline, "accuracies")
+    goal = accuracy - POINTS
+    steps, seconds, backprops = (_final(baseline, axis) for axis in ("steps", "seconds", "backpropagated"))
+
+    def to_goal(axis: str, whole: float | None = None) -> float:
+        return _over(
+            _reach(curves, axis, accuracy=goal), _reach(baseline, axis, accuracy=goal) if whole is None else whole
         )
-    return [{key: _finite(value) for key, value in row.items()} for row in rows]
 
-
-def headline(results: Results, seeds: range) -> dict[str, float]:
-    """The figures that are followed over time, those whose runs are there."""
-    found: dict[str, float] = {}
-    rows = {(row["task"], row["method"]): row for task in results.tasks() for row in task_rows(results, task, seeds)}
-
-    def put(name: str, value: object) -> None:
-        if isinstance(value, float) and math.isfinite(value):
-            found[name] = value
-
-    mnist = rows.get(("mnist_mlp-clean", "two_stage"), {})
-    put("steps_mnist_mlp", mnist.get("steps_to_loss"))
-    put("seconds_mnist_mlp", mnist.get("seconds_to_loss"))
-    for task in ("mnist_mlp-clean", "mnist_cnn-clean", "cifar_cnn-clean"):
-        shares = {m: rows[task, m]["backprops_to_accuracy"] for m in LOSSLESS if (task, m) in rows}
-        known = {m: v for m, v in shares.items() if isinstance(v, float)}
-        if known:
-            put(f"infobatch_backprops_{task.split('-')[0]}", min(known.values()))
-        peer = rows.get((task, "infobatch (peer)"), {})
-        put(f"infobatch_peer_{task.split('-')[0]}", peer.get("backprops_to_accuracy"))
-    noise = {
-        m: rows["mnist_mlp-noise40", m]["accuracy"] for m in (BASELINE, *ROBUST) if ("mnist_mlp-noise40", m) in rows
+    return {
+        "final_loss": _final(curves, "losses"),
+        "final_loss_spread": _spread(curves, "losses"),
+        "accuracy": _final(curves, "accuracies"),
+        "accuracy_spread": _spread(curves, "accuracies"),
+        "accuracy_gap": _final(curves, "accuracies") - accuracy,
+        "steps_to_loss": _over(_reach(curves, "steps", loss=loss), steps),
+        "seconds_to_loss": _over(_reach(curves, "seconds", loss=loss), seconds),
+        "steps_to_accuracy": to_goal("steps"),
+        "seconds_to_accuracy": to_goal("seconds"),
+        "backprops_to_accuracy": to_goal("backpropagated"),
+        "steps_to_accuracy_of_run": to_goal("steps", steps),
+        "backprops_to_accuracy_of_run": to_goal("backpropagated", backprops),
+        "seconds": _over(_final(curves, "seconds"), seconds),
+        "forwarded": _over(_final(curves, "forwarded"), backprops),
+        "backpropagated": _over(_final(curves, "backpropagated"), backprops),
+        "opening_s": median(curve.notes.get("opening_s", 0.0) for curve in curves),
     }
-    robust = [value for method, value in noise.items() if method != BASELINE and isinstance(value, float)]
-    if robust and isinstance(noise.get(BASELINE), float):
-        put("noise40_accuracy", max(robust) - noise[BASELINE])  # pyright: ignore[reportOperatorIssue]
-    longtail = [rows.get(("mnist_mlp-longtail", m), {}).get("steps_to_accuracy") for m in LOSSLESS]
-    reached = [value for value in longtail if isinstance(value, float)]
-    if reached:
-        put("longtail_steps", min(reached))
-    return found
 
 
 def _final(curves: Sequence[Curve], axis: str) -> float:
@@ -119,8 +107,12 @@ def _reach(curves: Sequence[Curve], axis: str, *, loss: float | None = None, acc
     return median(curve.first(axis, loss=loss, accuracy=accuracy) for curve in curves)
 
 
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _over(value: float, whole: float) -> float:
+    return value / whole if whole > 0 else math.nan
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 _COLUMNS = {
@@ -132,35 +124,50 @@ _COLUMNS = {
     "accuracy_spread": "spread",
     "steps_to_loss": "steps to shuffle's loss",
     "seconds_to_loss": "seconds to it",
-    "backprops_to_accuracy": "backprops to shuffle's accuracy",
-    "seconds": "seconds, whole run",
+    "steps_to_accuracy": "steps to shuffle's accuracy",
+    "backprops_to_accuracy": "backprops to it",
+    "seconds": "seconds",
     "forwarded": "forwarded",
-    "backpropagated": "backpropagated",
+    "backpropagated": "backprops",
+    "hyper_parameters": "with",
 }
 
 
-def _markdown(task: str, rows: list[dict[str, object]], seeds: int) -> str:
+def _markdown(task: str, rows: list[dict[str, Any]]) -> str:
+    seeds = {row["seeds"] for row in rows}
     lines = [
         f"# {task}",
         "",
-        f"Medians over {seeds} seeds at each method's best learning rate; spread is highest minus lowest. Steps,",
-        "seconds and examples are over those of the whole shuffled run; a dash was never reached.",
+        f"Medians over {' or '.join(map(str, sorted(seeds)))} seeds at each method's best learning rate (marked * if",
+        "it is the lowest or highest of more than two); spread is highest minus lowest. Steps and seconds to shuffle's",
+        "final training loss are over its whole run, those to its accuracy (0.2 points below its final one) over its",
+        "own. Seconds, forwarded and backprops: whole runs over shuffle's, examples over those it trains on. A dash",
+        "was never reached.",
         "",
         "| " + " | ".join(_COLUMNS.values()) + " |",
-        "| --- |" + " ---: |" * (len(_COLUMNS) - 1),
+        "| --- |" + " ---: |" * (len(_COLUMNS) - 2) + " --- |",
     ]
-    lines += ["| " + " | ".join(_cell(row[key]) for key in _COLUMNS) + " |" for row in rows]
+    lines += ["| " + " | ".join(_cell(row, key) for key in _COLUMNS) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: object) -> str:
+def _cell(row: dict[str, Any], key: str) -> str:
+    value = row[key]
     if value is None:
         return "-"
+    if key == "learning_rate":
+        return f"{value:g}{'*' if row['rate_at_edge'] else ''}"
+    if key == "accuracy":
+        return f"{value:.2%}"
+    if key == "accuracy_spread":
+        return f"{100 * value:.2f}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 _NOTES = (
-    "every method runs at its own best learning rate, searched on a seed that is not counted",
-    "the service's policies run through a real service in processes of its own on the same cores; peers run in process",
-    "seconds run from the first batch asked for, without evaluations; opening a run of the service takes 1 to 3 s more",
+    "every method runs at its own best learning rate, searched on a seed that is not counted; the other "
+    "hyper-parameters are the papers' or our defaults, `hyper_parameters` in the rows",
+    "the service's policies run through a real service in processes of its own on the same cores, with ahead=16; peers "
+    "run in process",
+    "seconds run from the first batch asked for, without evaluations; opening a run takes opening_s more",
 )
