@@ -8,11 +8,11 @@ from dataclasses import replace
 from sampler_service.config import RunConfig
 from sampler_service.leases import Chosen
 from sampler_service.mixing import MixTuner
-from sampler_service.policies import Policy, TwoStage, choose, make_policy
+from sampler_service.policies import Auto, Pick, Policy, TwoStage, choose, make_policy
 from sampler_service.stages import StageMonitor
 from sampler_service.table import Table
 from sampler_service.telemetry import stratum_sizes
-from sampler_service.types import Batch, Bool, Float32, Report, Sweep, WeightedDraw
+from sampler_service.types import Batch, Bool, Float32, Report, Sweep, TableView, WeightedDraw
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ far cheaper; after `max_lead` steps less will do"""
 KEPT_RATES = 2
 """of the epochs that ranks are in; each is some arrays of n"""
 
+KEPT_PICKS = 8
+"""epochs of which is known what was picked for them; slow ranks may be some behind"""
+
 FIXED = 0.5
 """the share of uniform draws of policies that do not adapt it"""
 
@@ -41,12 +44,14 @@ class PresentRates:
         self._policy = policy
         self._table = table
         # Ranks may be in two epochs at once. Rates know of theirs only how far it is through the run, which is 0 for
-        # all when nobody said how many there will be; by it, and by the number of candidates, the latest rates, how
-        # many steps they have served, and how many rows had been reported when they were made.
-        self._served: dict[tuple[float, int], tuple[Chosen, int, int]] = {}
+        # all when nobody said how many there will be; by it, by the policy and by the number of candidates, the latest
+        # rates, how many steps they have served, and how many rows had been reported when they were made.
+        self._served: dict[tuple[float, str, int], tuple[Chosen, int, int]] = {}
+        self._picks: dict[int, Pick] = {}  # of epochs
         self._aside = ""
         self.stage = StageMonitor(config.candidates)
-        self.mix = MixTuner(policy.alpha if isinstance(policy, TwoStage) else FIXED)
+        fixed = policy.alpha if isinstance(policy, TwoStage) else 0.0 if isinstance(policy, Auto) else FIXED
+        self.mix = MixTuner(fixed)
         self.chosen: Chosen | None = None
         """the present rates; None before the first batch"""
         self.steps_per_epoch = 0
@@ -54,15 +59,26 @@ class PresentRates:
     @property
     def uniform_share(self) -> float:
         """Of the proposals, at present; NaN for a policy that does not adapt it."""
-        return self.mix.alpha if isinstance(self._policy, TwoStage) else float("nan")
+        return self.mix.alpha if isinstance(self.policy, TwoStage) else float("nan")
+
+    @property
+    def policy(self) -> Policy:
+        """The run's, or what it picked last."""
+        return self._latest.policy if self._latest else self._policy
+
+    @property
+    def _latest(self) -> Pick | None:
+        return self._picks[next(reversed(self._picks))] if self._picks else None
 
     def choose(self, epoch: int, steps: int) -> Chosen:
-        """Present rates, for `steps` steps; made anew when the table has moved on far enough."""
+        """Present rates, for `steps` steps (0: the epoch begins); made anew when the table has moved on far enough."""
         progress = min(1.0, epoch / self._config.epochs) if self._config.epochs else 0.0
-        key = progress, self.stage.plan(steps)
+        pick = self._in_force(epoch, begins=steps == 0)
+        candidates = self.stage.plan(steps) if pick.policy.kind == "draw" else 1
+        key = progress, pick.policy.name, candidates
         known, served, rows = self._served.pop(key, (None, 0, 0))
         if known is None or not self._serves(known, served, self._table.rows - rows):
-            known, served, rows = self._made(*key), 0, self._table.rows
+            known, served, rows = self._made(progress, pick, candidates), 0, self._table.rows
             if self.chosen is not None and known.reason not in ("", self.chosen.reason):
                 log.info("run %s: %s", self._config.run, known.reason)
         self._served[key] = known, served + steps, rows
@@ -111,9 +127,26 @@ class PresentRates:
             return served > 0
         return served < most and changed < CHANGED_SHARE * n
 
-    def _made(self, progress: float, candidates: int) -> Chosen:
-        view = self._table.view(max(1, self.steps_per_epoch))
-        policy, aside = self._policy, self._aside
+    def _in_force(self, epoch: int, *, begins: bool) -> Pick:
+        """The policy of an epoch: the run's own, or what it picks when the epoch begins."""
+        if not isinstance(self._policy, Auto):
+            return Pick(self._policy)
+        if begins or epoch not in self._picks:
+            noisy = self._latest is not None and self._latest.noisy
+            self._picks.pop(epoch, None)  # so that it is the latest
+            self._picks[epoch] = self._policy.pick(
+                self._view(), candidates=self._config.candidates, sketched=self._table.sketched, noisy=noisy
+            )
+            if len(self._picks) > KEPT_PICKS:
+                del self._picks[next(iter(self._picks))]
+        return self._picks[epoch]
+
+    def _view(self) -> TableView:
+        return self._table.view(max(1, self.steps_per_epoch))
+
+    def _made(self, progress: float, pick: Pick, candidates: int) -> Chosen:
+        view = self._view()
+        policy, aside = pick.policy, self._aside
         if isinstance(policy, TwoStage):
             policy = replace(policy, alpha=self.mix.alpha)
             aside = f"shuffle: {self.stage.reason}" if candidates == 1 else ""
@@ -124,8 +157,8 @@ class PresentRates:
             rates, reason = choose(policy, view, min_coverage=None, max_age=max_age, progress=progress)
         return Chosen(
             rates=rates,
-            policy="shuffle" if reason else self._policy.name,
-            reason=reason,
+            policy="shuffle" if reason else policy.name,
+            reason=reason or (f"{policy.name}: {pick.why}" if pick.why else ""),
             table_version=view.version,
             cluster_n=view.cluster_n,
             size_k=stratum_sizes(rates),

@@ -200,9 +200,10 @@ class Sampler:
 
     def refresh_due(self) -> str | None:
         """Why the clusters should be made anew, or None."""
-        if "cluster" not in self.policy.needs:
-            return None
         with self._lock:
+            policy = self._rates.policy
+            if "cluster" not in policy.needs:
+                return None
             ratio = self._measured_ratio()
             first = self._refreshes == 0
             if not first:
@@ -212,13 +213,13 @@ class Sampler:
                 num_examples=self.config.num_examples,
                 ratio=ratio,
                 learning_rate_dropped=self._dropped_rate,
-                coverage=min(self.config.refresh_coverage, self.policy.min_coverage if first else 1.0),
+                coverage=min(self.config.refresh_coverage, policy.min_coverage if first else 1.0),
             )
 
     def refresh(self) -> None:
         """Make the clusters anew from the present sketches. Slow; batches go on meanwhile."""
-        neyman = getattr(self.policy, "allocation", "equal") == "neyman"
         with self._lock:
+            neyman = getattr(self._rates.policy, "allocation", "equal") == "neyman"
             fresh_rows, dropped_rate = self._intake.fresh_rows, self._dropped_rate
         partition = recluster(
             self._shards,
@@ -246,10 +247,11 @@ class Sampler:
 
     def recover(self) -> None:
         """After a restart: take back from the shards what was reported; trainers join again by themselves."""
-        self._shards.stock(self._timeout_s)  # from now on a shard that comes back empty is told from the one it was
+        # From now on a shard that comes back empty is told from the one it was.
+        stock = self._shards.stock(self._timeout_s)
         columns = self._shards.columns(self._timeout_s)
         with self._lock:
-            self._table.restore(columns.loss_n, columns.norm_n, columns.step_n)
+            self._table.restore(columns.loss_n, columns.norm_n, columns.step_n, sketched=stock.sketched > 0)
             self._intake.fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
 
     # --- statistics ---

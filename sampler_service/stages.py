@@ -30,7 +30,7 @@ at first, at last, and by how much the pauses grow. Probes of ENOUGH steps at tw
 
 SHUFFLED = 0.85
 """The price of standing aside. What is measured are draws, of which uniform ones would be 1; but a run that stands
-aside shuffles epochs, in which no example waits long, and it neither scores nor plans. An assumption, on the safe side."""
+aside shuffles epochs, in which no example waits long, and neither scores nor plans. An assumption, on the safe side."""
 
 MARGIN = 0.95
 """another number of candidates must promise this share of the present price at most: no flutter around a tie"""

@@ -47,6 +47,8 @@ class Table:
         self.version = 0
         self.rows = 0
         """reported since the start, of all examples"""
+        self.sketched = False
+        """whether any of them came with sketches"""
 
     def apply(self, block: ReportBlock) -> None:
         """Take reported rows in; a value that was not reported leaves the old one."""
@@ -58,10 +60,12 @@ class Table:
         self.step_n[ids] = block.step
         self.step = max(self.step, int(np.max(block.step, initial=0)))
         self.rows += len(block)
+        self.sketched |= block.sketches is not None
         self.version += 1
 
-    def restore(self, loss_n: Float32, norm_n: Float32, step_n: Int64) -> None:
-        """Take over the columns that the shards have kept."""
+    def restore(self, loss_n: Float32, norm_n: Float32, step_n: Int64, *, sketched: bool) -> None:
+        """Take over the columns that the shards have kept, and whether they have sketches."""
+        self.sketched = sketched
         self.loss_n, self.norm_n, self.step_n = loss_n.copy(), norm_n.copy(), step_n.copy()
         self.step = max(0, int(step_n.max(initial=0)))
         self.version += 1

@@ -22,7 +22,7 @@ AHEAD = 16
 _POLICIES = {"shuffle (service)": "shuffle"} | {
     name: name
     for name in (
-        "gradient_clustering", "importance", "infobatch", "selective_backprop", "two_stage", "auto",
+        "gradient_clustering", "importance", "infobatch", "selective_backprop", "trimmed_loss", "two_stage", "auto",
     )
     if name in POLICIES
 }  # fmt: skip

@@ -3,7 +3,7 @@
 Example:
     import sampler_client as sampler
 
-    loader = sampler.attach(loader, "localhost:50051", run="resnet-cifar10", policy="gradient_clustering")
+    loader = sampler.attach(loader, "localhost:50051", run="resnet-cifar10")
     sketcher = sampler.GradientSketcher(model, dim=64)
     for (images, labels), batch in loader:
         losses = loss_fn(model(images), labels)  # per example, reduction="none"

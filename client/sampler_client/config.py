@@ -51,7 +51,7 @@ class Timeouts:
 class RunOptions:
     """How a run samples; sent when it is opened. A run opened twice must be opened alike."""
 
-    policy: str = "gradient_clustering"
+    policy: str = "auto"
     """Name of the sampling policy; the service lists what it knows when the name is wrong."""
     policy_options: tuple[tuple[str, str], ...] = ()
     """Hyper-parameters of the policy as sorted (name, text) pairs."""

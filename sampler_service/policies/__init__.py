@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from sampler_service.errors import ConfigError
+from sampler_service.policies.auto import Auto, Pick
 from sampler_service.policies.contract import Policy, choose, coverage
 from sampler_service.policies.gradient_clustering import GradientClustering
 from sampler_service.policies.importance import Importance
@@ -13,9 +14,10 @@ from sampler_service.policies.infobatch import InfoBatch
 from sampler_service.policies.rho_loss import RhoLoss
 from sampler_service.policies.selective_backprop import SelectiveBackprop
 from sampler_service.policies.shuffle import Shuffle
+from sampler_service.policies.trimmed_loss import TrimmedLoss
 from sampler_service.policies.two_stage import TwoStage
 
-__all__ = ["POLICIES", "Policy", "TwoStage", "choose", "coverage", "make_policy"]
+__all__ = ["POLICIES", "Auto", "Pick", "Policy", "TwoStage", "choose", "coverage", "make_policy"]
 
 PolicyClass = (
     type[Shuffle]
@@ -25,10 +27,23 @@ PolicyClass = (
     | type[SelectiveBackprop]
     | type[RhoLoss]
     | type[TwoStage]
+    | type[TrimmedLoss]
+    | type[Auto]
 )
 
 POLICIES: dict[str, PolicyClass] = {
-    cls.name: cls for cls in (Shuffle, GradientClustering, Importance, InfoBatch, SelectiveBackprop, RhoLoss, TwoStage)
+    cls.name: cls
+    for cls in (
+        Shuffle,
+        GradientClustering,
+        Importance,
+        InfoBatch,
+        SelectiveBackprop,
+        RhoLoss,
+        TwoStage,
+        TrimmedLoss,
+        Auto,
+    )
 }
 
 

@@ -241,7 +241,7 @@ def test_wrong_labels_are_judged_beside_the_better_of_the_naive_policies(tmp_pat
         tmp_path,
         "mnist_mlp-noise40",
         shuffle=(0.9, 1.0, 0.1),
-        two_stage=(0.91, 1.0, 0.1),
+        trimmed_loss=(0.91, 1.0, 0.1),
         importance=(0.88, 1.0, 0.1),
         selective_backprop=(0.5, 1.0, 0.1),
     )

@@ -75,11 +75,23 @@ def test_an_unknown_dataset_is_named_with_those_that_are_registered(client: Samp
 
 OPTIONS = [
     ({"policy": "nope"}, r"unknown policy 'nope'; choose one of \[.*'shuffle'.*\]"),
-    ({"policy_options": (("nope", "1"),)}, r"no option 'nope'.*it has \['allocation', 'alpha'\]"),
-    ({"policy_options": (("alpha", "7"),)}, r"'alpha' must lie in \[0, 1\], got 7.0"),
-    ({"policy_options": (("alpha", "nan"),)}, r"'alpha' must lie in \[0, 1\], got nan"),
-    ({"policy_options": (("alpha", "much"),)}, r"'alpha' must be a number, got 'much'"),
-    ({"policy_options": (("allocation", "best"),)}, r"'allocation' must be one of .* got 'best'"),
+    (
+        {"policy": "gradient_clustering", "policy_options": (("nope", "1"),)},
+        r"no option 'nope'.*it has \['allocation', 'alpha'\]",
+    ),
+    ({"policy": "gradient_clustering", "policy_options": (("alpha", "7"),)}, r"'alpha' must lie in \[0, 1\], got 7.0"),
+    (
+        {"policy": "gradient_clustering", "policy_options": (("alpha", "nan"),)},
+        r"'alpha' must lie in \[0, 1\], got nan",
+    ),
+    (
+        {"policy": "gradient_clustering", "policy_options": (("alpha", "much"),)},
+        r"'alpha' must be a number, got 'much'",
+    ),
+    (
+        {"policy": "gradient_clustering", "policy_options": (("allocation", "best"),)},
+        r"'allocation' must be one of .* got 'best'",
+    ),
     ({"sketch_dim": 5000}, r"sketch_dim must be 1 to 4096, got 5000"),
     ({"sketch_dtype": "int8"}, r"sketch_dtype must be 'float16' or 'float32', got 'int8'"),
     ({"max_lead": 100_000}, r"max_lead must be 1 to 65536 batches, got 100000"),

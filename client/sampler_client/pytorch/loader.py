@@ -61,7 +61,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
         run: str,
         num_examples: int,
         batch_size: int,
-        policy: str = "gradient_clustering",
+        policy: str = "auto",
         num_workers: int = 0,
         prefetch_factor: int = 2,
         ahead: int = _AHEAD,
@@ -186,7 +186,7 @@ def attach(
     address: str,
     *,
     run: str,
-    policy: str = "",
+    policy: str = "auto",
     two_stage: torch.nn.Module | Scorer | TwoStage | None = None,
     replace_sampler: bool = False,
     ahead: int = _AHEAD,
@@ -201,8 +201,7 @@ def attach(
         loader: over a map-style dataset; its batch_size is that of this trainer.
         address: "host:port" of the service.
         run: name of the training job; trainers of one job share it.
-        policy: which examples to prefer; "shuffle" is the plain baseline. Default: "two_stage" where `two_stage` is
-            given, else "gradient_clustering".
+        policy: which examples to prefer; "shuffle" is the plain baseline, "auto" picks by what the run measures.
         two_stage: the model in training, a `Scorer`, or `TwoStage` with options: the service proposes up to three
             times as many examples, a forward pass over these candidates scores them, and the best are kept. What
             comes out is as large as before and on the scorer's device; its weights are final.
@@ -229,7 +228,6 @@ def attach(
     if two_stage is not None:
         settings = two_stage if isinstance(two_stage, TwoStage) else TwoStage(two_stage)
         second_stage, options["candidates"] = SecondStage(settings), settings.candidates
-    policy = policy or ("gradient_clustering" if second_stage is None else "two_stage")
     session = _join(address, run, size, batch_size, policy, lead, drop_last=loader.drop_last, **options)
     return over(loader, RemoteBatchSampler(session, run=run, num_examples=size, lead=lead), second_stage)
 

@@ -127,13 +127,13 @@ def test_ranks_choose_each_from_candidates_of_their_own(served, monkeypatch):
 def test_the_same_seed_gives_the_same_batches(served, monkeypatch):
     always(monkeypatch)
     runs = []
+    options = {"two_stage": TwoStage(by_id), "timeouts": QUICK, "seed": 3}
     for run in ("first", "second"):
-        with sampler.attach(
-            pairs(), served.address, run=run, two_stage=TwoStage(by_id), timeouts=QUICK, seed=3
-        ) as loader:
+        # One batch at a time, and none is planned before the scores of the one before are there.
+        with sampler.attach(pairs(), served.address, run=run, ahead=1, **options) as loader:
             taken = []
             for _item, batch in loader:
-                loader.fence()  # reports arrive at the same moments
+                loader.fence()
                 taken.append((batch.example_ids.tolist(), batch.weights.tolist()))
             runs.append(taken)
     assert runs[0] == runs[1]
@@ -339,3 +339,24 @@ def test_sketches_of_a_sketcher_and_of_a_scorer_do_not_mix(served, monkeypatch, 
         loader.flush()
         assert loader.reports.dropped == 0
     sketcher.close()
+
+
+def test_auto_begins_with_the_second_stage_and_leaves_it_when_labels_look_wrong(served, monkeypatch):
+    always(monkeypatch)
+
+    def scores(item) -> sampler.Scores:
+        wrong = item[0][:, 0] % 3 == 0
+        return sampler.Scores(norms=torch.ones(len(wrong)), losses=torch.where(wrong, 9.0, 0.1))
+
+    with attach(pairs(), served, scores) as loader:
+        assert {batch.policy for _, batch in loader} == {"two_stage"}
+        assert loader.reason == "two_stage: there is a second stage, which measures itself whether it pays"
+        loader.flush()
+        for _ in range(2):
+            assert {batch.policy for _, batch in loader} == {"shuffle"}
+            assert "% of the examples lie apart, as those of wrong labels do" in loader.reason
+        assert loader.second_stage is not None
+        assert loader.second_stage.counts.unscored == 2 * STEPS
+        with sampler.SamplerClient(served.address) as client:
+            said = client.statistics("r")
+        assert (said.policy, said.active_policy) == ("auto", "shuffle")

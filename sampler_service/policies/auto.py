@@ -1,0 +1,105 @@
+"""Auto: picks one of the other policies at the start of each epoch, by what the run can and does measure.
+
+What is picked may still stand aside inside the epoch, as it would when it was asked for by name: two stages when they
+do not pay (`stages.py`), clusters that are stale (`rates.py`).
+
+Shapes: n examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sampler_service.errors import ConfigError
+from sampler_service.policies.contract import Kind, Policy, known
+from sampler_service.policies.gradient_clustering import GradientClustering
+from sampler_service.policies.importance import Importance
+from sampler_service.policies.infobatch import InfoBatch
+from sampler_service.policies.modes import Modes, two_modes
+from sampler_service.policies.shuffle import Shuffle
+from sampler_service.policies.trimmed_loss import TrimmedLoss
+from sampler_service.policies.two_stage import TwoStage
+from sampler_service.types import Rates, TableView
+
+SKEW = 2.0
+"""mean loss over median loss from which on most examples are learnt, and pruning them loses little"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A policy, and why."""
+
+    policy: Policy
+    why: str = ""
+    noisy: bool = False
+    """labels look wrong"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auto:
+    """Picks by signals, in this order: wrong labels, a second stage, gradient sketches, gradient norms, redundancy."""
+
+    name: ClassVar[str] = "auto"
+    unbiased: ClassVar[bool] = False  # trimmed_loss is not, and it may be picked
+    needs: ClassVar[frozenset[str]] = frozenset()
+    kind: ClassVar[Kind] = "draw"
+    min_coverage: ClassVar[float] = 0.0
+
+    prune: str = "no"
+    """"yes" lets it pick policies whose epochs are shorter, trimmed_loss and infobatch: schedules that count steps must
+    know. With "no" every pick is unbiased."""
+
+    def __post_init__(self) -> None:
+        if self.prune not in ("yes", "no"):
+            raise ConfigError(f"policy {self.name!r}: option 'prune' must be 'yes' or 'no', got {self.prune!r}")
+
+    def rates(self, view: TableView, *, progress: float) -> Rates:
+        return self.pick(view, candidates=1, sketched=False).policy.rates(view, progress=progress)
+
+    def aside(self, view: TableView) -> str:
+        return self.pick(view, candidates=1, sketched=False).why
+
+    def pick(self, view: TableView, *, candidates: int, sketched: bool, noisy: bool = False) -> Pick:
+        """The policy for the epoch that starts.
+
+        Args:
+            view: what is known.
+            candidates: most that trainers choose from, for each example; 1: they have no second stage.
+            sketched: whether trainers report sketches.
+            noisy: whether labels looked wrong when it was last asked.
+        """
+        modes = _wrong_labels(view, noisy)
+        if modes is not None:
+            why = f"the losses of {modes.share:.0%} of the examples lie apart, as those of wrong labels do"
+            if self.prune == "yes":
+                return Pick(TrimmedLoss(), why, noisy=True)
+            return Pick(Shuffle(), f"{why}, and hard examples are no longer preferred", noisy=True)
+        if candidates > 1:
+            return Pick(TwoStage(), "there is a second stage, which measures itself whether it pays")
+        if sketched:
+            return Pick(GradientClustering(), "there are sketches, and their clusters are measured")
+        if known(view, "norm").mean() >= Importance.min_coverage:
+            return Pick(Importance(), "there are gradient norms")
+        loss_r = view.loss_n[known(view, "loss")]
+        if self.prune == "yes" and len(loss_r):
+            mean, middle = float(np.mean(loss_r, dtype=np.float64)), float(np.median(loss_r))
+            if mean >= SKEW * middle:
+                return Pick(InfoBatch(), f"most is learnt: the mean loss is {mean:.3g}, the median {middle:.3g}")
+        return Pick(Shuffle(), "nothing is known by which to prefer examples: no second stage, no sketches, no norms")
+
+
+def _wrong_labels(view: TableView, noisy: bool) -> Modes | None:
+    """The modes of the losses when they are those of wrong labels.
+
+    Losses of the latest half epoch tell it soonest. Once labels look wrong, those that are left out have older ones.
+    """
+    known_n = known(view, "loss")
+    recent_n = known_n & (view.step - view.step_n <= view.epoch_steps / 2)
+    for chosen_n in (recent_n, known_n) if noisy else (recent_n,):
+        modes = two_modes(view.loss_n[chosen_n])
+        if modes is not None and modes.two:
+            return modes
+    return None
