@@ -308,7 +308,8 @@ class Sampler:
         stock = self._shards.stock(self._timeout_s)
         with self._lock:
             chosen, table, delivery, stage = self._rates.chosen, self._table, self._delivery, self._rates.stage
-            ages, leads = table.ages(), delivery.leads if delivery else Counter[int]()
+            ages = table.ages(gradients=self._intake.scored)
+            leads = delivery.leads if delivery else Counter[int]()
             return RunStatistics(
                 run=self.config.run,
                 dataset=self.config.dataset,

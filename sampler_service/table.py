@@ -102,10 +102,12 @@ class Table:
             version=self.version,
         )
 
-    def ages(self) -> Ages:
+    def ages(self, *, gradients: bool = False) -> Ages:
         """Steps since the last norm or sketch, or else the last report, over examples that were reported; NaN when
-        none was."""
-        step_n = np.where(self.gradient_step_n != NEVER, self.gradient_step_n, self.step_n)
+        none was. `gradients`: of norms and sketches alone."""
+        step_n = self.gradient_step_n
+        if not gradients:
+            step_n = np.where(step_n != NEVER, step_n, self.step_n)
         age_r = self.step - step_n[step_n != NEVER]
         if not len(age_r):
             return Ages(mean=float("nan"), median=float("nan"), p99=float("nan"))
