@@ -171,6 +171,7 @@ class Scores:
         if misfit:
             self.error, self._error_version = misfit, report.version
             self.rejected["scoring_failed"] += len(report.example_ids)
+            self._failed.append((report.example_ids, now + FAILED_S))
             return None
         block, sound, reasons = reports.sound_rows([rows], self._config.num_examples, self._table.gradient_step_n)
         self.rejected.update(reasons)

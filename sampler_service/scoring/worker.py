@@ -50,6 +50,7 @@ class ModelScorer:
         from sampler_client.pytorch.two_stage.scorer import LastLayerScorer
 
         self.batch_size = scoring.batch_size
+        self._sketch_dim = sketch_dim
         self._model = scoring.model
         self._records = scoring.records
         self._collate = scoring.collate_fn or default_collate
@@ -100,9 +101,11 @@ class ModelScorer:
         if not isinstance(scores, Scores):
             scores = Scores(norms=scores)
         scored = Scored(
-            norms=_array(scores.norms, "norms", len(ids), 1),
-            losses=None if scores.losses is None else _array(scores.losses, "losses", len(ids), 1),
-            sketches=None if scores.sketches is None else _array(scores.sketches, "sketches", len(ids), 2),
+            norms=_array(scores.norms, "norms", len(ids)),
+            losses=None if scores.losses is None else _array(scores.losses, "losses", len(ids)),
+            sketches=None
+            if scores.sketches is None
+            else _array(scores.sketches, "sketches", len(ids), self._sketch_dim),
         )
         if not (np.isfinite(scored.norms) & (scored.norms >= 0)).any():
             raise ConfigError(
@@ -112,14 +115,13 @@ class ModelScorer:
         return scored
 
 
-def _array(values: Any, what: str, rows: int, ndim: int) -> Float32:
-    """float32 on the CPU, of so many rows."""
+def _array(values: Any, what: str, *shape: int) -> Float32:
+    """float32 on the CPU, of this shape."""
     if hasattr(values, "detach"):
         values = values.detach().float().cpu().numpy()
     array = np.asarray(values, np.float32)
-    if array.ndim != ndim or len(array) != rows:
-        expected = f"({rows},)" if ndim == 1 else f"({rows}, sketch_dim)"
-        raise ConfigError(f"the scorer returned {what} of shape {array.shape}, expected {expected}")
+    if array.shape != shape:
+        raise ConfigError(f"the scorer returned {what} of shape {array.shape}, expected {shape}")
     return array
 
 
