@@ -54,10 +54,10 @@ def main(
                 loss = batch.weighted_mean(losses)
                 loss.backward()
                 optimizer.step()
-                step += 1
-                if publish_every and step % publish_every == 1:
-                    loader.publish(model)  # (2) returns at once; scorers take it from here
                 batch.report(losses, sketcher)
+                if publish_every and step % publish_every == 0:
+                    loader.publish(model)  # (2) returns at once; scorers take it from here
+                step += 1
                 total, seen = total + loss.item() * len(batch), seen + len(batch)
             if epoch % 10 == 9:
                 print(f"epoch {epoch:3d}  mean loss {total / seen:.4f}  {_known(address, run)}  {loader.reason}")
