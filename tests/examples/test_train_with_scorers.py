@@ -30,6 +30,7 @@ def prompt_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
     publish = Session.publish
 
     def publish_and_wait(session: Session, *args) -> None:
+        session.flush()  # a report that comes behind newer scores is old
         publish(session, *args)
         session.flush()
 
