@@ -20,8 +20,9 @@ from sampler_service.types import Int64, Scored, ScoreReport, Work
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 0.5
-"""pause when there is nothing to do"""
+IDLE_S, MOST_IDLE_S = 0.02, 0.5
+"""pause when there is nothing to do, doubled with each one that follows it, up to the second: steps may take few
+milliseconds, and so the next weights"""
 
 BACKOFF_S, MOST_BACKOFF_S = 0.5, 30.0
 """pause after a failure, doubled with each one that follows it, up to the second"""
@@ -88,7 +89,7 @@ class ScorerLoop:
         self._version, self._step = 0, 0
         self._fits = False
         self._rows = 0  # to ask for
-        self._failures = 0
+        self._failures = self._idle = 0
 
     def turn(self) -> float:
         """One round; returns the seconds to pause before the next. Never raises."""
@@ -101,7 +102,8 @@ class ScorerLoop:
             log.warning("%s: %s", self._name, _words(error))
             self._tell(error=_words(error))
             return self._back_off()
-        self._failures = 0 if pause_s == 0 else self._failures
+        if pause_s == 0:
+            self._failures = self._idle = 0
         return pause_s
 
     def _turn(self) -> float:
@@ -116,13 +118,13 @@ class ScorerLoop:
         if work.version > self._version or not self._version:
             return self._fetch(self._scorer)
         if not len(work.example_ids):
-            return IDLE_S
+            return self._rest()
         return self._score(self._scorer, work)
 
     def _fetch(self, scorer: RowScorer) -> float:
         newest = self._desk.weights(self._version)
         if newest is None:
-            return IDLE_S
+            return self._rest()
         # Also when they do not fit: the same ones will not fit later either.
         self._fits = False
         self._version, self._step, data = newest
@@ -171,6 +173,10 @@ class ScorerLoop:
             self._desk.take_scores(report)
         except Unavailable as away:
             log.info("%s: what was scored is lost: %s", self._name, away)
+
+    def _rest(self) -> float:
+        self._idle = min(self._idle + 1, 10)
+        return min(IDLE_S * 2 ** (self._idle - 1), MOST_IDLE_S)
 
     def _back_off(self) -> float:
         self._failures += 1

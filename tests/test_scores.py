@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sampler_service.errors import Unavailable
-from sampler_service.scorers import BACKOFF_S, ScorerLoop
+from sampler_service.scorers import BACKOFF_S, MOST_IDLE_S, ScorerLoop
+from sampler_service.scorers import IDLE_S as IDLE_PAUSE_S
 from sampler_service.scores import FAILED_S, IDLE_S, SILENT_S, WORK_S
 from sampler_service.types import Scored, ScoreReport
 from tests.support import DIM, Clock, gradients, join_all, make_sampler
@@ -263,6 +264,14 @@ def test_a_scorer_waits_for_weights_scores_all_and_waits_for_others(model, desk)
     desk.publish(2, step=6)
     work(loop)
     assert (model.loaded, desk.sampler.statistics().scored_rows) == ([b"weights 1", b"weights 2"], 2 * N)
+
+
+def test_a_scorer_looks_for_new_weights_less_and_less_often_and_at_once_after_work(model, desk):
+    loop = ScorerLoop("a", lambda: model, desk)
+    pauses = [loop.turn() for _ in range(8)]
+    assert pauses == [IDLE_PAUSE_S * 2**n for n in range(5)] + [MOST_IDLE_S] * 3
+    desk.publish(1)
+    assert work(loop) == IDLE_PAUSE_S
 
 
 def test_weights_that_do_not_fit_are_tried_once_and_nothing_is_scored_by_what_is_left_of_the_old_ones(model, desk):
