@@ -40,6 +40,9 @@ def up(  # noqa: PLR0913 - the options of a command line
     port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = 50051,
     shards: Annotated[int, typer.Option(help="sketch shards per run")] = 1,
     gpus_per_shard: Annotated[float, typer.Option(help="GPUs each shard asks Ray for")] = 0.0,
+    scorers: Annotated[int, typer.Option(help="scorer processes per run, for trainers that publish weights")] = 0,
+    scoring: Annotated[str, typer.Option(help="package.module:factory of what scorers run")] = "",
+    scorer_gpus: Annotated[float, typer.Option(help="GPUs each scorer asks Ray for")] = 0.0,
     max_trainers: Annotated[int, typer.Option(help="trainers served at once; a thread each")] = 256,
     message_bytes: Annotated[int, typer.Option(help="ready batches share a message up to this size")] = 128 * 1024,
     reflection: Annotated[bool, typer.Option(help="serve gRPC reflection")] = False,
@@ -53,6 +56,9 @@ def up(  # noqa: PLR0913 - the options of a command line
         port=port,
         shards=shards,
         gpus_per_shard=gpus_per_shard,
+        scorers=scorers,
+        scoring=scoring,
+        scorer_gpus=scorer_gpus,
         max_trainers=max_trainers,
         message_bytes=message_bytes,
         reflection=reflection,
@@ -90,7 +96,7 @@ def status(service: Service = "127.0.0.1:50051") -> None:
         style="dim",
     )
     for run, said in runs.items():
-        for word in filter(None, (said.reason, _shard_trouble(said))):
+        for word in filter(None, (said.reason, _shard_trouble(said), _scoring(said))):
             console.print(f"{run}: {word}", markup=False, highlight=False)
 
 
@@ -99,6 +105,18 @@ def _shard_trouble(said: pb.GetStatisticsResponse) -> str:
     away = f"{said.shards_away} of {said.shards} shards do not answer" if said.shards_away else ""
     lost = f"shards came back empty {said.shards_lost} times, their sketches are lost" if said.shards_lost else ""
     return "; ".join(filter(None, (away, lost)))
+
+
+def _scoring(said: pb.GetStatisticsResponse) -> str:
+    """What scorers do; empty when there was nothing for them to do."""
+    if not said.weights_version:
+        return said.scorer_error
+    age = "-" if math.isnan(said.median_age_steps) else f"{said.median_age_steps:,.0f}"
+    words = (
+        f"{said.scorers} scorers at work, {said.scored_rows:,} rows scored, weights {said.weights_version} of step "
+        f"{said.weights_step:,}; median age {age} steps"
+    )
+    return f"{words}; {said.scorer_error}" if said.scorer_error else words
 
 
 def _table(title: str, runs: Mapping[str, pb.GetStatisticsResponse]) -> Table:

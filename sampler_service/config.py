@@ -128,10 +128,31 @@ class ServiceConfig:
     """batches that are ready together are sent in one message, up to about this size; 1 sends each by itself"""
     call_s: float = 20.0
     """deadline of one call between actors"""
+    scorers: int = 0
+    """scorer actors per run; they start when its trainer publishes weights"""
+    scoring: str = ""
+    """the operator's "package.module:factory" of what they run; see `sampler_service.scoring`"""
+    scorer_gpus: float = 0.0
+    """GPUs that each scorer actor asks Ray for; without one it runs at low priority"""
+    threads_per_scorer: int = 1
+    """threads of a scorer's matrix products on the CPU"""
+    max_weights_bytes: int = 4 * 1024**3
+    """published weights may have"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be 0 to 65535, got {self.port}")
-        for name in ("shards", "threads_per_shard", "max_trainers", "message_bytes"):
+        for name in (
+            *("shards", "threads_per_shard", "max_trainers", "message_bytes"),
+            *("threads_per_scorer", "max_weights_bytes"),
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("scorers", "scorer_gpus"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if bool(self.scorers) != bool(self.scoring):
+            raise ConfigError(
+                f"scorers is {self.scorers} and scoring {self.scoring!r}: give both, --scorers 1 --scoring "
+                "package.module:factory, or neither"
+            )

@@ -4,7 +4,7 @@ SamplerError
 ├── ConfigError         an argument the caller must change
 ├── NotFound            no such dataset, run, policy or session: open or join it first
 ├── Conflict            it exists with another configuration, or the rank is taken
-├── Stale               a version or position that does not match the run's
+├── Stale               a version, position or call that does not fit the run or the service as it was started
 ├── Busy                back-pressure: try again later
 └── Unavailable         an actor or the service is away: retry
 """
@@ -29,7 +29,7 @@ class Conflict(SamplerError):
 
 
 class Stale(SamplerError):
-    """A saved position or version does not fit the run as it is now."""
+    """A saved position or version does not fit the run as it is now, or a call the service as it was started."""
 
 
 class Busy(SamplerError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,8 @@ class Intake:
         """trainers that share each global batch; bounds what is remembered"""
         self.clustered_at = 0
         """table version of the present clusters: batches planned before are not measured by them"""
+        self.scored = False
+        """whether scorers work for the run: gradients come from scoring passes alone, in one unit"""
         self.fresh_rows = 0
         """rows with sketches since the clusters were made"""
         self.accepted = 0
@@ -91,6 +93,10 @@ class Intake:
                 malformed = malformed or misfit
                 continue
             now = max(now, report.step)
+            if self.scored and not report.scores and (report.norms is not None or report.sketches is not None):
+                # Taken before the trainer published; those of a sketcher are of other layers, in another unit.
+                rejected["other_unit"] += len(report.example_ids)
+                report = replace(report, norms=None, sketches=None)
             fitting.append(report)
             if report.scores:
                 self._heed(report)

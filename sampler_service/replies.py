@@ -46,6 +46,16 @@ class ReportSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    version: int
+    """of the weights; rises"""
+    scorers: int
+    """that work for the run now; they start with its first weights"""
+    scorer_error: str
+    """the latest failure that no success followed; empty when there is none"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatistics:
     """What a person may want to know of a run; NaN where it is not known yet."""
 
@@ -84,6 +94,11 @@ class RunStatistics:
     p99_age_steps: float
     median_lead: float
     p99_lead: float
+    scorers: int
+    scored_rows: int
+    weights_version: int
+    weights_step: int
+    scorer_error: str
 
 
 Packed = tuple[list[tuple[Any, ...]], list[int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -5,7 +5,7 @@
 Everything this file touches is a plain object behind a narrow face: the shards may be local or Ray actors, the
 policy and the planner are pure. Calls come from many threads; the lock is held for short, numpy-only work, and
 never while the shards cluster. What becomes of reports is in `intake`, when rates are made in `rates`, and who gets
-which batch in `delivery`.
+which batch in `delivery`, what scorers do in `scores`.
 
 Shapes: n examples.
 """
@@ -29,11 +29,12 @@ from sampler_service.intake import Intake
 from sampler_service.leases import Group, Membership, Trainer
 from sampler_service.monitor import VarianceMonitor
 from sampler_service.rates import PresentRates
-from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
+from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, RunStatistics, Taken
+from sampler_service.scores import Scores
 from sampler_service.shards import Shards
 from sampler_service.table import Table
 from sampler_service.telemetry import effective_sample_ratio, lead_quantile, measured_ratio
-from sampler_service.types import Float32, Report
+from sampler_service.types import Float32, Report, ScoreReport, Work
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Sampler:
         self._first_batch_id = first_batch_id
         self._lock = threading.RLock()
         self._storing = threading.Lock()
+        self._choosing = threading.Lock()
         self._table = Table(config.num_examples)
         self._members = Membership(config.run)
         self._delivery: Delivery | None = None
@@ -73,6 +75,7 @@ class Sampler:
         self._rates = PresentRates(config, self.policy, self._table)
         monitor = self._monitor if self.policy.kind == "draw" else None
         self._intake = Intake(config, self._table, monitor, self._rates)
+        self._scores = Scores(config, self._table)
         self._dropped_rate = False
         self._refreshes = 0
 
@@ -191,6 +194,51 @@ class Sampler:
             self._table.set_reference(reference_loss_n.copy())
             return self._table.version
 
+    # --- scorers ---
+
+    def check_publish(self, session: str, step: int) -> None:
+        """Raise what `published` would, before the weights travel."""
+        with self._lock:
+            self._members.find(session).reported(self._clock())
+            self._scores.check(step, self._now)
+
+    def published(self, version: int, step: int) -> Published:
+        """Scorers can have weights of this version, of `step`; from now on gradients come from them. A repeat changes
+        nothing."""
+        with self._lock:
+            if not self._scores.version and self.config.candidates == 1:
+                self._table.forget_norms()  # a trainer that scores candidates does it in the scorers' unit
+            self._intake.scored = True
+            self._scores.published(version, step)
+            alive = self._scores.alive(self._clock())
+            return Published(version=self._scores.version, scorers=alive, scorer_error=self._scores.error)
+
+    def to_score(self, scorer: str, version: int, step: int, count: int) -> Work:
+        """Up to `count` examples for a scorer that has weights `version` of `step`; 0 while it has none."""
+        with self._choosing:
+            with self._lock:
+                work = self._scores.hand_out(scorer, version, step, count, self._clock())
+                self._intake.scored |= self._scores.version > 0
+                look = self._scores.look(work, version, self._clock()) if count else None
+            if look is None:
+                return work
+            pool = look.pool()  # O(n), outside of the lock: batches go on
+            with self._lock:
+                self._scores.refill(look, pool, self._clock())
+                return self._scores.hand_out(scorer, version, step, count, self._clock())
+
+    def take_scores(self, report: ScoreReport) -> None:
+        """Take in what a scorer did; no batch was lent for it, so nothing is measured by it."""
+        with self._storing:
+            with self._lock:
+                block = self._scores.take_in(report, self._clock())
+                if block is not None and block.sketches is not None:
+                    self._intake.fresh_rows += len(block)
+            lost = self._shards.update(block) if block is not None else 0
+            with self._lock:
+                self._scores.rows -= lost
+                self._scores.rejected.update(shard_away=lost)
+
     # --- clusters ---
 
     def announce_drop(self) -> None:
@@ -261,7 +309,8 @@ class Sampler:
         stock = self._shards.stock(self._timeout_s)
         with self._lock:
             chosen, table, delivery, stage = self._rates.chosen, self._table, self._delivery, self._rates.stage
-            ages, leads = table.ages(), delivery.leads if delivery else Counter[int]()
+            ages = table.ages(gradients=self._intake.scored)
+            leads = delivery.leads if delivery else Counter[int]()
             return RunStatistics(
                 run=self.config.run,
                 dataset=self.config.dataset,
@@ -275,7 +324,7 @@ class Sampler:
                 batches=delivery.batches if delivery else 0,
                 examples=delivery.examples if delivery else 0,
                 reported_rows=self._intake.accepted,
-                rejected_rows=dict(self._intake.rejected),
+                rejected_rows=dict(+(self._intake.rejected + self._scores.rejected)),
                 sketch_coverage=stock.sketched / self.config.num_examples,
                 variance_ratio=self._measured_ratio(),
                 effective_sample_ratio=effective_sample_ratio(chosen.rates, chosen.size_k) if chosen else float("nan"),
@@ -298,6 +347,11 @@ class Sampler:
                 uniform_share=self._rates.uniform_share,
                 median_lead=lead_quantile(leads, 0.5),
                 p99_lead=lead_quantile(leads, 0.99),
+                scorers=self._scores.alive(self._clock()),
+                scored_rows=self._scores.rows,
+                weights_version=self._scores.version,
+                weights_step=self._scores.step,
+                scorer_error=self._scores.error,
             )
 
     # --- inside ---

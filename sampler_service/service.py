@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 from sampler_service.config import RunConfig, check_name, check_size
 from sampler_service.errors import Conflict, NotFound, Stale
 from sampler_service.leases import Group, run_of
-from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
+from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, RunStatistics, Taken
 from sampler_service.sampler import Sampler
+from sampler_service.scorers import MakeScorer, ScorerLoop, Weights
 from sampler_service.shards import LocalShards
-from sampler_service.types import Float32, Report
+from sampler_service.types import Float32, Report, ScoreReport, Work
+from sampler_service.weights import NO_SCORERS
 
 
 class Service(Protocol):
@@ -61,6 +64,11 @@ class Service(Protocol):
     def set_reference(self, run: str, losses: Float32) -> int: ...
 
     def announce_drop(self, run: str) -> None: ...
+
+    def publish(self, session: str, step: int, chunks: Iterable[bytes]) -> Published:
+        """Take weights for the scorers of a run: chunks of a safetensors file, which are not asked for in vain. What
+        they raise ends the call, and the weights before stay."""
+        ...
 
     def statistics(self, run: str) -> RunStatistics: ...
 
@@ -117,12 +125,26 @@ class Catalog:
 class LocalService:
     """Everything in this process: for tests, and for trying a policy without a cluster.
 
-    Clusters are made anew inside `report`, when they are due, so that the same calls give the same batches.
+    Clusters are made anew inside `report`, when they are due, and all examples scored inside `publish`, so that the
+    same calls give the same batches.
+
+    Args:
+        shards: per run.
+        on_stop: what a Stop request does.
+        make_scorer: what scores a dataset; None: there are no scorers.
     """
 
-    def __init__(self, *, shards: int = 1, on_stop: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        *,
+        shards: int = 1,
+        on_stop: Callable[[], None] = lambda: None,
+        make_scorer: MakeScorer | None = None,
+    ) -> None:
         self._shards = shards
         self._on_stop = on_stop
+        self._make_scorer = make_scorer
+        self._desks: dict[str, _LocalDesk] = {}
         self._catalog = Catalog()
         self._samplers: dict[str, Sampler] = {}
         self._turns: dict[str, threading.Lock] = {}
@@ -141,7 +163,9 @@ class LocalService:
             if config.run in self._samplers:
                 return self._catalog.open_run(config)
             shards = LocalShards(config.num_examples, config.sketch_dim, self._shards, config.sketch_dtype)
-            self._samplers[config.run] = Sampler(config, shards)
+            self._samplers[config.run] = sampler = Sampler(config, shards)
+            if self._make_scorer is not None:
+                self._desks[config.run] = _LocalDesk(sampler, self._make_scorer)
             self._turns[config.run] = threading.Lock()
             return self._catalog.open_run(config)
 
@@ -149,6 +173,7 @@ class LocalService:
         with self._lock:
             self._catalog.close_run(run)
             self._samplers.pop(run, None)
+            self._desks.pop(run, None)
             self._turns.pop(run, None)
 
     def runs(self) -> list[str]:
@@ -195,6 +220,19 @@ class LocalService:
     def announce_drop(self, run: str) -> None:
         self._sampler(run).announce_drop()
 
+    def publish(self, session: str, step: int, chunks: Iterable[bytes]) -> Published:
+        sampler = self._of(session)
+        sampler.check_publish(session, step)
+        desk = self._desks.get(sampler.config.run)
+        if desk is None:
+            raise Stale(NO_SCORERS)
+        data = b"".join(chunks)
+        with self._turns.get(sampler.config.run, self._lock):
+            published = desk.score_all(step, data)
+            if sampler.refresh_due():
+                sampler.refresh()
+        return published
+
     def statistics(self, run: str) -> RunStatistics:
         return self._sampler(run).statistics()
 
@@ -208,3 +246,32 @@ class LocalService:
 
     def _of(self, session: str) -> Sampler:
         return self._sampler(run_of(session))
+
+
+class _LocalDesk:
+    """A `scorers.Desk` in this process, with its one scorer, which works when it is told to."""
+
+    def __init__(self, sampler: Sampler, make_scorer: MakeScorer) -> None:
+        config = sampler.config
+        self._sampler = sampler
+        self._newest: Weights = (0, 0, b"")
+        self._loop = ScorerLoop(
+            "scorer 0", partial(make_scorer, config.dataset, config.num_examples, config.sketch_dim), self
+        )
+
+    def score_all(self, step: int, data: bytes) -> Published:
+        """Take weights, and score by them until nothing is due or something fails."""
+        self._newest = self._newest[0] + 1, step, data
+        self._sampler.published(self._newest[0], step)
+        while self._loop.turn() == 0:
+            pass
+        return self._sampler.published(self._newest[0], step)
+
+    def weights(self, after: int) -> Weights | None:
+        return self._newest if self._newest[0] > after else None
+
+    def to_score(self, scorer: str, version: int, step: int, count: int) -> Work:
+        return self._sampler.to_score(scorer, version, step, count)
+
+    def take_scores(self, report: ScoreReport) -> None:
+        self._sampler.take_scores(report)

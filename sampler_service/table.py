@@ -26,7 +26,7 @@ from sampler_service.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ages:
-    """How old the reports of a run are, in steps."""
+    """How old what is known of a run's examples is, in steps: of their gradients, where there are any."""
 
     mean: float
     median: float
@@ -40,6 +40,7 @@ class Table:
         self.loss_n: Float32 = np.full(num_examples, np.nan, dtype=np.float32)
         self.norm_n: Float32 = np.full(num_examples, np.nan, dtype=np.float32)
         self.step_n: Int64 = np.full(num_examples, NEVER, dtype=np.int64)
+        self.gradient_step_n: Int64 = np.full(num_examples, NEVER, dtype=np.int64)
         self.cluster_n: Int32 = np.full(num_examples, NO_CLUSTER, dtype=np.int32)
         self.cluster_sse_k: Float64 = np.empty(0, dtype=np.float64)
         self.reference_loss_n: Float32 | None = None
@@ -51,13 +52,17 @@ class Table:
         """whether any of them came with sketches"""
 
     def apply(self, block: ReportBlock) -> None:
-        """Take reported rows in; a value that was not reported leaves the old one."""
+        """Take reported rows in; a value that was not reported leaves the old one, and a step never goes back."""
         ids = block.example_ids
         known_r = ~np.isnan(block.losses)
         self.loss_n[ids[known_r]] = block.losses[known_r]
         known_r = ~np.isnan(block.norms)
         self.norm_n[ids[known_r]] = block.norms[known_r]
-        self.step_n[ids] = block.step
+        step_r = np.broadcast_to(block.step, len(ids))
+        if block.sketches is not None:
+            known_r = np.ones(len(ids), dtype=bool)
+        self.gradient_step_n[ids[known_r]] = step_r[known_r]
+        self.step_n[ids] = np.maximum(self.step_n[ids], step_r)
         self.step = max(self.step, int(np.max(block.step, initial=0)))
         self.rows += len(block)
         self.sketched |= block.sketches is not None
@@ -67,7 +72,15 @@ class Table:
         """Take over the columns that the shards have kept, and whether they have sketches."""
         self.sketched = sketched
         self.loss_n, self.norm_n, self.step_n = loss_n.copy(), norm_n.copy(), step_n.copy()
+        # The shards keep one step a row: a gradient may be older than it says here, until it is refreshed.
+        self.gradient_step_n = np.where(np.isnan(norm_n), NEVER, step_n)
         self.step = max(0, int(step_n.max(initial=0)))
+        self.version += 1
+
+    def forget_norms(self) -> None:
+        """Norms in another unit are about to come: what can't be compared must not stand side by side."""
+        self.norm_n[:] = np.nan
+        self.gradient_step_n[:] = NEVER
         self.version += 1
 
     def install(self, cluster_n: Int32, cluster_sse_k: Float64) -> None:
@@ -89,15 +102,20 @@ class Table:
             step_n=self.step_n,
             cluster_n=self.cluster_n,
             cluster_sse_k=self.cluster_sse_k,
+            gradient_step_n=self.gradient_step_n,
             reference_loss_n=self.reference_loss_n,
             epoch_steps=epoch_steps,
             step=self.step,
             version=self.version,
         )
 
-    def ages(self) -> Ages:
-        """Steps since the last report, over examples that were reported; NaN when none was."""
-        age_r = self.step - self.step_n[self.step_n != NEVER]
+    def ages(self, *, gradients: bool = False) -> Ages:
+        """Steps since the last norm or sketch, or else the last report, over examples that were reported; NaN when
+        none was. `gradients`: of norms and sketches alone."""
+        step_n = self.gradient_step_n
+        if not gradients:
+            step_n = np.where(step_n != NEVER, step_n, self.step_n)
+        age_r = self.step - step_n[step_n != NEVER]
         if not len(age_r):
             return Ages(mean=float("nan"), median=float("nan"), p99=float("nan"))
         median, p99 = np.quantile(age_r, (0.5, 0.99))
@@ -105,5 +123,8 @@ class Table:
 
     @property
     def memory_bytes(self) -> int:
-        columns = (self.loss_n, self.norm_n, self.step_n, self.cluster_n, self.cluster_sse_k)
+        columns = (
+            *(self.loss_n, self.norm_n, self.step_n, self.gradient_step_n),
+            *(self.cluster_n, self.cluster_sse_k),
+        )
         return sum(column.nbytes for column in columns)

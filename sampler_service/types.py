@@ -54,6 +54,9 @@ class TableView:
     """Cluster of the example's sketch, 0 … k-1; NO_CLUSTER (-1) when it has no sketch."""
     cluster_sse_k: Float64
     """Scatter of every cluster, sum of squared distances to its mean; its length is k."""
+    gradient_step_n: Int64 | None = None
+    """Trainer step at which the norm or sketch was taken, NEVER (-1) when there is none; None: as `step_n`. It is
+    older than that where trainers report losses alone and scorers the rest."""
     reference_loss_n: Float32 | None = None
     """Loss under a reference model (the irreducible loss of RHO-LOSS), when the run was given one."""
     epoch_steps: int = 1
@@ -196,6 +199,45 @@ class Report:
     """Of a scoring pass over the batch's candidates; the report of the batch itself may follow."""
     stage: Stage | None = None
     """What the second stage measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What a scorer's forward pass said of r examples, unchecked."""
+
+    norms: Float32
+    """(r,) sizes of their gradients"""
+    losses: Float32 | None = None
+    """(r,)"""
+    sketches: Float32 | None = None
+    """(r, d)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a scorer is asked to do."""
+
+    example_ids: Int64
+    """to score; empty: nothing is due"""
+    version: int
+    """newest weights; a scorer that has older ones gets no examples"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReport:
+    """What became of a scorer's work; of the right lengths, but with unchecked values."""
+
+    scorer: str
+    version: int
+    """of the weights"""
+    step: int
+    """at which they were published: that of the scores"""
+    example_ids: Int64
+    scored: Scored
+    failed_ids: Int64
+    """asked for, and not scored"""
+    error: str = ""
+    """why not"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

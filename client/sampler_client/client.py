@@ -183,6 +183,18 @@ class SamplerClient:
             stub = pb_grpc.ReportsStub(self.channel())
             return stub.Send(iter(messages), timeout=self.timeouts.report_s)
 
+    def publish(self, session: str, step: int, data: bytes) -> pb.PublishResponse:
+        """Send the weights of a model, a safetensors file, to the scorers of a run.
+
+        Args:
+            session: of the trainer.
+            step: optimiser steps that made them.
+            data: the file.
+        """
+        with grpc_errors("publish weights", self.address):
+            stub = pb_grpc.RunsStub(self.channel())
+            return stub.Publish(wire.encode_weights(session, step, data), timeout=self.timeouts.publish_s)
+
     def _call(
         self,
         method: Callable[..., Any],

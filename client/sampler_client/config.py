@@ -38,6 +38,8 @@ class Timeouts:
     """Waiting for one batch."""
     report_s: float = 30.0
     """Sending queued reports once, and `flush()`."""
+    publish_s: float = 300.0
+    """Sending a model's weights once, and waiting for it in `flush()`."""
     reconnect_s: float = 60.0
     """How long a service that went away is tried again before ServiceUnavailable is raised."""
 

@@ -4,14 +4,14 @@ SamplerError
 ├── ConfigError          an argument the caller must change                        INVALID_ARGUMENT
 ├── NotFound             no such dataset, run or session: open it first            NOT_FOUND
 ├── Conflict             the name or rank exists with something that differs       ALREADY_EXISTS
-├── Stale                a saved position or version does not fit the run          FAILED_PRECONDITION
+├── Stale                a position, version or call does not fit run or service   FAILED_PRECONDITION
 ├── VersionMismatch      client and service speak different versions               UNIMPLEMENTED
 ├── Busy                 the service is full: retry later                          RESOURCE_EXHAUSTED
 ├── MessageTooLarge      a message is over the limit (raised before sending)       OUT_OF_RANGE
 ├── ServiceUnavailable   the service can't be reached: retried, then this          UNAVAILABLE
 ├── ReplyTimeout         no answer within the deadline                             DEADLINE_EXCEEDED
 ├── SketchError          a sketch could not be taken from this backward pass       (never on the wire)
-└── ScoringError         candidates could not be scored                            (never on the wire)
+└── ScoringError         examples could not be scored, here or by a scorer         (never on the wire)
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Conflict(SamplerError):
 
 
 class Stale(SamplerError):
-    """A saved position, session or version does not fit the run as it is now."""
+    """A saved position, session or version does not fit the run as it is now; or a call, the service as it was
+    started."""
 
 
 class VersionMismatch(SamplerError):
@@ -67,7 +68,8 @@ class SketchError(SamplerError):
 
 
 class ScoringError(SamplerError):
-    """The scorer of two-stage selection failed, or did not return one score for each candidate."""
+    """The scorer of two-stage selection failed, or did not return one score for each candidate; or the service's
+    scorers could not use the published weights or their records."""
 
 
 ERROR_OF_CODE: dict[grpc.StatusCode, type[SamplerError]] = {

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from sampler_client._pb import sampler_pb2 as pb
@@ -14,6 +14,7 @@ from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
 from sampler_client.config import RunOptions, check_whole
 from sampler_client.errors import ConfigError, NotFound, SamplerError, Stale
+from sampler_client.publisher import PublishCounts, Publisher, Weights
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.stream import BatchStream
 
@@ -38,6 +39,10 @@ class Source(Protocol):
     def put(self, rows: ReportRows | PendingReport) -> None: ...
 
     def report_counts(self) -> ReportCounts: ...
+
+    def publish(self, snapshot: Callable[[], Weights], step: int) -> None: ...
+
+    def publish_counts(self) -> PublishCounts: ...
 
     def flush(self, timeout_s: float | None = None) -> None: ...
 
@@ -86,6 +91,8 @@ class Session:
             self._request = _join_request(run, rank, world_size, batch_size, drop_last, lead)
             self._stream = BatchStream(client, self._join, lead=lead)
             self.reporter = Reporter(client, lambda: self._session, self._join, capacity=queue)
+            self.publisher = Publisher(client, lambda: self._session, self._join)
+            self._scored = False
         except BaseException:
             client.close()
             raise
@@ -118,13 +125,26 @@ class Session:
         self._stream.finish_epoch()
 
     def put(self, rows: ReportRows | PendingReport) -> None:
+        if self._scored:
+            check_unit(rows)
         self.reporter.put(rows)
 
     def report_counts(self) -> ReportCounts:
         return self.reporter.counts()
 
+    def publish(self, snapshot: Callable[[], Weights], step: int) -> None:
+        """Send weights to the scorers; of the ranks of a run, which have the same ones, the first does it for all."""
+        check_whole("step", step, 0, 2**63 - 1)
+        self._scored = True
+        if self._request.rank == 0:
+            self.publisher.publish(snapshot(), step)
+
+    def publish_counts(self) -> PublishCounts:
+        return self.publisher.counts()
+
     def flush(self, timeout_s: float | None = None) -> None:
         self.reporter.flush(timeout_s)
+        self.publisher.flush(timeout_s)
 
     def fence(self) -> int:
         """Send what is queued, then wait until the next batch will be planned from it; the table's version."""
@@ -137,6 +157,7 @@ class Session:
 
     def close(self) -> None:
         self.reporter.close()
+        self.publisher.close()
         self._stream.close()
         if self._session != self._stream.session:  # the reporter made it, the stream has not come to it
             try:
@@ -144,6 +165,15 @@ class Session:
             except SamplerError as error:
                 log.info("leaving: %s", error)
         self.client.close()
+
+
+def check_unit(rows: ReportRows | PendingReport) -> None:
+    """Raise ConfigError for a sketcher's report in a run whose gradients come from scorers."""
+    if isinstance(rows, PendingReport) and rows.sketches is not None:
+        raise ConfigError(
+            "this loader has published its model, so norms and sketches come from scorers, in another unit than a "
+            "sketcher's; leave the sketcher out: batch.report(losses)"
+        )
 
 
 def _join_request(run: str, rank: int, world_size: int, batch_size: int, drop_last: bool, lead: int) -> pb.JoinRequest:
@@ -193,6 +223,8 @@ class EpochReader:
         self._iteration = 0
         self.num_steps: int | None = None
         self.reason = ""
+        self.next_step = 0
+        """steps of the run behind the batch that the loop received last"""
 
     def __iter__(self) -> Iterator[Batch]:
         """Start the next epoch and hand out its batches. An iteration that is still under way is over with that."""
@@ -228,6 +260,7 @@ class EpochReader:
         if not self._handed:
             raise ConfigError("received() was called without a batch: call it once for each batch of the loader")
         self._current = self._handed.pop(0)
+        self.next_step = self._current.run_step + 1
         if self._current.epoch == self.epoch and self._current.step >= self._next_step:
             self._examples += self._current.global_batch_size
             self._next_step = self._current.step + 1

@@ -21,6 +21,7 @@ Example:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,9 @@ from numpy.typing import ArrayLike, NDArray
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.errors import ConfigError
+from sampler_client.publisher import PublishCounts, Weights
 from sampler_client.reporter import PendingReport, ReportCounts, ReportRows
+from sampler_client.session import check_unit
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -52,6 +55,7 @@ class FakeSession:
 
     Attributes:
         reports: every report that was made, in order.
+        published: safetensors files of all published weights with their steps, in order.
         closed: whether `close` was called.
     """
 
@@ -74,6 +78,7 @@ class FakeSession:
         self._last_batch_id = 0
         self.steps_per_epoch = len(self._starts(num_examples))
         self.reports: list[ReportRows] = []
+        self.published: list[tuple[bytes, int]] = []
         self.closed = False
 
     def rows(self) -> NDArray[np.int64]:
@@ -95,7 +100,15 @@ class FakeSession:
 
     def finish_epoch(self) -> None: ...
 
+    def publish(self, snapshot: Callable[[], Weights], step: int) -> None:
+        self.published.append((snapshot().safetensors(), step))
+
+    def publish_counts(self) -> PublishCounts:
+        return PublishCounts(published=len(self.published), version=len(self.published))
+
     def put(self, rows: ReportRows | PendingReport) -> None:
+        if self.published:
+            check_unit(rows)
         self.reports.append(rows.resolve())
 
     def report_counts(self) -> ReportCounts:

@@ -6,6 +6,7 @@ Shapes: b examples of a batch, r reported rows, d sketch length.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ CHANNEL_OPTIONS = (
 
 MAX_REPORT_ROWS = 65536
 """Rows in one Report; a larger batch is sent as several reports."""
+
+WEIGHTS_CHUNK_BYTES = 1024 * 1024
+"""of a model's weights in one message"""
 
 SKETCH_DTYPES = ("float16", "float32")
 
@@ -94,3 +98,10 @@ def encode_report(  # noqa: PLR0913 - keyword-only, the fields of the message
         scores=scores,
         stage=stage,
     )
+
+
+def encode_weights(session: str, step: int, data: bytes) -> Iterator[pb.WeightsChunk]:
+    """The messages of one Publish: a header, then a safetensors file in chunks."""
+    yield pb.WeightsChunk(header=pb.WeightsHeader(session=session, step=step, num_bytes=len(data)))
+    for start in range(0, len(data), WEIGHTS_CHUNK_BYTES):
+        yield pb.WeightsChunk(data=data[start : start + WEIGHTS_CHUNK_BYTES])

@@ -16,6 +16,7 @@ class Stream(IntEnum):
     KEEP = 2
     STRATA = 3
     DRAW = 4
+    SCORES = 5
 
 
 def position_seed(seed: int, epoch: int, step: int, rank: int) -> int:

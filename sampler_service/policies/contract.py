@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from sampler_service.errors import ConfigError
-from sampler_service.types import NEVER, NO_CLUSTER, Bool, Rates, Sweep, TableView
+from sampler_service.types import NEVER, NO_CLUSTER, Bool, Int64, Rates, Sweep, TableView
 
 Kind = Literal["sweep", "draw"]
 
@@ -69,6 +69,13 @@ def known(view: TableView, need: str) -> Bool:
     return np.isfinite(view.loss_n if need == "loss" else view.norm_n)
 
 
+def steps(view: TableView, need: str) -> Int64:
+    """(n,) trainer steps at which the column `need` was taken, NEVER where it was not."""
+    if need in ("norm", "cluster") and view.gradient_step_n is not None:
+        return view.gradient_step_n
+    return view.step_n
+
+
 def coverage(view: TableView, needs: frozenset[str], *, max_age: int | None) -> float:
     """Share of examples, 0 … 1, that have every needed column from a report at most `max_age` steps old.
 
@@ -77,8 +84,9 @@ def coverage(view: TableView, needs: frozenset[str], *, max_age: int | None) -> 
     ready_n = np.ones(len(view), dtype=bool)
     for need in needs:
         ready_n &= known(view, need)
-    if max_age is not None and needs - {"reference_loss"}:
-        ready_n &= (view.step_n != NEVER) & (view.step - view.step_n <= max_age)
+        if max_age is not None and need != "reference_loss":
+            step_n = steps(view, need)
+            ready_n &= (step_n != NEVER) & (view.step - step_n <= max_age)
     return float(ready_n.mean())
 
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from sampler_service.errors import ConfigError
-from sampler_service.policies.contract import Kind, check_within, known
+from sampler_service.policies.contract import Kind, check_within, known, steps
 from sampler_service.types import NO_CLUSTER, Float64, Rates, TableView, WeightedDraw
 
 PROPOSALS = ("norm", "cluster", "both")
@@ -70,7 +70,7 @@ class TwoStage:
         if not known_n.any():
             return np.ones(len(view))
         fresh_n = np.zeros(len(view))  # how much each norm says still
-        age_n = view.step - view.step_n[known_n]
+        age_n = view.step - steps(view, "norm")[known_n]
         fresh_n[known_n] = np.exp2(-age_n / (self.half_life * view.epoch_steps))
         mean_n = _cluster_means(np.where(known_n, norm_n, 0.0), fresh_n, view)
         if self.propose == "norm":

@@ -79,7 +79,7 @@ class Server:
         self._health = health.HealthServicer()
         self._batches = BatchesServicer(service, config.message_bytes, config.max_trainers)
         pb_grpc.add_DatasetsServicer_to_server(DatasetsServicer(service), self._server)
-        pb_grpc.add_RunsServicer_to_server(RunsServicer(service), self._server)
+        pb_grpc.add_RunsServicer_to_server(RunsServicer(service, config.max_weights_bytes), self._server)
         pb_grpc.add_BatchesServicer_to_server(self._batches, self._server)
         pb_grpc.add_ReportsServicer_to_server(ReportsServicer(service), self._server)
         pb_grpc.add_StatisticsServicer_to_server(StatisticsServicer(service), self._server)

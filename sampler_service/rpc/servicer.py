@@ -15,7 +15,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service import __version__
 from sampler_service.config import RunConfig
-from sampler_service.errors import ConfigError
+from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.leases import Group
 from sampler_service.policies import POLICIES
 from sampler_service.rpc.status import errors_as_status
@@ -43,8 +43,9 @@ class DatasetsServicer(pb_grpc.DatasetsServicer):
 
 
 class RunsServicer(pb_grpc.RunsServicer):
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, max_weights_bytes: int) -> None:
         self._service = service
+        self._max_weights_bytes = max_weights_bytes
 
     def Open(self, request: pb.OpenRunRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
@@ -78,6 +79,20 @@ class RunsServicer(pb_grpc.RunsServicer):
             self._service.announce_drop(request.run)
         return pb.AnnounceDropResponse()
 
+    def Publish(self, request_iterator: Iterator[pb.WeightsChunk], context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            first = next(request_iterator, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise ConfigError("the first message of Publish must be the header")
+            header = first.header
+            if not 0 < header.num_bytes <= self._max_weights_bytes:
+                raise ConfigError(
+                    f"weights of {header.num_bytes} bytes; this service takes 1 to {self._max_weights_bytes} "
+                    "(ServiceConfig.max_weights_bytes): publish a smaller model, or half of its precision"
+                )
+            chunks = _weights(request_iterator, header.num_bytes)
+            return pb.PublishResponse(**asdict(self._service.publish(header.session, header.step, chunks)))
+
     def Close(self, request: pb.CloseRunRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
             self._service.close_run(request.run)
@@ -86,6 +101,28 @@ class RunsServicer(pb_grpc.RunsServicer):
     def List(self, request: pb.ListRunsRequest, context: grpc.ServicerContext):  # noqa: N802, ARG002
         with errors_as_status(context):
             return pb.ListRunsResponse(runs=self._service.runs())
+
+
+def _weights(messages: Iterator[pb.WeightsChunk], num_bytes: int) -> Iterator[bytes]:
+    """The data that follows a header.
+
+    Raises:
+        ConfigError: it is more or less than was announced.
+        Unavailable: the trainer went away.
+    """
+    received = 0
+    try:
+        for message in messages:
+            if message.WhichOneof("part") != "data":
+                raise ConfigError("weights have one header; what follows is data")
+            received += len(message.data)
+            if received > num_bytes:
+                raise ConfigError(f"weights were announced with {num_bytes} bytes, {received} came and more may follow")
+            yield message.data
+    except grpc.RpcError as error:
+        raise Unavailable(f"the trainer went away after {received} of {num_bytes} bytes of weights") from error
+    if received < num_bytes:
+        raise ConfigError(f"weights were announced with {num_bytes} bytes, only {received} came; publish again")
 
 
 class ReportsServicer(pb_grpc.ReportsServicer):

@@ -10,19 +10,23 @@ import logging
 import threading
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
 from sampler_service.config import RunConfig, ServiceConfig
-from sampler_service.errors import Conflict, SamplerError, Unavailable
+from sampler_service.errors import Conflict, SamplerError, Stale, Unavailable
 from sampler_service.reports import policy_of
 from sampler_service.runtime.calls import answer
+from sampler_service.runtime.ray_scorers import ONE_THREAD, Staff
 from sampler_service.runtime.ray_shards import RayShards
 from sampler_service.sampler import Sampler
+from sampler_service.scorers import MakeScorer
 from sampler_service.service import Catalog
 from sampler_service.shard import Shard
+from sampler_service.weights import NO_SCORERS
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,6 @@ REFRESH_CHECK_S = 0.25
 
 RETRIES = 3
 """calls to a shard that died are made again to the one that takes its place: each overwrites, none adds up"""
-
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def quiet_logging() -> None:
@@ -98,25 +100,33 @@ class Registry:
 
     Calls overlap: nobody waits for a run to start but those who opened that run. When the registry dies its actors
     die with it, which is for trainers as if the service had been restarted.
+
+    Args:
+        config: of the service.
+        make_scorer: makes what scores a dataset, in a scorer's process.
     """
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, make_scorer: MakeScorer | None) -> None:
         quiet_logging()
         self._config = config
+        self._make_scorer = make_scorer
         self._lock = threading.Lock()
         self._catalog = Catalog()
         self._gateways: set[str] = set()
         self._started: dict[str, threading.Event] = {}
         self._hosts: dict[str, ActorHandle] = {}
         self._shards: dict[str, list[ActorHandle]] = {}
+        self._names: dict[str, str] = {}
+        self._staff: dict[str, Staff] = {}
 
     def enter(self, gateway: str, config: ServiceConfig) -> None:
-        """A gateway opens; all of a cluster must ask for the same shards.
+        """A gateway opens; all of a cluster must ask for the same shards and scorers.
 
         Raises:
             Conflict: they differ.
         """
-        for name in ("shards", "gpus_per_shard", "threads_per_shard"):
+        of_shards, of_scorers = ("shards", "gpus_per_shard", "threads_per_shard"), ("scorers", "scoring", "scorer_gpus")
+        for name in (*of_shards, *of_scorers, "threads_per_scorer"):
             here, asked = getattr(self._config, name), getattr(config, name)
             if here != asked:
                 raise Conflict(
@@ -166,7 +176,10 @@ class Registry:
         with self._lock:
             self._catalog.close_run(run)
             self._started.pop(run, None)
+            self._names.pop(run, None)
             actors = [*filter(None, [self._hosts.pop(run, None)]), *self._shards.pop(run, [])]
+            staff = self._staff.pop(run, None)
+            actors = [*(staff.actors() if staff else ()), *actors]
         for actor in actors:
             ray.kill(actor)
 
@@ -183,6 +196,24 @@ class Registry:
     def runs(self) -> list[str]:
         return sorted(self._hosts)
 
+    def publishing(self, run: str) -> tuple[ActorHandle, int]:
+        """The actor that takes a run's weights, and the version of the next ones; the first call starts the scorers.
+
+        Raises:
+            Stale: this service has none.
+        """
+        if self._make_scorer is None:
+            raise Stale(NO_SCORERS)
+        self.host(run)
+        with self._lock:  # making actors waits for none of them, and a run that is closed meanwhile must get none
+            config = self._catalog.run(run)
+            if run not in self._staff:
+                make = partial(self._make_scorer, config.dataset, config.num_examples, config.sketch_dim)
+                self._staff[run] = Staff(
+                    config, self._config, namespace=NAMESPACE, run_actor=self._names[run], make=make
+                )
+            return self._staff[run].weights, self._staff[run].next_version()
+
     def _wait(self, started: threading.Event, run: str) -> None:
         if not started.wait(self._config.call_s):
             raise Unavailable(f"run {run!r} is still being started; is the cluster short of GPUs or memory?")
@@ -190,7 +221,7 @@ class Registry:
     def _start(self, config: RunConfig) -> None:
         service = self._config
         # Spinning OpenMP threads cost up to 15 times on a busy core.
-        env = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(service.threads_per_shard), **_ONE_THREAD}
+        env = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(service.threads_per_shard), **ONE_THREAD}
         names = [f"{config.run}/{uuid.uuid4().hex}/{number}" for number in range(service.shards)]
         shard: Any = ray.remote(Shard)
         self._shards[config.run] = [
@@ -205,15 +236,21 @@ class Registry:
             ).remote(number, service.shards, config.num_examples, config.sketch_dim, config.sketch_dtype)
             for number, name in enumerate(names)
         ]
+        self._names[config.run] = f"{config.run}/{uuid.uuid4().hex}/run"
         host: Any = ray.remote(RunHost).options(
-            num_cpus=0, max_concurrency=16, max_restarts=-1, runtime_env={"env_vars": env}
+            name=self._names[config.run],
+            namespace=NAMESPACE,
+            num_cpus=0,
+            max_concurrency=16,
+            max_restarts=-1,
+            runtime_env={"env_vars": env},
         )
         started = host.remote(config, names, service.call_s)
         self._hosts[config.run] = started
         answer(started.call.remote("refresh_due"), 3 * service.call_s, f"the actor of run {config.run!r} to start")
 
 
-def find_registry(config: ServiceConfig) -> ActorHandle:
+def find_registry(config: ServiceConfig, make_scorer: MakeScorer | None) -> ActorHandle:
     """The cluster's registry, started when there is none."""
     options = {
         "name": REGISTRY,
@@ -222,7 +259,7 @@ def find_registry(config: ServiceConfig) -> ActorHandle:
         "get_if_exists": True,
         "num_cpus": 0,
         "max_concurrency": 64,
-        "runtime_env": {"env_vars": _ONE_THREAD},
+        "runtime_env": {"env_vars": ONE_THREAD},
     }
     registry: Any = ray.remote(Registry).options(**options)
-    return registry.remote(config)
+    return registry.remote(config, make_scorer)

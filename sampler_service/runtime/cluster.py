@@ -19,6 +19,7 @@ from sampler_service.errors import SamplerError, Unavailable
 from sampler_service.runtime.actors import NAMESPACE, find_registry, quiet_logging
 from sampler_service.runtime.calls import answer
 from sampler_service.runtime.ray_service import RayService
+from sampler_service.scorers import MakeScorer
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ class Gateway:
         self._stop_asked = threading.Event()
         self._server: StartedServer | None = None
 
-    def start(self, serve: Serve, config: ServiceConfig) -> int:
+    def start(self, serve: Serve, config: ServiceConfig, make_scorer: MakeScorer | None) -> int:
         """Listen, and return the port; a call of its own, since what a constructor raises looks like a crash."""
-        service = RayService(lambda: find_registry(config), config.call_s, self._stop_asked.set)
+        service = RayService(lambda: find_registry(config, make_scorer), config.call_s, self._stop_asked.set)
         self._server = serve(service, config)
         return self._server.port
 
@@ -77,23 +78,27 @@ class Cluster:
         serve: makes the server; given by the composition root, since this side knows no gRPC.
         config: of the service.
         address: of a Ray cluster to join ("auto", "host:6379", "ray://…"); None starts one in this process's care.
+        make_scorer: makes what scores a dataset, in a scorer's process; given by the composition root, since this side
+            knows no torch. None: there are no scorers.
 
     Raises:
         ConfigError: the port is in use.
         Unavailable: the cluster can't be reached, or its actors don't start.
     """
 
-    def __init__(self, serve: Serve, config: ServiceConfig, address: str | None) -> None:
+    def __init__(
+        self, serve: Serve, config: ServiceConfig, address: str | None, make_scorer: MakeScorer | None = None
+    ) -> None:
         self._name = uuid.uuid4().hex
         _connect(address)
         try:
-            self._registry: Any = find_registry(config)
+            self._registry: Any = find_registry(config, make_scorer)
             entered = self._registry.enter.remote(self._name, config)
             answer(entered, 6 * config.call_s, "the registry to start")
             node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             gateway: Any = ray.remote(Gateway).options(num_cpus=0, max_concurrency=8, scheduling_strategy=node)
             self._gateway = gateway.remote()
-            started = self._gateway.start.remote(serve, config)
+            started = self._gateway.start.remote(serve, config, make_scorer)
             self.port: int = answer(started, 6 * config.call_s, "the gateway to start")
         except BaseException:
             ray.shutdown()

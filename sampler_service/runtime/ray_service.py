@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -11,8 +11,9 @@ from ray.actor import ActorHandle
 from sampler_service.config import RunConfig
 from sampler_service.errors import Unavailable
 from sampler_service.leases import Group, run_of
-from sampler_service.replies import EpochStarted, Joined, ReportSummary, RunStatistics, Taken
+from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, RunStatistics, Taken
 from sampler_service.runtime.calls import answer
+from sampler_service.runtime.ray_scorers import send_weights
 from sampler_service.types import Float32, Report
 
 
@@ -83,6 +84,13 @@ class RayService:
 
     def announce_drop(self, run: str) -> None:
         self._call(run, "announce_drop")
+
+    def publish(self, session: str, step: int, chunks: Iterable[bytes]) -> Published:
+        run = run_of(session)
+        self._call(run, "check_publish", session, step)
+        store, version = self._ask("publishing", run)
+        send_weights(store, version, step, chunks, self._call_s)
+        return self._call(run, "published", version, step)
 
     def statistics(self, run: str) -> RunStatistics:
         return self._call(run, "statistics")

@@ -14,7 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sampler_service.cli import app
 from sampler_service.policies import POLICIES
+from sampler_service.replies import RunStatistics
+from sampler_service.scoring import Scoring
+from sampler_service.scoring.worker import ModelScorer
+from sampler_service.service import LocalService
 from tests.served import ServedService
+from trainer_examples.data import load
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "sampler_service/README.md", "deploy/README.md"]
@@ -34,17 +39,32 @@ BLOCKS = [(name, number) for name in DOCUMENTS for number in range(len(code_of(n
 @pytest.mark.parametrize(("name", "number"), BLOCKS)
 def test_a_block_of_python_runs(name: str, number: int, served: ServedService) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    records = TensorDataset(torch.randn(40, 1, 4, 4), torch.arange(40) % 3)
+    scoring = Scoring(model=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), records=records)
+    served.stop()
+    served.start(LocalService(make_scorer=lambda _dataset, _size, dim: ModelScorer(scoring, dim)))
     namespace: dict[str, Any] = {
-        "loader": DataLoader(TensorDataset(torch.randn(40, 1, 4, 4), torch.arange(40) % 3), batch_size=8),
+        "loader": DataLoader(records, batch_size=8),
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "loss_fn": nn.CrossEntropyLoss(reduction="none"),
     }
-    exec(code_of(name, "python")[number].replace("localhost:50051", served.address), namespace)
-    if name == "README.md":
+    code = code_of(name, "python")[number].replace("localhost:50051", served.address)
+    exec(code, namespace)
+    if name == "README.md" and "attach(" in code:
         namespace["loader"].close()
-        reported = served.service.statistics("resnet-cifar10").reported_rows
-        assert reported == 40 if number == 0 else reported > 40  # every example once, or all candidates
+        said = served.service.statistics("resnet-cifar10")
+        # every example once, or all candidates
+        assert said.reported_rows > 40 if "two_stage" in code else said.reported_rows + rejected(said) == 40
+        assert said.scored_rows == (40 if "publish(" in code else 0)
+    elif name == "README.md":
+        assert len(namespace["digits"]("digits").records) == len(load().train)
+
+
+def rejected(said: RunStatistics) -> int:
+    """Rows of reports that came behind newer scores."""
+    assert set(said.rejected_rows) <= {"old"}
+    return said.rejected_rows.get("old", 0)
 
 
 def test_there_is_code_to_run() -> None:

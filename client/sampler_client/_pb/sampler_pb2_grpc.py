@@ -140,6 +140,11 @@ class RunsStub(object):
                 request_serializer=sampler__client_dot___pb_dot_sampler__pb2.AnnounceDropRequest.SerializeToString,
                 response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.AnnounceDropResponse.FromString,
                 _registered_method=True)
+        self.Publish = channel.stream_unary(
+                '/sampler.v1.Runs/Publish',
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.WeightsChunk.SerializeToString,
+                response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.PublishResponse.FromString,
+                _registered_method=True)
         self.Close = channel.unary_unary(
                 '/sampler.v1.Runs/Close',
                 request_serializer=sampler__client_dot___pb_dot_sampler__pb2.CloseRunRequest.SerializeToString,
@@ -193,6 +198,15 @@ class RunsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Publish(self, request_iterator, context):
+        """Takes the weights of the model in training, for the scorers of the run: a header, then chunks of data. They replace
+        the ones before as soon as they are whole; a repeat is another version. A service without scorers answers
+        FAILED_PRECONDITION, too many bytes or another number than announced is INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Close(self, request, context):
         """Ends a run and forgets its sketches; its trainers get FAILED_PRECONDITION. Idempotent.
         """
@@ -233,6 +247,11 @@ def add_RunsServicer_to_server(servicer, server):
                     servicer.AnnounceDrop,
                     request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.AnnounceDropRequest.FromString,
                     response_serializer=sampler__client_dot___pb_dot_sampler__pb2.AnnounceDropResponse.SerializeToString,
+            ),
+            'Publish': grpc.stream_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.WeightsChunk.FromString,
+                    response_serializer=sampler__client_dot___pb_dot_sampler__pb2.PublishResponse.SerializeToString,
             ),
             'Close': grpc.unary_unary_rpc_method_handler(
                     servicer.Close,
@@ -382,6 +401,33 @@ class Runs(object):
             '/sampler.v1.Runs/AnnounceDrop',
             sampler__client_dot___pb_dot_sampler__pb2.AnnounceDropRequest.SerializeToString,
             sampler__client_dot___pb_dot_sampler__pb2.AnnounceDropResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/sampler.v1.Runs/Publish',
+            sampler__client_dot___pb_dot_sampler__pb2.WeightsChunk.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.PublishResponse.FromString,
             options,
             channel_credentials,
             insecure,

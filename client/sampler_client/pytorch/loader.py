@@ -21,8 +21,10 @@ from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient, option_texts
 from sampler_client.config import RunOptions, Timeouts, check_whole
 from sampler_client.errors import ConfigError
+from sampler_client.publisher import PublishCounts
 from sampler_client.pytorch.two_stage.scorer import Scorer
 from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
+from sampler_client.pytorch.weights import Snapshot
 from sampler_client.reporter import ReportCounts
 from sampler_client.session import EpochReader, Session, Source
 
@@ -150,6 +152,30 @@ class SampledLoader:
     def reports(self) -> ReportCounts:
         return self.sampler.source.report_counts()
 
+    def publish(self, model: torch.nn.Module, step: int | None = None) -> None:
+        """Give the model's weights to the service's scorers, which keep norms and sketches fresh by them.
+
+        Copies the weights and returns; a background thread sends them. Weights that still wait when newer ones come
+        are skipped. With several ranks all may call it, and rank 0 sends. From the first call on reports are without a
+        sketcher: `batch.report(losses)`.
+
+        Args:
+            model: in training; also wrapped in DDP or `torch.compile`.
+            step: optimiser steps that made the weights; default: those up to the batch in the loop's hands.
+
+        Raises:
+            ConfigError: a model whose state is not all tensors.
+            Stale: the service was started without scorers.
+            ScoringError: its scorers could not use the weights published before.
+            SamplerError: what else became of the weights published before.
+        """
+        self.sampler.source.publish(lambda: Snapshot(model), self.sampler.reader.next_step if step is None else step)
+
+    @property
+    def publishes(self) -> PublishCounts:
+        """What became of the published weights so far."""
+        return self.sampler.source.publish_counts()
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is; without it each iteration is the next one."""
         self.sampler.set_epoch(epoch)
@@ -163,7 +189,7 @@ class SampledLoader:
         self.sampler.load_state_dict(state)
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until every report made so far is in the service's table."""
+        """Wait until every report made so far is in the service's table, and the newest weights with it."""
         self.sampler.source.flush(timeout_s)
 
     def fence(self) -> int:

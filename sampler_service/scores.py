@@ -1,0 +1,184 @@
+"""Scores: what the scorers of a run are to look at, who is at it, and what became of it.
+
+Scorers come and go. Work that one was given is its own for a while and anybody's afterwards, so one that is killed
+loses nothing; and one that asks again has done with what it had, also when it was made anew.
+
+Shapes: n examples, r rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sampler_service import reports
+from sampler_service.config import RunConfig
+from sampler_service.errors import ConfigError
+from sampler_service.planning.randomness import Stream, generator
+from sampler_service.planning.rescoring import benefits, most_beneficial
+from sampler_service.table import Table
+from sampler_service.types import Bool, Float32, Int32, Int64, Report, ReportBlock, ScoreReport, Work
+
+WORK_S = 60.0
+"""seconds after which work that did not come back is given to others"""
+
+FAILED_S = 60.0
+"""seconds for which rows that could not be scored are left alone: one bad record must not be all that is tried"""
+
+SILENT_S = 30.0
+"""seconds without a word after which a scorer does not count as there"""
+
+IDLE_S = 5.0
+"""seconds before the examples are looked through again when nothing was due: that costs O(n)"""
+
+POOL_ROWS, POOL_SHARE = 4096, 64
+"""examples that are chosen at once, at least; of large sets one in so many"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What choosing needs, taken under the lock; it takes O(n), so it is done outside."""
+
+    norm_n: Float32
+    gradient_step_n: Int64
+    version_n: Int32
+    taken_r: Int64
+    """in other hands, or failed of late"""
+    step: int
+    version: int
+    rng: np.random.Generator
+
+    def pool(self) -> Int64:
+        """Ids of the examples whose scores would be worth most, the best first."""
+        due_n: Bool = (self.version_n != self.version) & (self.gradient_step_n <= self.step)
+        due_n[self.taken_r] = False
+        # Of the step itself but by other weights: as good as one step old.
+        age_n = np.maximum(self.step - self.gradient_step_n, 1)
+        count = max(POOL_ROWS, len(age_n) // POOL_SHARE)
+        return most_beneficial(benefits(self.norm_n, age_n), due_n, count, self.rng)
+
+
+class Scores:
+    """The scorers of one run and their work. Not thread-safe: the sampler holds its lock."""
+
+    def __init__(self, config: RunConfig, table: Table) -> None:
+        self._config = config
+        self._table = table
+        self._version_n: Int32 = np.zeros(0, np.int32)  # by which weights each row was scored; with the first ones
+        self._pool: Int64 = np.empty(0, np.int64)
+        self._looks = 0
+        self._look_at = 0.0
+        self._work: dict[str, tuple[Int64, float]] = {}  # of each scorer, and until when it is its own
+        self._failed: list[tuple[Int64, float]] = []
+        self._heard: dict[str, float] = {}
+        self._error_version = 0
+        self.version = 0
+        """of the newest weights; 0: none were published"""
+        self.step = 0
+        """at which they were"""
+        self.rows = 0
+        """scored, and taken in"""
+        self.error = ""
+        """the latest failure that no success followed"""
+        self.rejected: Counter[str] = Counter()
+
+    def check(self, step: int, now: int) -> None:
+        """Raise ConfigError when weights can't be of this step. `now` is the latest step that the run has lent."""
+        if step > now + reports.STEPS_AHEAD:
+            raise ConfigError(
+                f"weights of step {step}, the run is at step {now}; count optimiser steps from 0, or leave the step to "
+                "the client"
+            )
+
+    def published(self, version: int, step: int) -> None:
+        """There are new weights."""
+        if version <= self.version:
+            return
+        if not len(self._version_n):
+            self._version_n = np.zeros(self._config.num_examples, np.int32)
+        self.version, self.step = version, step
+        self._pool, self._look_at = self._pool[:0], 0.0
+
+    def alive(self, now: float) -> int:
+        """Scorers that were heard of lately."""
+        return sum(now - at < SILENT_S for at in self._heard.values())
+
+    def hand_out(self, scorer: str, version: int, step: int, count: int, now: float) -> Work:
+        """Work from what was chosen before; see `look` for when that is used up."""
+        self._heard[scorer] = now
+        self._work.pop(scorer, None)
+        self.published(version, step)  # a run that was restarted hears of its weights from those who have them
+        if version < self.version or not count:
+            return Work(example_ids=self._pool[:0], version=self.version)
+        ids, self._pool = self._pool[:count], self._pool[count:]
+        ids = ids[self._version_n[ids] != self.version]  # a late answer may have come since
+        if len(ids):
+            self._work[scorer] = ids, now + WORK_S
+        return Work(example_ids=ids, version=self.version)
+
+    def look(self, work: Work, version: int, now: float) -> Look | None:
+        """What to choose more work by; None when a scorer of these weights that got `work` needs none."""
+        if len(work.example_ids) or len(self._pool) or version < self.version or now < self._look_at or not version:
+            return None
+        self._looks += 1
+        self._failed = [(ids, until) for ids, until in self._failed if now < until]
+        self._work = {name: (ids, until) for name, (ids, until) in self._work.items() if now < until}
+        taken = [ids for ids, _ in (*self._failed, *self._work.values())]
+        return Look(
+            norm_n=self._table.norm_n,
+            gradient_step_n=self._table.gradient_step_n,
+            version_n=self._version_n,
+            taken_r=np.concatenate([self._pool, *taken]),
+            step=self.step,
+            version=self.version,
+            rng=generator(Stream.SCORES, seed=self._config.seed, epoch=version, position=self._looks),
+        )
+
+    def refill(self, look: Look, pool: Int64, now: float) -> None:
+        """Take what was chosen."""
+        if look.version == self.version:
+            self._pool = pool
+            self._look_at = 0.0 if len(pool) else now + IDLE_S
+
+    def take_in(self, report: ScoreReport, now: float) -> ReportBlock | None:
+        """Put the sound rows of a scorer's work into the table; returns them for the shards.
+
+        A gradient that was taken at a later step stays, and so does a loss: trainers report losses of each step, and
+        the weights are some steps old.
+        """
+        self._heard[report.scorer] = now
+        self._work.pop(report.scorer, None)
+        if len(report.failed_ids):
+            self._failed.append((report.failed_ids, now + FAILED_S))
+            self.rejected["scoring_failed"] += len(report.failed_ids)
+        if report.error:
+            self.error, self._error_version = report.error, report.version
+        elif report.version >= self._error_version:
+            self.error = ""
+        if not len(report.example_ids):
+            return None
+        rows = Report(
+            batch_id=0,
+            step=report.step,
+            example_ids=report.example_ids,
+            losses=report.scored.losses,
+            norms=report.scored.norms,
+            sketches=report.scored.sketches,
+        )
+        misfit = reports.misfit(self._config, rows, report.step)
+        if misfit:
+            self.error, self._error_version = misfit, report.version
+            self.rejected["scoring_failed"] += len(report.example_ids)
+            self._failed.append((report.example_ids, now + FAILED_S))
+            return None
+        block, sound, reasons = reports.sound_rows([rows], self._config.num_examples, self._table.gradient_step_n)
+        self.rejected.update(reasons)
+        self._version_n[report.example_ids] = report.version  # also where it is NaN: the same weights give it again
+        block = replace(
+            block, losses=np.where(self._table.step_n[block.example_ids] > report.step, np.nan, block.losses)
+        )
+        self._table.apply(block)
+        self.rows += sound
+        return block

@@ -1,0 +1,332 @@
+"""Scores in a run: who is given what, what a lost scorer loses, and what is never overwritten."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sampler_service.errors import Unavailable
+from sampler_service.scorers import BACKOFF_S, MOST_IDLE_S, ScorerLoop
+from sampler_service.scorers import IDLE_S as IDLE_PAUSE_S
+from sampler_service.scores import FAILED_S, IDLE_S, SILENT_S, WORK_S
+from sampler_service.types import Scored, ScoreReport
+from tests.support import DIM, Clock, gradients, join_all, make_sampler
+
+N = 40
+NOTHING = np.empty(0, np.int64)
+
+
+def scored(ids: np.ndarray, version: int = 1, step: int = 0, scorer: str = "a", **changes) -> ScoreReport:
+    sketches = gradients(ids)
+    rows = {"norms": np.linalg.norm(sketches, axis=1).astype(np.float32), "sketches": sketches} | changes
+    return ScoreReport(
+        scorer=scorer, version=version, step=step, example_ids=ids, scored=Scored(**rows), failed_ids=NOTHING
+    )
+
+
+def published(clock: Clock | None = None, **changes):
+    sampler = make_sampler(N, clock, **changes)
+    sampler.published(1, 0)
+    return sampler
+
+
+def ask(sampler, scorer: str = "a", count: int = 10, version: int = 1, step: int = 0) -> set[int]:
+    return set(sampler.to_score(scorer, version, step, count).example_ids.tolist())
+
+
+def test_no_two_scorers_get_the_same_examples_and_each_example_comes_once():
+    sampler, seen = published(), []
+    for turn in range(4):
+        ids = sampler.to_score(f"scorer {turn}", 1, 0, 10).example_ids
+        seen += ids.tolist()
+    assert sorted(seen) == list(range(N))
+    assert not ask(sampler, "scorer 4")
+    assert sampler.statistics().scorers == 5
+
+
+def test_work_of_a_scorer_that_is_gone_goes_to_others_after_a_while():
+    clock = Clock()
+    sampler = published(clock)
+    lost = ask(sampler, "a")
+    sampler.take_scores(scored(np.array(sorted(ask(sampler, "b", 30))), scorer="b"))
+    assert not ask(sampler, "b")
+    clock.advance(WORK_S - 1)
+    assert not ask(sampler, "b")
+    clock.advance(1 + IDLE_S)
+    assert ask(sampler, "b", N) == lost
+    assert sampler.statistics().scorers == 1  # the other has been silent for too long
+    clock.advance(SILENT_S + 1)
+    assert sampler.statistics().scorers == 0
+
+
+def test_a_scorer_that_asks_again_has_done_with_what_it_had():
+    clock = Clock()
+    sampler = published(clock)
+    first = ask(sampler, "a", N)
+    assert len(first) == N
+    clock.advance(10)  # it was killed, and is back
+    assert ask(sampler, "a", N) == first
+
+
+def test_what_was_scored_by_these_weights_is_due_again_with_the_next_ones():
+    sampler = published()
+    sampler.take_scores(scored(np.array(sorted(ask(sampler, count=N)))))
+    assert not ask(sampler)
+    sampler.published(2, 0)  # of the same step
+    work = sampler.to_score("a", 1, 0, 10)
+    assert (len(work.example_ids), work.version) == (0, 2), "a scorer is told to fetch the newer weights first"
+    assert len(ask(sampler, version=2, count=N)) == N
+
+
+def test_examples_that_failed_are_left_alone_for_a_while_and_the_error_until_a_success():
+    clock = Clock()
+    sampler = published(clock)
+    bad = np.array(sorted(ask(sampler)))
+    report = scored(NOTHING)
+    sampler.take_scores(
+        ScoreReport(
+            scorer="a",
+            version=1,
+            step=0,
+            example_ids=NOTHING,
+            scored=report.scored,
+            failed_ids=bad,
+            error="it broke",
+        )
+    )
+    said = sampler.statistics()
+    assert (said.scorer_error, said.rejected_rows, said.scored_rows) == ("it broke", {"scoring_failed": 10}, 0)
+    rest = ask(sampler, count=N)
+    assert rest == set(range(N)) - set(bad.tolist())
+    sampler.take_scores(scored(np.array(sorted(rest))))
+    assert sampler.statistics().scorer_error == ""
+    clock.advance(FAILED_S + 1)
+    assert ask(sampler, count=N) == set(bad.tolist())
+
+
+def test_the_error_of_newer_weights_outlives_a_success_of_older_ones():
+    sampler = published()
+    ids = np.array(sorted(ask(sampler)))
+    sampler.published(2, 1)
+    failed = scored(NOTHING, version=2, scorer="b")
+    sampler.take_scores(
+        ScoreReport(
+            scorer="b", version=2, step=1, example_ids=NOTHING, scored=failed.scored, failed_ids=NOTHING, error="misfit"
+        )
+    )
+    sampler.take_scores(scored(ids))
+    said = sampler.statistics()
+    assert (said.scorer_error, said.scored_rows, said.weights_version) == ("misfit", 10, 2)
+
+
+def test_a_score_never_overwrites_a_trainer_s_newer_score():
+    sampler = make_sampler(N, policy="two_stage", candidates=2)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    batch = trainer.take(3).batches[2]
+    trainer.report(batch, scores=True, norms=np.full(len(batch.rows), 77, np.float32))
+    ids = np.unique(batch.rows.example_ids)
+    sampler.published(1, 1)  # the batch was of step 2
+    sampler.take_scores(scored(np.arange(N), step=1))
+    assert (sampler._table.norm_n[ids] == 77).all()
+    assert sampler._table.gradient_step_n[ids].tolist() == [2] * len(ids)
+    assert sampler.statistics().rejected_rows["old"] == len(ids)
+    assert np.isfinite(sampler._table.norm_n).all()
+
+
+def test_scores_are_not_measured_as_if_they_had_been_drawn():
+    sampler = published(policy="gradient_clustering", num_clusters=4)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    trainer.take(4)
+    for version in range(1, 40):
+        sampler.published(version, 0)
+        sampler.take_scores(scored(np.array(sorted(ask(sampler, count=N, version=version))), version=version))
+    assert sampler._monitor.num_rows == 0
+    assert sampler.refresh_due()
+    sampler.refresh()
+    assert sampler.statistics().num_clusters == 4
+
+
+def test_the_run_hears_of_its_weights_from_a_scorer_after_a_restart():
+    sampler = make_sampler(N)
+    sampler.take_scores(scored(np.array(sorted(ask(sampler, version=7, step=3, count=N))), version=7, step=3))
+    said = sampler.statistics()
+    assert (said.weights_version, said.weights_step, said.scored_rows) == (7, 3, N)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    batch = trainer.take(1).batches[0]
+    trainer.report(batch, step=4)
+    assert sampler.statistics().rejected_rows == {"other_unit": 4}, "as before the restart"
+
+
+def test_ages_are_those_of_gradients_and_not_of_losses():
+    sampler = published()
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    assert np.isnan(sampler.statistics().median_age_steps)
+    sampler.take_scores(scored(np.arange(N)))
+    for step, batch in enumerate(trainer.drain()):
+        trainer.report(batch, norms=None, sketches=None, step=step + 1)
+    said = sampler.statistics()
+    assert said.median_age_steps == said.p99_age_steps == 10
+    assert said.rejected_rows == {}
+
+
+def test_a_policy_that_needs_norms_stands_aside_when_they_are_old_whatever_losses_were_reported():
+    sampler = published(policy="importance", policy_options={"gate": "1"}, fresh_epochs=2.0)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    sampler.take_scores(scored(np.arange(N)))
+    reasons = []
+    for epoch in range(5):
+        for batch in trainer.drain():
+            trainer.report(batch, norms=None, sketches=None)
+        reasons.append(trainer.start(epoch + 1).reason)
+    assert reasons[0] == ""
+    assert "0 % of gradient norms are fresh" in reasons[-1]
+
+
+# --- the loop ---
+
+
+class Model:
+    """A RowScorer that does as it is told."""
+
+    batch_size = 8
+
+    def __init__(self) -> None:
+        self.loaded: list[bytes] = []
+        self.fail = self.misfit = False
+
+    def load(self, weights: bytes) -> None:
+        self.loaded.append(weights)
+        if self.misfit:
+            raise ValueError("misfit")
+
+    def score(self, example_ids):
+        if self.fail:
+            raise ZeroDivisionError("broken")
+        return Scored(norms=np.ones(len(example_ids), np.float32), sketches=np.ones((len(example_ids), DIM), "f4"))
+
+
+class Desk:
+    """A run in process; away when it is told so."""
+
+    def __init__(self) -> None:
+        self.sampler, self.newest, self.away = make_sampler(N), (0, 0, b""), False
+
+    def publish(self, version: int, step: int = 0) -> None:
+        self.newest = version, step, f"weights {version}".encode()
+        self.sampler.published(version, step)
+
+    def weights(self, after: int):
+        return self.newest if self.newest[0] > after else None
+
+    def to_score(self, *args):
+        if self.away:
+            raise Unavailable("the run is away")
+        return self.sampler.to_score(*args)
+
+    def take_scores(self, report):
+        if self.away:
+            raise Unavailable("the run is away")
+        self.sampler.take_scores(report)
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def work(loop: ScorerLoop) -> float:
+    """Until it wants to pause."""
+    while not (pause_s := loop.turn()):
+        pass
+    return pause_s
+
+
+def test_a_scorer_waits_for_weights_scores_all_and_waits_for_others(model, desk):
+    loop = ScorerLoop("a", lambda: model, desk)
+    work(loop)
+    assert not model.loaded
+    desk.publish(1, step=5)
+    work(loop)
+    said = desk.sampler.statistics()
+    assert (model.loaded, said.scored_rows, said.weights_step) == ([b"weights 1"], N, 5)
+    work(loop)
+    assert desk.sampler.statistics().scored_rows == N
+    desk.publish(2, step=6)
+    work(loop)
+    assert (model.loaded, desk.sampler.statistics().scored_rows) == ([b"weights 1", b"weights 2"], 2 * N)
+
+
+def test_a_scorer_looks_for_new_weights_less_and_less_often_and_at_once_after_work(model, desk):
+    loop = ScorerLoop("a", lambda: model, desk)
+    pauses = [loop.turn() for _ in range(8)]
+    assert pauses == [IDLE_PAUSE_S * 2**n for n in range(5)] + [MOST_IDLE_S] * 3
+    desk.publish(1)
+    assert work(loop) == IDLE_PAUSE_S
+
+
+def test_weights_that_do_not_fit_are_tried_once_and_nothing_is_scored_by_what_is_left_of_the_old_ones(model, desk):
+    loop = ScorerLoop("a", lambda: model, desk)
+    desk.publish(1)
+    model.misfit = True
+    for _ in range(5):
+        work(loop)
+    said = desk.sampler.statistics()
+    assert (model.loaded, said.scored_rows) == ([b"weights 1"], 0)
+    assert said.scorer_error == "weights 1 can't be loaded: ValueError: misfit"
+    model.misfit = False
+    desk.publish(2)
+    work(loop)
+    assert (desk.sampler.statistics().scored_rows, desk.sampler.statistics().scorer_error) == (N, "")
+
+
+def test_failures_are_told_and_tried_again_after_longer_and_longer_pauses(model, desk):
+    loop = ScorerLoop("a", lambda: model, desk)
+    desk.publish(1)
+    model.fail = True
+    pauses = [work(loop) for _ in range(4)]
+    assert pauses == [BACKOFF_S, 2 * BACKOFF_S, 4 * BACKOFF_S, 8 * BACKOFF_S]
+    assert (
+        "scoring 8 examples with weights 1 failed: ZeroDivisionError: broken" in desk.sampler.statistics().scorer_error
+    )
+    assert desk.sampler.statistics().rejected_rows == {"scoring_failed": 32}
+    model.fail = False
+    work(loop)
+    assert (desk.sampler.statistics().scorer_error, desk.sampler.statistics().scored_rows) == ("", 8)
+
+
+def test_a_factory_that_fails_is_told_and_tried_again(model, desk):
+    tries = []
+
+    def make():
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError("no disk")
+        return model
+
+    loop = ScorerLoop("a", make, desk)
+    desk.publish(1)
+    work(loop)
+    assert desk.sampler.statistics().scorer_error == "the scoring factory failed: OSError: no disk"
+    work(loop)
+    work(loop)
+    assert (desk.sampler.statistics().scorer_error, desk.sampler.statistics().scored_rows) == ("", N)
+
+
+def test_a_run_that_is_away_is_asked_again(model, desk):
+    loop = ScorerLoop("a", lambda: model, desk)
+    desk.publish(1)
+    desk.away = True
+    assert [work(loop), work(loop)] == [BACKOFF_S, 2 * BACKOFF_S]
+    desk.away = False
+    work(loop)
+    assert desk.sampler.statistics().scored_rows == N
