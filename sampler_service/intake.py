@@ -110,7 +110,9 @@ class Intake:
             accepted += sound
             self._watch(group)
             self._table.apply(block)
-            self.fresh_rows += 0 if block.sketches is None else sound
+            if block.sketches is not None:
+                self.fresh_rows += sound
+                self._rates.sketched = True
             blocks.append(block)
         return TakenIn(blocks=blocks, accepted=accepted, rejected=rejected, malformed=malformed)
 

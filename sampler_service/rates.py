@@ -55,6 +55,8 @@ class PresentRates:
         self.chosen: Chosen | None = None
         """the present rates; None before the first batch"""
         self.steps_per_epoch = 0
+        self.sketched = False
+        """whether trainers report sketches; those of scorers are measured by nobody"""
 
     @property
     def uniform_share(self) -> float:
@@ -135,7 +137,7 @@ class PresentRates:
             noisy = self._latest is not None and self._latest.noisy
             self._picks.pop(epoch, None)  # so that it is the latest
             self._picks[epoch] = self._policy.pick(
-                self._view(), candidates=self._config.candidates, sketched=self._table.sketched, noisy=noisy
+                self._view(), candidates=self._config.candidates, sketched=self.sketched, noisy=noisy
             )
             if len(self._picks) > KEPT_PICKS:
                 del self._picks[next(iter(self._picks))]

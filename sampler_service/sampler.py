@@ -207,6 +207,7 @@ class Sampler:
         nothing."""
         with self._lock:
             if not self._scores.version and self.config.candidates == 1:
+                self._rates.sketched = False
                 self._table.forget_norms()  # a trainer that scores candidates does it in the scorers' unit
             self._intake.scored = True
             self._scores.published(version, step)
@@ -299,7 +300,8 @@ class Sampler:
         stock = self._shards.stock(self._timeout_s)
         columns = self._shards.columns(self._timeout_s)
         with self._lock:
-            self._table.restore(columns.loss_n, columns.norm_n, columns.step_n, sketched=stock.sketched > 0)
+            self._table.restore(columns.loss_n, columns.norm_n, columns.step_n)
+            self._rates.sketched = stock.sketched > 0
             self._intake.fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
 
     # --- statistics ---

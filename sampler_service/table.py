@@ -48,8 +48,6 @@ class Table:
         self.version = 0
         self.rows = 0
         """reported since the start, of all examples"""
-        self.sketched = False
-        """whether any of them came with sketches"""
 
     def apply(self, block: ReportBlock) -> None:
         """Take reported rows in; a value that was not reported leaves the old one, and a step never goes back."""
@@ -65,12 +63,10 @@ class Table:
         self.step_n[ids] = np.maximum(self.step_n[ids], step_r)
         self.step = max(self.step, int(np.max(block.step, initial=0)))
         self.rows += len(block)
-        self.sketched |= block.sketches is not None
         self.version += 1
 
-    def restore(self, loss_n: Float32, norm_n: Float32, step_n: Int64, *, sketched: bool) -> None:
-        """Take over the columns that the shards have kept, and whether they have sketches."""
-        self.sketched = sketched
+    def restore(self, loss_n: Float32, norm_n: Float32, step_n: Int64) -> None:
+        """Take over the columns that the shards have kept."""
         self.loss_n, self.norm_n, self.step_n = loss_n.copy(), norm_n.copy(), step_n.copy()
         # The shards keep one step a row: a gradient may be older than it says here, until it is refreshed.
         self.gradient_step_n = np.where(np.isnan(norm_n), NEVER, step_n)

@@ -55,7 +55,7 @@ def test_each_change_raises_the_version_by_one():
     table.apply(block([0], losses=[1]))
     table.install(np.zeros(3, np.int32), np.zeros(1))
     table.set_reference(np.zeros(3, np.float32))
-    table.restore(np.zeros(3, np.float32), np.zeros(3, np.float32), np.array([4, NEVER, 2]), sketched=False)
+    table.restore(np.zeros(3, np.float32), np.zeros(3, np.float32), np.array([4, NEVER, 2]))
     assert table.version == 4 and table.step == 4
 
 
