@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -157,9 +156,7 @@ def test_without_scorers_publishing_is_refused_with_what_to_do(attach, service):
     ids=["no scoring", "no scorers", "no name", "no module", "no function"],
 )
 def test_scoring_that_can_not_be_is_said_before_anything_starts(arguments, words):
-    started = time.monotonic()
     refused = cli("up", "--port", "0", *arguments)
     assert refused.returncode == 1
     said = refused.stdout + refused.stderr
     assert words in said and "Traceback" not in said
-    assert time.monotonic() - started < 60
