@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sampler_client.pytorch.loader import RemoteBatchSampler, SampledLoader, attach
     from sampler_client.pytorch.sketcher import GradientSketcher
     from sampler_client.pytorch.two_stage.scorer import LastLayerScorer, Scores
+    from sampler_client.pytorch.two_stage.stage import TwoStage
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,7 @@ __all__ = [
     "SketchError",
     "Stale",
     "Timeouts",
+    "TwoStage",
     "VersionMismatch",
     "attach",
 ]
@@ -78,6 +80,7 @@ _TORCH = {
     "RemoteBatchSampler": "sampler_client.pytorch.loader",
     "SampledLoader": "sampler_client.pytorch.loader",
     "Scores": "sampler_client.pytorch.two_stage.scorer",
+    "TwoStage": "sampler_client.pytorch.two_stage.stage",
     "attach": "sampler_client.pytorch.loader",
 }
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LINGER_S = 0.02
+_LINGER_S = 0.05
 """for which reports wait for others to be sent with"""
 
 

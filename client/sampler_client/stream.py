@@ -143,7 +143,7 @@ class BatchStream:
             return
         self._done.append(batch_id)
         # A small lead is told at once, so that batches are planned late; a large one is told in bunches.
-        if len(self._done) >= max(1, self._lead // 4):
+        if len(self._done) >= max(1, self._lead // 2 - 1):
             self._send_credit()
 
     def _send_credit(self) -> None:

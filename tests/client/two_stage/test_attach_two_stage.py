@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import sampler_client as sampler
+from sampler_client import TwoStage
 from sampler_client._pb import sampler_pb2 as pb
-from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
+from sampler_client.pytorch.two_stage.stage import SecondStage
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 from tests.served import ServedService
 
