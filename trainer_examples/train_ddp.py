@@ -3,6 +3,7 @@
     sampler-service up                                                       # in another terminal
     torchrun --nproc-per-node 2 -m trainer_examples.train_ddp
     torchrun --nproc-per-node 2 -m trainer_examples.train_ddp --data path/to/mnist --policy importance
+    torchrun --nproc-per-node 2 -m trainer_examples.train_ddp --two-stage
 
 The ranks join one run. The service splits each global batch over them, so no two get the same example in a step of
 a sweep, and no DistributedSampler is needed. Rank and world size come from torch.distributed.
@@ -35,6 +36,9 @@ def main(
     run: Annotated[str | None, typer.Option(help="name of this training job; none: a new one")] = None,
     policy: Annotated[str, typer.Option(help="what to prefer; shuffle is the baseline")] = "gradient_clustering",
     epochs: Annotated[int, typer.Option(help="passes over the data")] = 20,
+    two_stage: Annotated[
+        bool, typer.Option(help="let a forward pass choose each batch, with the policy of that name")
+    ] = False,
 ) -> None:
     """Train on the processes that torchrun started; rank 0 prints."""
     dist.init_process_group("gloo")
@@ -44,14 +48,16 @@ def main(
     images = load(data)
     loader = DataLoader(images.train, batch_size=GLOBAL_BATCH_SIZE // world_size, shuffle=True)
     model = make_model(images.image_shape, images.num_classes)
-    sketcher = sampler.GradientSketcher(model, dim=SKETCH_DIM)
+    sketcher = None if two_stage else sampler.GradientSketcher(model, dim=SKETCH_DIM)
     model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
 
     # (1) One run for all ranks, so rank 0 names it.
     name = [run or f"{images.name}-{policy}-{time.strftime('%H%M%S')}"]
     dist.broadcast_object_list(name)
-    loader = sampler.attach(loader, address, run=name[0], policy=policy, epochs=epochs)
+    chosen_by = model if two_stage else None
+    policy = "two_stage" if two_stage else policy
+    loader = sampler.attach(loader, address, run=name[0], policy=policy, epochs=epochs, two_stage=chosen_by)
 
     with loader:
         for epoch in range(epochs):
@@ -73,7 +79,8 @@ def main(
         with torch.no_grad():
             accuracy = (model.module(x).argmax(1) == y).float().mean().item()
         print(f"accuracy on {len(images.test):,} test images: {accuracy:.1%}")
-    sketcher.close()
+    if sketcher is not None:
+        sketcher.close()
     dist.destroy_process_group()
 
 

@@ -361,3 +361,29 @@ def test_auto_begins_with_the_second_stage_and_leaves_it_when_labels_look_wrong(
         with sampler.SamplerClient(served.address) as client:
             said = client.statistics("r")
         assert (said.policy, said.active_policy) == ("auto", "shuffle")
+
+
+def test_it_trains_in_mixed_precision(served, monkeypatch):
+    """The loop wholly inside autocast, so that choosing is, too, and with scaled losses."""
+    always(monkeypatch)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = [value.detach().clone() for value in model.parameters()]
+    stage = sampler.LastLayerScorer(model, sketch_dim=4)
+    with attach(pairs(), served, stage, sketch_dim=4) as loader, torch.autocast("cpu", torch.bfloat16):
+        for (x, y), batch in loader:
+            losses = functional.cross_entropy(model(x / N), y, reduction="none")
+            scaler.scale(batch.weighted_mean(losses)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            batch.report(losses)
+        loader.flush()
+        assert loader.second_stage is not None
+        assert (loader.second_stage.counts.scored, loader.second_stage.counts.unusable) == (STEPS, 0)
+        assert loader.reports.dropped == 0
+    assert all(torch.isfinite(value).all() for value in model.parameters())
+    assert any(not torch.equal(old, value) for old, value in zip(before, model.parameters(), strict=True))
+    assert np.isfinite(served.service._samplers["r"]._table.norm_n).sum() > N / 2

@@ -185,13 +185,17 @@ class LastLayerScorer:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; every module gets its own mode back, also one that was frozen in training."""
     training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    _set_training(training, False)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        _set_training(training, True)
+
+
+def _set_training(modules: list[nn.Module], training: bool) -> None:
+    for module in modules:
+        # Past Module.__setattr__, which looks for parameters in what it is given: a tenth of a small model's step.
+        object.__setattr__(module, "training", training)
 
 
 def _norms(delta: Tensor, inputs: Tensor | None) -> Tensor:
