@@ -35,11 +35,11 @@ def scorers(service: RunningService) -> list[psutil.Process]:
 
 
 def ended(service: RunningService, run: str) -> None:
-    """Close a run, and see its scorers go."""
+    """Close a run, and see its scorers and its weights go."""
     with sampler.SamplerClient(service, timeouts=PATIENT) as client:
         client.close_run(run)
-    until(lambda: not scorers(service), "no scorer left", 20)
-    assert not actors(service.pid, "WeightsStore")
+    left = ("ScorerHost", "WeightsStore")
+    until(lambda: not any(actors(service.pid, title) for title in left), "no scorer and no weights left", 20)
 
 
 def epoch(loader) -> list[int]:
