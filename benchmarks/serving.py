@@ -92,6 +92,7 @@ def session(address: str, name: str, *, lead: int, examples: int = EXAMPLES, pol
         batch_size=BATCH,
         drop_last=True,
         lead=lead,
+        bunch=max(1, lead // 8),
     )
 
 

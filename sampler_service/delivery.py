@@ -35,11 +35,12 @@ class Delivery:
         choose: present rates, given the epoch and how many steps will be planned from them; asked at the start
             of an epoch and before each further batch.
         redraw: whether rates are asked for again inside an epoch (draw policies).
+        at_once: steps that are planned from one answer of `choose`, at most.
         first_batch_id: above every id that this run ever used.
         former: the run's delivery under another geometry; its ids and counts go on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only settings of one run
         self,
         members: Membership,
         config: RunConfig,
@@ -47,6 +48,7 @@ class Delivery:
         group: Group,
         choose: Callable[[int, int], Chosen],
         redraw: bool,
+        at_once: int,
         first_batch_id: int,
         former: Delivery | None = None,
     ) -> None:
@@ -57,6 +59,7 @@ class Delivery:
         self._choose = choose
         self._redeliver = config.on_lost == "redeliver"
         self._redraw = redraw
+        self._at_once = at_once
         self._next_id = former.last_batch_id if former else first_batch_id
         self._epochs: list[Epoch] = []
         self._at: dict[str, Epoch] = {}
@@ -118,7 +121,7 @@ class Delivery:
             if queue:
                 batch = queue.popleft()
             elif here.next_step < here.num_steps:
-                self._plan(here, min(count - len(taken), here.num_steps - here.next_step))
+                self._plan(here, min(count - len(taken), here.num_steps - here.next_step, self._at_once))
                 continue
             elif orphans := next((e.orphans for e in self._until(here) if e.orphans), None):
                 batch = orphans.popleft()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from sampler_service.config import RunConfig
 from sampler_service.leases import Chosen
 from sampler_service.mixing import MixTuner
+from sampler_service.picks import Picks
 from sampler_service.policies import Auto, Pick, Policy, TwoStage, choose, make_policy
 from sampler_service.stages import StageMonitor
 from sampler_service.table import Table
@@ -29,9 +30,6 @@ far cheaper; after `max_lead` steps less will do"""
 KEPT_RATES = 2
 """of the epochs that ranks are in; each is some arrays of n"""
 
-KEPT_PICKS = 8
-"""epochs of which is known what was picked for them; slow ranks may be some behind"""
-
 FIXED = 0.5
 """the share of uniform draws of policies that do not adapt it"""
 
@@ -45,11 +43,12 @@ class PresentRates:
         self._table = table
         # Ranks may be in two epochs at once. Rates know of theirs only how far it is through the run, which is 0 for
         # all when nobody said how many there will be; by it, by the policy and by the number of candidates, the latest
-        # rates, how many steps they have served, and how many rows had been reported when they were made.
-        self._served: dict[tuple[float, str, int], tuple[Chosen, int, int]] = {}
-        self._picks: dict[int, Pick] = {}  # of epochs
+        # rates, and how many steps were planned and rows reported when they were made.
+        self._served: dict[tuple[float, Pick, int], tuple[Chosen, int, int]] = {}
+        self._steps = 0  # planned
+        self._picks = Picks(policy, config.candidates)
         self._aside = ""
-        self.stage = StageMonitor(config.candidates)
+        self.stage = StageMonitor(config.candidates, shuffles=isinstance(policy, TwoStage | Auto))
         fixed = policy.alpha if isinstance(policy, TwoStage) else 0.0 if isinstance(policy, Auto) else FIXED
         self.mix = MixTuner(fixed)
         self.chosen: Chosen | None = None
@@ -66,24 +65,22 @@ class PresentRates:
     @property
     def policy(self) -> Policy:
         """The run's, or what it picked last."""
-        return self._latest.policy if self._latest else self._policy
-
-    @property
-    def _latest(self) -> Pick | None:
-        return self._picks[next(reversed(self._picks))] if self._picks else None
+        return self._picks.latest.policy
 
     def choose(self, epoch: int, steps: int) -> Chosen:
         """Present rates, for `steps` steps (0: the epoch begins); made anew when the table has moved on far enough."""
         progress = min(1.0, epoch / self._config.epochs) if self._config.epochs else 0.0
         pick = self._in_force(epoch, begins=steps == 0)
         candidates = self.stage.plan(steps) if pick.policy.kind == "draw" else 1
-        key = progress, pick.policy.name, candidates
-        known, served, rows = self._served.pop(key, (None, 0, 0))
-        if known is None or not self._serves(known, served, self._table.rows - rows):
-            known, served, rows = self._made(progress, pick, candidates), 0, self._table.rows
+        key = progress, pick, candidates
+        known, made_at, rows = self._served.pop(key, (None, 0, 0))
+        age, changed = self._steps - made_at, self._table.rows - rows
+        if known is None or not self._serves(known, pick, age, changed, begins=steps == 0):
+            known, made_at, rows = self._made(progress, pick, candidates), self._steps, self._table.rows
             if self.chosen is not None and known.reason not in ("", self.chosen.reason):
                 log.info("run %s: %s", self._config.run, known.reason)
-        self._served[key] = known, served + steps, rows
+        self._served[key] = known, made_at, rows
+        self._steps += steps
         if len(self._served) > KEPT_RATES:
             del self._served[next(iter(self._served))]  # asked for the longest ago
         self.chosen = known
@@ -120,35 +117,38 @@ class PresentRates:
             probability_r = rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples
             self.mix.add(probability_r, weight_r[sound_r], report.norms[sound_r], alpha=self.chosen.alpha)
 
-    def _serves(self, known: Chosen, served: int, changed: int) -> bool:
-        """Whether rates that served so many steps, in which so many rows were reported, do for the next ones."""
-        if known.table_version == self._table.version or self._policy.kind != "draw":
-            return known.table_version == self._table.version
+    def _serves(self, known: Chosen, pick: Pick, age: int, changed: int, *, begins: bool) -> bool:
+        """Whether rates do for the next steps that were made so many steps, and so many reported rows, ago."""
+        if known.table_version == self._table.version:
+            return True
+        if pick.policy.kind == "sweep":
+            return not begins
         n, most = self._config.num_examples, self._config.max_lead
-        if served < min(most, 1 + n // RATES_ROWS_PER_STEP):
-            return served > 0
-        return served < most and changed < CHANGED_SHARE * n
+        if age < min(most, 1 + n // RATES_ROWS_PER_STEP):
+            return age > 0
+        return age < most and changed < CHANGED_SHARE * n
 
     def _in_force(self, epoch: int, *, begins: bool) -> Pick:
-        """The policy of an epoch: the run's own, or what it picks when the epoch begins."""
-        if not isinstance(self._policy, Auto):
-            return Pick(self._policy)
-        if begins or epoch not in self._picks:
-            noisy = self._latest is not None and self._latest.noisy
-            self._picks.pop(epoch, None)  # so that it is the latest
-            self._picks[epoch] = self._policy.pick(
-                self._view(), candidates=self._config.candidates, sketched=self.sketched, noisy=noisy
-            )
-            if len(self._picks) > KEPT_PICKS:
-                del self._picks[next(iter(self._picks))]
-        return self._picks[epoch]
+        """The policy of an epoch; what was measured of the clusters of another one holds no more."""
+        before = self.policy
+        pick = self._picks.of(
+            epoch,
+            self._view,
+            begins=begins,
+            rows=self._table.rows,
+            sketched=self.sketched,
+            stale_clusters=bool(self._aside),
+        )
+        if self.policy != before:
+            self._aside = ""
+        return pick
 
     def _view(self) -> TableView:
         return self._table.view(max(1, self.steps_per_epoch))
 
     def _made(self, progress: float, pick: Pick, candidates: int) -> Chosen:
         view = self._view()
-        policy, aside = pick.policy, self._aside
+        policy, aside = pick.policy, self._aside if "cluster" in pick.policy.needs else ""
         if isinstance(policy, TwoStage):
             policy = replace(policy, alpha=self.mix.alpha)
             aside = f"shuffle: {self.stage.reason}" if candidates == 1 else ""

@@ -32,11 +32,15 @@ from sampler_service.rates import PresentRates
 from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, RunStatistics, Taken
 from sampler_service.scores import Scores
 from sampler_service.shards import Shards
+from sampler_service.stages import ENOUGH
 from sampler_service.table import Table
 from sampler_service.telemetry import effective_sample_ratio, lead_quantile, measured_ratio
 from sampler_service.types import Float32, Report, ScoreReport, Work
 
 log = logging.getLogger(__name__)
+
+FIRST_COVERAGE = 0.5
+"""share of the examples whose sketches make the first clusters, for a policy that can do without any"""
 
 
 class Sampler:
@@ -93,6 +97,8 @@ class Sampler:
                     group=group,
                     choose=self._rates.choose,
                     redraw=self.policy.kind == "draw",
+                    # A probe of the second stage is no longer than it must be.
+                    at_once=ENOUGH if self.config.candidates > 1 else self.config.max_lead,
                     first_batch_id=self._first_batch_id,
                     former=self._delivery,
                 )
@@ -251,7 +257,7 @@ class Sampler:
         """Why the clusters should be made anew, or None."""
         with self._lock:
             policy = self._rates.policy
-            if "cluster" not in policy.needs:
+            if "cluster" not in policy.needs | getattr(policy, "uses", frozenset()):
                 return None
             ratio = self._measured_ratio()
             first = self._refreshes == 0
@@ -262,7 +268,7 @@ class Sampler:
                 num_examples=self.config.num_examples,
                 ratio=ratio,
                 learning_rate_dropped=self._dropped_rate,
-                coverage=min(self.config.refresh_coverage, policy.min_coverage if first else 1.0),
+                coverage=min(self.config.refresh_coverage, policy.min_coverage or FIRST_COVERAGE if first else 1.0),
             )
 
     def refresh(self) -> None:

@@ -41,14 +41,17 @@ class StageMonitor:
 
     Args:
         most: candidates for each example of a batch, at most; 1: there is no second stage.
+        shuffles: whether a run that stands aside shuffles epochs; else it draws by its proposals alone.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, shuffles: bool = True) -> None:
         self.most = most
+        self._shuffles = shuffles
         self.candidates = most
         """for each example of a batch, at present; 1: the run stands aside"""
         self._steps: deque[Stage] = deque(maxlen=WINDOW)
         self._at = most
+        self._measured = math.nan, math.nan  # ratio and cost of all candidates, when it was last decided
         self._aside, self._probing, self._pause = 0, 0, PROBE_FIRST
 
     def add(self, stage: Stage, candidates: int) -> None:
@@ -95,6 +98,7 @@ class StageMonitor:
         self._aside += steps
         if self._aside >= self._pause:
             self._probing = ENOUGH
+            self._steps.clear()  # what was measured long ago would outvote the probe
         return 1
 
     @property
@@ -102,15 +106,18 @@ class StageMonitor:
         """Why the run stands aside, in words."""
         if self.most == 1:
             return "one candidate for each example leaves nothing to choose"
+        ratio, cost = self._measured
         return (
-            f"choosing among {self.most} candidates for each example would leave {self.ratio(self.most):.2f} of the "
-            f"variance at {self.cost(self.most):.2f} times the cost of a step"
+            f"choosing among {self.most} candidates for each example would leave {ratio:.2f} of the variance at "
+            f"{cost:.2f} times the cost of a step"
         )
 
     def decide(self) -> int:
         """The number of candidates that should reach the goal soonest, 1 … most."""
         if len(self._steps) >= ENOUGH:
-            prices = {1: SHUFFLED} | {c: self.ratio(c) * self.cost(c) for c in range(2, self.most + 1)}
+            alone = SHUFFLED if self._shuffles else self.ratio(1)
+            prices = {1: alone} | {c: self.ratio(c) * self.cost(c) for c in range(2, self.most + 1)}
+            self._measured = self.ratio(self.most), self.cost(self.most)
             best = min(prices, key=prices.__getitem__)  # a NaN is no minimum, and fails the comparison
             if prices[best] < MARGIN * prices[self.candidates]:
                 self.candidates = best

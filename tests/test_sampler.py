@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -317,3 +319,74 @@ def test_rates_of_draws_stay_until_a_sixteenth_of_the_examples_was_reported_anew
     assert new_rates(1, 3) is False
     sampler.fence()
     assert new_rates(0, 3), "a fence makes what was reported before it count at once"
+
+
+# --- what auto picks ---
+
+
+def losses(values: np.ndarray, step: int) -> ReportBlock:
+    n = len(values)
+    return ReportBlock(
+        example_ids=np.arange(n),
+        losses=values.astype(np.float32),
+        norms=np.full(n, np.nan, np.float32),
+        sketches=None,
+        step=step,
+    )
+
+
+APART = np.where(np.arange(400) % 3 == 0, 9.0, 0.1)
+
+
+def test_clusters_that_do_no_good_keep_no_other_policy_from_acting():
+    rates = (sampler := make_sampler(400, policy="auto", policy_options={"prune": "yes"}))._rates
+    rates.sketched = True
+    assert rates.choose(0, 0).reason.startswith("shuffle: 0 % of clustered sketches")
+    rates.judge(0.95)
+    assert "variance ratio is 0.95" in rates.choose(0, 1).reason
+    table_of(sampler).apply(losses(APART, 1))
+    chosen = rates.choose(1, 0)
+    assert (chosen.policy, chosen.reason[:13]) == ("trimmed_loss", "trimmed_loss:")
+    assert rates.choose(1, 1).reason == chosen.reason
+
+
+def test_auto_picks_again_as_soon_as_there_are_sketches():
+    rates = make_sampler(400, policy="auto")._rates
+    assert "nothing is known" in rates.choose(0, 0).reason
+    rates.sketched = True
+    assert "clustered sketches" in rates.choose(0, 1).reason
+    assert rates.policy.name == "gradient_clustering"
+
+
+def test_what_trimmed_loss_leaves_out_stays_out_however_many_epochs_pass():
+    n = len(APART)
+    (trainer,) = join_all(make_sampler(n, policy="trimmed_loss", epochs=12))
+    wrong = []
+    for epoch in range(12):
+        trainer.start(epoch)
+        taken = []
+        while not (got := trainer.take(1)).ended:
+            (batch,) = got.batches
+            taken += ids_of([batch])
+            trainer.report(batch, losses=APART[batch.rows.example_ids].astype(np.float32))
+            trainer.held.clear()
+        wrong.append(sum(APART[i] > 1 for i in taken))
+    assert wrong[0] == np.count_nonzero(APART > 1)
+    assert max(wrong[1:]) < wrong[0] / 3 and sum(wrong[1:]) > 0
+
+
+def test_a_two_stage_run_with_sketches_gets_clusters():
+    sampler = make_sampler(N, policy="two_stage", candidates=2)
+    (trainer,) = join_all(sampler)
+    assert sampler.refresh_due() is None
+    train(trainer, 1)
+    assert sampler.statistics().num_clusters > 0
+
+
+def test_a_probe_of_the_second_stage_is_no_longer_than_it_must_be(monkeypatch):
+    monkeypatch.setattr("sampler_service.stages.StageMonitor.decide", lambda _: 1)
+    (trainer,) = join_all(make_sampler(4000, policy="two_stage", candidates=2, max_lead=64), lead=64)
+    trainer.start(0)
+    scored = [bool(batch.keep) for _ in range(4) for batch in trainer.take_acked(count=40).batches]
+    runs = [(flag, len(list(group))) for flag, group in itertools.groupby(scored)]
+    assert runs[:4] == [(False, 16), (True, 4), (False, 24), (True, 4)]

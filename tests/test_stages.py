@@ -76,9 +76,20 @@ def test_a_run_that_stands_aside_probes_now_and_then_and_comes_back(bunch):
     assert pauses[:3] == [16, 24, 36]
     assert pauses[-2] == PROBE_EVERY, "more and more seldom, but never again never"
     assert "0.99 of the variance" in monitor.reason
-    for _ in range(WINDOW):
+    while monitor.plan(1) == 1:
+        pass
+    for _ in range(ENOUGH):  # of one probe
         monitor.add(measured(chosen=0.2), 3)
-    assert monitor.plan(1) == 3
+    assert monitor.decide() == 3
+
+
+def test_where_standing_aside_is_to_draw_by_the_proposals_these_are_its_price():
+    stage = measured(chosen=0.3, proposed=0.4, scoring_s=0.003, training_s=0.003)
+    assert after(stage).decide() > 1, "0.3 of the variance at twice the cost is less than shuffling's"
+    monitor = StageMonitor(3, shuffles=False)
+    for _ in range(ENOUGH):
+        monitor.add(stage, 3)
+    assert monitor.decide() == 1, "but more than the 0.4 that the proposals leave alone"
 
 
 def test_a_single_candidate_is_no_second_stage():

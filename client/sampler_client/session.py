@@ -61,6 +61,7 @@ class Session:
         batch_size: examples per trainer and step.
         drop_last: leave out the last, smaller global batch of an epoch.
         lead: batches that may be held at once.
+        bunch: batches done with are told in bunches of so many.
         queue: reports that may wait to be sent.
     """
 
@@ -77,6 +78,7 @@ class Session:
         batch_size: int,
         drop_last: bool,
         lead: int,
+        bunch: int = 1,
         queue: int = 256,
     ) -> None:
         self.client = client
@@ -89,7 +91,7 @@ class Session:
         try:
             check_whole("queue", queue, 1)
             self._request = _join_request(run, rank, world_size, batch_size, drop_last, lead)
-            self._stream = BatchStream(client, self._join, lead=lead)
+            self._stream = BatchStream(client, self._join, lead=lead, bunch=bunch)
             self.reporter = Reporter(client, lambda: self._session, self._join, capacity=queue)
             self.publisher = Publisher(client, lambda: self._session, self._join)
             self._scored = False

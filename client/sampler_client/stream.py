@@ -63,12 +63,14 @@ class BatchStream:
         client: connection to the service.
         join: claims the rank (anew) and returns the session token.
         lead: batches that may be held at once.
+        bunch: batches that the loop is done with are told in bunches of so many.
     """
 
-    def __init__(self, client: SamplerClient, join: Callable[[], str], *, lead: int) -> None:
+    def __init__(self, client: SamplerClient, join: Callable[[], str], *, lead: int, bunch: int = 1) -> None:
         self._client = client
         self._join = join
         self._lead = lead
+        self._bunch = bunch
         self.session = join()
         self._requests: _Requests | None = None
         self._replies: Any = None
@@ -142,8 +144,8 @@ class BatchStream:
         if self._held.pop(batch_id, self) is self:
             return
         self._done.append(batch_id)
-        # A small lead is told at once, so that batches are planned late; a large one is told in bunches.
-        if len(self._done) >= max(1, self._lead // 2 - 1):
+        # A call for each batch is most of what a short step costs the service; where there is slack, it serves several.
+        if len(self._done) >= self._bunch:
             self._send_credit()
 
     def _send_credit(self) -> None:

@@ -62,7 +62,16 @@ class Auto:
     def aside(self, view: TableView) -> str:
         return self.pick(view, candidates=1, sketched=False).why
 
-    def pick(self, view: TableView, *, candidates: int, sketched: bool, noisy: bool = False) -> Pick:
+    def pick(
+        self,
+        view: TableView,
+        *,
+        candidates: int,
+        sketched: bool,
+        noisy: bool = False,
+        fresh: bool = True,
+        stale_clusters: bool = False,
+    ) -> Pick:
         """The policy for the epoch that starts.
 
         Args:
@@ -70,8 +79,10 @@ class Auto:
             candidates: most that trainers choose from, for each example; 1: they have no second stage.
             sketched: whether trainers report sketches.
             noisy: whether labels looked wrong when it was last asked.
+            fresh: whether anything was reported since; without, old evidence of wrong labels is none.
+            stale_clusters: whether the clusters were measured to do no good.
         """
-        modes = _wrong_labels(view, noisy)
+        modes = _wrong_labels(view, noisy) if fresh else None
         if modes is not None:
             why = f"the losses of {modes.share:.0%} of the examples lie apart, as those of wrong labels do"
             if self.prune == "yes":
@@ -79,10 +90,11 @@ class Auto:
             return Pick(Shuffle(), f"{why}, and hard examples are no longer preferred", noisy=True)
         if candidates > 1:
             return Pick(TwoStage(), "there is a second stage, which measures itself whether it pays")
-        if sketched:
+        if sketched and not stale_clusters:
             return Pick(GradientClustering(), "there are sketches, and their clusters are measured")
         if known(view, "norm").mean() >= Importance.min_coverage:
-            return Pick(Importance(), "there are gradient norms")
+            instead = ", and clusters were measured to do no good" if stale_clusters else ""
+            return Pick(Importance(), f"there are gradient norms{instead}")
         loss_r = view.loss_n[known(view, "loss")]
         if self.prune == "yes" and len(loss_r):
             mean, middle = float(np.mean(loss_r, dtype=np.float64)), float(np.median(loss_r))

@@ -33,6 +33,7 @@ class TwoStage:
     name: ClassVar[str] = "two_stage"
     unbiased: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()  # without any scores it proposes evenly, and gets some
+    uses: ClassVar[frozenset[str]] = frozenset({"cluster"})  # where there are sketches
     kind: ClassVar[Kind] = "draw"
     min_coverage: ClassVar[float] = 0.0
 

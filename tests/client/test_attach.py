@@ -28,7 +28,7 @@ def place(monkeypatch, **options) -> tuple[int, int]:
     """The rank and world size that would be asked for."""
     asked = []
     monkeypatch.setattr(loaders, "Session", lambda _client, **request: asked.append(request))
-    loaders._join("localhost:1", "r", N, BATCH, "shuffle", 2, **options)
+    loaders._join("localhost:1", "r", N, BATCH, "shuffle", 2, 2, **options)
     return asked[0]["rank"], asked[0]["world_size"]
 
 

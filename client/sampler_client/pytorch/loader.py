@@ -71,7 +71,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
     ) -> RemoteBatchSampler:
         """Join a run. `options` are those of `attach`."""
         lead = num_workers * prefetch_factor + ahead
-        session = _join(address, run, num_examples, batch_size, policy, lead, **options)
+        session = _join(address, run, num_examples, batch_size, policy, lead, ahead, **options)
         return cls(session, run=run, num_examples=num_examples, lead=lead)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -254,7 +254,7 @@ def attach(
     if two_stage is not None:
         settings = two_stage if isinstance(two_stage, TwoStage) else TwoStage(two_stage)
         second_stage, options["candidates"] = SecondStage(settings), settings.candidates
-    session = _join(address, run, size, batch_size, policy, lead, drop_last=loader.drop_last, **options)
+    session = _join(address, run, size, batch_size, policy, lead, ahead, drop_last=loader.drop_last, **options)
     return over(loader, RemoteBatchSampler(session, run=run, num_examples=size, lead=lead), second_stage)
 
 
@@ -315,6 +315,7 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
     batch_size: int,
     policy: str,
     lead: int,
+    ahead: int,
     *,
     policy_options: Mapping[str, Any] | None = None,
     rank: int | None = None,
@@ -340,6 +341,7 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
         batch_size=batch_size,
         drop_last=drop_last,
         lead=lead,
+        bunch=max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
         queue=queue,
     )
 

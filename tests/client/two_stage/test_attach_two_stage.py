@@ -354,10 +354,20 @@ def test_auto_begins_with_the_second_stage_and_leaves_it_when_labels_look_wrong(
         assert loader.reason == "two_stage: there is a second stage, which measures itself whether it pays"
         loader.flush()
         for _ in range(2):
-            assert {batch.policy for _, batch in loader} == {"shuffle"}
+            policies = set()
+            for (ids, _), batch in loader:
+                policies.add(batch.policy)
+                batch.report(torch.where(ids[:, 0] % 3 == 0, 9.0, 0.1))
+            loader.flush()
+            assert policies == {"shuffle"}
             assert "% of the examples lie apart, as those of wrong labels do" in loader.reason
         assert loader.second_stage is not None
         assert loader.second_stage.counts.unscored == 2 * STEPS
+        assert {batch.policy for _, batch in loader} == {"shuffle"}
+        # Nothing was reported since: what was known then is no reason to go on.
+        assert {batch.policy for _, batch in loader} == {"two_stage"}
+        loader.flush()
+        assert {batch.policy for _, batch in loader} == {"shuffle"}
         with sampler.SamplerClient(served.address) as client:
             said = client.statistics("r")
         assert (said.policy, said.active_policy) == ("auto", "shuffle")
@@ -387,3 +397,14 @@ def test_it_trains_in_mixed_precision(served, monkeypatch):
     assert all(torch.isfinite(value).all() for value in model.parameters())
     assert any(not torch.equal(old, value) for old, value in zip(before, model.parameters(), strict=True))
     assert np.isfinite(served.service._samplers["r"]._table.norm_n).sum() > N / 2
+
+
+def test_batches_that_were_not_scored_come_on_the_scorers_device_too():
+    def scorer(item) -> torch.Tensor:
+        raise AssertionError("there is nothing to choose from")
+
+    scorer.device = torch.device("meta")
+    columns = {"weights": np.ones(4, "f4").tobytes(), "probabilities": np.ones(4, "f4").tobytes()}
+    message = pb.Batch(example_ids=np.arange(4).tobytes(), cluster_ids=np.zeros(4, "i4").tobytes(), **columns)
+    (x,), batch = SecondStage(TwoStage(scorer)).select((torch.zeros(4, 1),), sampler.Batch(message), 0.0)
+    assert (x.device.type, len(batch)) == ("meta", 4)

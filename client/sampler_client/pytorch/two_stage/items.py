@@ -5,7 +5,8 @@ Shapes: c examples of the item.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,7 @@ def take_rows(item: Any, index: torch.Tensor, size: int) -> Any:
         return item[index.cpu().numpy()]
     if isinstance(item, Mapping):
         taken = {key: take_rows(value, index, size) for key, value in item.items()}
-        # Such as the BatchEncoding of a tokenizer, which people read by attribute.
-        return taken if type(item) is dict else type(item)(taken)  # pyright: ignore[reportCallIssue]
+        return _alike(item, taken)
     if isinstance(item, list | tuple):
         arrays = [entry for entry in item if isinstance(entry, torch.Tensor | np.ndarray)]
         fields = arrays and all(entry.ndim > 0 and len(entry) == size for entry in arrays)
@@ -58,11 +58,20 @@ def to_device(item: Any, device: torch.device | None) -> Any:
         return item.to(device, non_blocking=True)
     if isinstance(item, Mapping):
         moved = {key: to_device(value, device) for key, value in item.items()}
-        return moved if type(item) is dict else type(item)(moved)  # pyright: ignore[reportCallIssue]
+        return _alike(item, moved)
     if isinstance(item, list | tuple):
         entries = [to_device(entry, device) for entry in item]
         return type(item)(*entries) if hasattr(item, "_fields") else type(item)(entries)
     return item
+
+
+def _alike(item: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
+    """A mapping of the same kind, such as the BatchEncoding of a tokenizer, which people read by attribute."""
+    if not isinstance(item, MutableMapping):
+        return values
+    alike = copy.copy(item)
+    alike.update(values)
+    return alike
 
 
 def _check(shape: tuple[int, ...], size: int) -> None:

@@ -99,6 +99,8 @@ class LastLayerScorer:
             self._on_trial = False
             try:
                 return self._pass(item)
+            except ConfigError:  # of the item, whatever the precision
+                raise
             except Exception as error:
                 log.info("scoring in %s failed, now as the model is: %s", self._autocast, error)
                 self._autocast = None

@@ -86,6 +86,7 @@ class SecondStage:
             ScoringError: the scorer failed, or returned something else than one score for each candidate.
         """
         if batch.keep == len(batch):
+            item = to_device(item, self._device)
             self.counts.unscored += 1
             self._left_at = time.perf_counter()
             batch.norms_from_scorer, batch.sketches_from_scorer = True, self._sketches

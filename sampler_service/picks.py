@@ -1,0 +1,72 @@
+"""Which policy each epoch runs under: the run's own, or the one that `auto` picks when the epoch begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sampler_service.policies import Auto, Pick, Policy
+from sampler_service.types import TableView
+
+KEPT_PICKS = 8
+"""epochs of which is known what was picked for them; slow ranks may be some behind"""
+
+
+class Picks:
+    """What was picked for the latest epochs. Not thread-safe: the sampler holds its lock.
+
+    Args:
+        policy: the run's.
+        candidates: most for each example of a batch; 1: there is no second stage.
+    """
+
+    def __init__(self, policy: Policy, candidates: int) -> None:
+        self._policy = policy
+        self._candidates = candidates
+        self._picks: dict[int, Pick] = {}
+        self._rows = 0  # reported when it was last asked
+        self.latest = Pick(policy)
+
+    def of(
+        self,
+        epoch: int,
+        view: Callable[[], TableView],
+        *,
+        begins: bool,
+        rows: int,
+        sketched: bool,
+        stale_clusters: bool,
+    ) -> Pick:
+        """The policy of an epoch, and why.
+
+        Args:
+            epoch: which.
+            view: what is known; only asked for when a policy is picked.
+            begins: whether the epoch begins just now.
+            rows: reported since the run began.
+            sketched: whether trainers report sketches.
+            stale_clusters: whether the present clusters were measured to do no good.
+        """
+        if not isinstance(self._policy, Auto):
+            return self.latest
+        known = self._picks.get(epoch)
+        if known is not None and not begins and not self._sees_more(known, sketched):
+            return known
+        noisy = self.latest.noisy
+        pick = self._policy.pick(
+            view(),
+            candidates=self._candidates,
+            sketched=sketched,
+            noisy=noisy,
+            fresh=rows > self._rows or not noisy,
+            stale_clusters=stale_clusters,
+        )
+        self._picks.pop(epoch, None)  # so that it is the newest
+        self._picks[epoch] = self.latest = pick
+        self._rows = rows
+        if len(self._picks) > KEPT_PICKS:
+            del self._picks[next(iter(self._picks))]
+        return pick
+
+    def _sees_more(self, pick: Pick, sketched: bool) -> bool:
+        """Whether the first sketches came in an epoch that shuffled for want of any."""
+        return sketched and self._candidates == 1 and pick.policy.name == "shuffle" and not pick.noisy
