@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.training.cells import SEARCH_SEED, Plan, Results, count, run_all
 from benchmarks.training.loop import Curve, train
-from benchmarks.training.methods import METHODS, make_method
+from benchmarks.training.methods import METHODS, make_method, setup
 from benchmarks.training.report import write_report
 from benchmarks.training.tasks import CONDITIONS, SETTINGS, Setting, check_data, make_task, with_condition
 from sampler_service.embedded import running_service
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report-only", action="store_true", help="no runs: tables and plots of those that are there")
     options = parser.parse_args(arguments)
-    results, seeds = Results(options.out / "runs.jsonl"), range(options.seeds)
+    results, seeds = Results(options.out / "runs.jsonl", _setup_of), range(options.seeds)
     if not options.report_only:
         plan = _plan(options)
         try:
@@ -69,6 +69,11 @@ def _plan(options: argparse.Namespace) -> Plan:
     ]
 
 
+def _setup_of(task: str, method: str) -> str:
+    name, condition = task.rsplit("-", 1)
+    return setup(with_condition(SETTINGS[name], condition), method) if name in SETTINGS else ""
+
+
 def _run(results: Results, plan: Plan, seeds: range, data: Path) -> None:
     task_of = lru_cache(maxsize=1)(lambda setting: make_task(setting, data))
     there, total = count(results, plan, seeds)
@@ -85,7 +90,7 @@ def _run(results: Results, plan: Plan, seeds: range, data: Path) -> None:
                 task, make_method(method, task, seed=seed, address=address), method, learning_rate=rate, seed=seed
             )
             progress.advance(bar)
-            return curve
+            return replace(curve, setup=setup(setting, method))
 
         run_all(results, plan, seeds, run)
 

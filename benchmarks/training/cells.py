@@ -23,9 +23,15 @@ Key = tuple[str, str, float, int]
 
 
 class Results:
-    """Finished runs, in a file of JSON lines."""
+    """Finished runs, in a file of JSON lines.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        setup_of: (task, method) -> what its runs depend on; runs that depended on something else are left out, and made
+            anew. None takes all.
+    """
+
+    def __init__(self, path: Path, setup_of: Callable[[str, str], str] | None = None) -> None:
         self._path = path
         self._curves: dict[Key, Curve] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +41,8 @@ class Results:
                 path.write_text(whole + "\n" if whole else "")
             for line in whole.splitlines():
                 curve = Curve(**json.loads(line))
-                self._curves[key_of(curve)] = curve
+                if setup_of is None or curve.setup == setup_of(curve.task, curve.method):
+                    self._curves[key_of(curve)] = curve
 
     def add(self, curve: Curve) -> None:
         self._curves[key_of(curve)] = curve

@@ -66,6 +66,10 @@ class Method(Protocol):
         """Batches until the budget is used up."""
         ...
 
+    def settle(self) -> None:
+        """Do what is still under way, before an evaluation stops the clock: nothing is to be done for free."""
+        ...
+
     def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:
         """The step was taken; (b,) losses and (b, classes) logits of its examples, as they were before it."""
         ...
@@ -79,6 +83,8 @@ class Curve:
     method: str
     learning_rate: float
     seed: int
+    setup: str = ""
+    """of what else the run depended on; see `methods.setup`"""
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     forwarded: list[int] = field(default_factory=list)
@@ -134,6 +140,7 @@ def train(task: Task, method: Method, name: str, *, learning_rate: float, seed: 
         forwarded += step.forwarded  # done by now, as the seconds are
         backpropagated += step.backpropagated
         if step.progress >= next_due:
+            method.settle()
             seconds += time.perf_counter() - since
             _evaluate(curve, model, task, taken, seconds, forwarded, backpropagated)
             while next_due <= step.progress:
@@ -153,6 +160,7 @@ def train(task: Task, method: Method, name: str, *, learning_rate: float, seed: 
         forwarded += len(losses)
         backpropagated += len(losses)
     else:
+        method.settle()
         seconds += time.perf_counter() - since
         _evaluate(curve, model, task, taken + 1, seconds, forwarded, backpropagated)
     method.close()

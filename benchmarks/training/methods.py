@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from benchmarks.training.loop import Method
 from benchmarks.training.ours import OURS, Ours, options
 from benchmarks.training.peers import PEERS
-from benchmarks.training.tasks import Task
+from benchmarks.training.tasks import Setting, Task
 
 METHODS = (*PEERS, *OURS)
 
@@ -13,6 +15,11 @@ METHODS = (*PEERS, *OURS)
 def make_method(name: str, task: Task, *, seed: int, address: str) -> Method:
     """A method for one run; `address` is that of a service."""
     return PEERS[name](task, seed) if name in PEERS else Ours(task, name, address=address, seed=seed)
+
+
+def setup(setting: Setting, name: str) -> str:
+    """A short name of all that a run depends on beside its learning rate and seed: one that changed is made anew."""
+    return hashlib.sha256(f"{setting!r} {hyper_parameters(name)}".encode()).hexdigest()[:12]
 
 
 def hyper_parameters(name: str) -> str:

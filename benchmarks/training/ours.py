@@ -109,6 +109,10 @@ class Ours:
                 taken += 1
             epoch += 1
 
+    def settle(self) -> None:
+        """Reports must be in the table; the service has planned what it has credit for by then."""
+        self._loader.flush()
+
     def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:  # noqa: ARG002
         if self.policy not in _SCORED:  # the scores of all candidates were reported when they were chosen from
             step.handle.report(losses, self._sketcher)

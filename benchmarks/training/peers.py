@@ -47,6 +47,9 @@ class _Peer:
     def close(self) -> None:
         """Nothing to say."""
 
+    def settle(self) -> None:
+        """Nothing is under way: all is done in the step."""
+
     def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:
         """Nothing is learnt from the step."""
 

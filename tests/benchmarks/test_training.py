@@ -15,11 +15,20 @@ import benchmarks.training.__main__ as command
 from benchmarks.training.cells import SEARCH_SEED, Results, count, run_all
 from benchmarks.training.headline import headline
 from benchmarks.training.loop import Curve, train
-from benchmarks.training.methods import METHODS, hyper_parameters, make_method
+from benchmarks.training.methods import METHODS, hyper_parameters, make_method, setup
 from benchmarks.training.ours import OURS, Ours
 from benchmarks.training.peers import PEERS
 from benchmarks.training.report import task_rows, write_report
-from benchmarks.training.tasks import CONDITIONS, SETTINGS, Examples, Setting, Task, faulty, make_task
+from benchmarks.training.tasks import (
+    CONDITIONS,
+    SETTINGS,
+    Examples,
+    Setting,
+    Task,
+    faulty,
+    make_task,
+    with_condition,
+)
 from sampler_service.policies import POLICIES
 from tests.served import ServedService
 
@@ -137,7 +146,7 @@ def test_runs_go_on_where_they_stopped_each_method_at_its_own_best_rate(tmp_path
     assert rows["shuffle"]["steps_to_loss"] == pytest.approx(1.0)
     write_report(results, tmp_path / "out", tmp_path / "training.json", range(2))
     assert (tmp_path / "out" / "digits_mlp-clean.png").stat().st_size > 10_000
-    assert "| two_stage | 0.2 |" in (tmp_path / "out" / "digits_mlp-clean.md").read_text()
+    assert "| two_stage | 0.2* |" in (tmp_path / "out" / "digits_mlp-clean.md").read_text()
     assert json.loads((tmp_path / "training.json").read_text())["rows"]
 
 
@@ -165,6 +174,18 @@ def test_a_line_that_was_being_written_when_it_stopped_is_made_again(tmp_path):
     assert len(path.read_text().splitlines()) == 2
     path.write_text(whole[:100])
     assert Results(path).tasks() == []
+
+
+def test_runs_that_depended_on_something_else_are_made_anew(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    results = Results(path)
+    for method, made_with in (("shuffle", "now"), ("infobatch", "before")):
+        results.add(Curve(task="digits_mlp-clean", method=method, learning_rate=0.1, seed=0, setup=made_with))
+    assert Results(path, lambda *_: "now").methods("digits_mlp-clean") == ["shuffle"]
+    setting = with_condition(SETTINGS["digits_mlp"], "clean")
+    others = setup(replace(setting, steps=7), "infobatch"), setup(setting, "shuffle")
+    assert setup(setting, "infobatch") not in others
+    assert setup(setting, "infobatch") == setup(setting, "infobatch")
 
 
 def test_a_run_that_diverged_is_kept_as_such(tmp_path):
