@@ -169,8 +169,8 @@ _NOTES = (
     "hyper-parameters are the papers' or our defaults, `hyper_parameters` in the rows",
     "the service's policies run through a real service in processes of its own on the same cores, with ahead=16; peers "
     "run in process",
-    "seconds run from the first batch asked for, without evaluations; opening a run takes opening_s more. Reports under "
-    "way are waited for before each evaluation, on the clock; up to 16 batches may be planned during one",
+    "seconds run from the first batch asked for, without evaluations; opening a run takes opening_s more. Reports "
+    "under way are waited for before each evaluation, on the clock; up to 16 batches may be planned during one",
     "candidates are scored in bfloat16 where the processor computes in it, ours alone; peers score as they train",
     "OpenMP threads of every method wait without spinning: a trainer that spins beside a service takes twice as long",
     "the bounds of trimmed_loss and of auto's look at wrong labels were chosen on this MNIST subset with 20 and 40 % "
