@@ -106,6 +106,10 @@ class Scores:
             n = self._config.num_examples
             self._version_n, self._fault_n = np.zeros(n, np.int32), np.zeros(n, np.uint8)
             self._rests_n = np.zeros(n, np.float32)
+        if step < self.step:
+            # The trainer went back to a checkpoint, or began anew. What is known is of steps that it is to do again;
+            # as of now, so that scores by these weights are wanted and taken.
+            self._table.date_back(step)
         self.version, self.step = version, step
         self._pool, self._look_at = self._pool[:0], 0.0
 

@@ -79,6 +79,11 @@ class Table:
         self.step = max(0, int(step_n.max(initial=0)))
         self.version += 1
 
+    def date_back(self, step: int) -> None:
+        """Take gradients of later steps for ones of this step."""
+        np.minimum(self.gradient_step_n, step, out=self.gradient_step_n)
+        self.version += 1
+
     def forget_gradients(self) -> None:
         """Norms in another unit are about to come: what can't be compared must not stand side by side."""
         self.norm_n[:] = np.nan
