@@ -202,12 +202,13 @@ class Sampler:
             self._members.find(session).reported(self._clock())
             self._scores.check(step, self._now)
 
-    def published(self, version: int, step: int) -> Published:
-        """Scorers can have weights of this version, of `step`; from now on gradients come from them. A repeat changes
-        nothing."""
+    def published(self, version: int, step: int, scorers: int = 0) -> Published:
+        """Scorers, so many of them if it is known, can have weights of this version, of `step`; from now on gradients
+        come from them. A repeat changes nothing."""
         self._scored_from_now()
         with self._lock:
             self._scores.published(version, step)
+            self._scores.expect(scorers, self._clock())
             alive = self._scores.alive(self._clock())
             return Published(version=self._scores.version, scorers=alive, scorer_error=self._scores.error)
 
@@ -366,7 +367,7 @@ class Sampler:
                 scored_rows=self._scores.rows,
                 weights_version=self._scores.version,
                 weights_step=self._scores.step,
-                scorer_error=self._scores.error,
+                scorer_error=self._scores.status(self._clock()),
             )
 
     # --- inside ---

@@ -31,6 +31,9 @@ times: what is not known comes first, and must not be all that is tried"""
 SILENT_S = 30.0
 """seconds without a word after which a scorer does not count as there"""
 
+ANSWER_S = 20.0
+"""seconds after which it is said that no scorer has answered: processes, models and records take some to come up"""
+
 IDLE_S = 5.0
 """seconds before the examples are looked through again when nothing was due: that costs O(n)"""
 
@@ -80,6 +83,9 @@ class Scores:
         self._work: dict[str, tuple[Int64, float]] = {}  # of each scorer, and until when it is its own
         self._heard: dict[str, float] = {}
         self._error_version = 0
+        self._unanswered_since: float | None = None
+        self.expected = 0
+        """scorers that the service has for the run; 0: unknown"""
         self.version = 0
         """of the newest weights; 0: none were published"""
         self.step = 0
@@ -117,9 +123,27 @@ class Scores:
         """Scorers that were heard of lately."""
         return sum(now - at < SILENT_S for at in self._heard.values())
 
+    def expect(self, scorers: int, now: float) -> None:
+        """Weights are there for so many scorers, which should be heard of soon."""
+        self.expected = scorers
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+
+    def status(self, now: float) -> str:
+        """The latest failure; or that nobody is there, which may pass and is no failure."""
+        if self.error or not self.expected or self._unanswered_since is None:
+            return self.error
+        if now - self._unanswered_since < ANSWER_S:
+            return ""
+        return (
+            f"0 of {self.expected} scorers have answered since the weights of step {self.step} were published, or "
+            f"earlier ones, {now - self._unanswered_since:.0f} s ago: are they still starting, or is the cluster short "
+            "of GPUs?"
+        )
+
     def hand_out(self, scorer: str, version: int, step: int, count: int, now: float) -> Work:
         """Work from what was chosen before; see `look` for when that is used up."""
-        self._heard[scorer] = now
+        self._heard[scorer], self._unanswered_since = now, None
         self._work.pop(scorer, None)
         self.published(version, step)  # a run that was restarted hears of its weights from those who have them
         if version < self.version or not count:
@@ -160,7 +184,7 @@ class Scores:
         A gradient that was taken at a later step stays. Losses are left to trainers: theirs are of the training mode,
         of augmented records and of their own loss function, and no policy could compare both.
         """
-        self._heard[report.scorer] = now
+        self._heard[report.scorer], self._unanswered_since = now, None
         self._work.pop(report.scorer, None)
         self.published(report.version, report.step)  # a run that was restarted may hear of its weights here first
         if len(report.failed_ids):

@@ -10,7 +10,7 @@ from sampler_service.errors import Unavailable
 from sampler_service.sampler import Sampler
 from sampler_service.scorers import BACKOFF_S, FRUITLESS, MOST_FAILURES, MOST_IDLE_S, ScorerLoop
 from sampler_service.scorers import IDLE_S as IDLE_PAUSE_S
-from sampler_service.scores import FAILED_S, IDLE_S, SILENT_S, WORK_S
+from sampler_service.scores import ANSWER_S, FAILED_S, IDLE_S, SILENT_S, WORK_S
 from sampler_service.types import Scored, ScoreReport
 from tests.support import DIM, Clock, gradients, join_all, make_sampler
 
@@ -303,6 +303,21 @@ def test_scorers_that_ask_while_another_s_work_is_chosen_come_back_later():
     with sampler._choosing:
         assert not ask(sampler)
     assert ask(sampler)
+
+
+def test_that_no_scorer_answers_is_said_after_a_while_and_is_no_failure():
+    clock = Clock()
+    sampler = make_sampler(N, clock)
+    for version in range(1, 4):
+        assert sampler.published(version, 10 * version, 2).scorer_error == ""
+        assert sampler.statistics().scorer_error == ""
+        clock.advance(ANSWER_S / 2 - 1)
+    clock.advance(5)
+    said = sampler.statistics().scorer_error
+    assert said.startswith("0 of 2 scorers have answered since the weights of step 30 were published")
+    assert sampler.published(4, 40, 2).scorer_error == "", "a trainer is told of failures alone"
+    ask(sampler, version=0, count=0)
+    assert sampler.statistics().scorer_error == ""
 
 
 def test_ages_are_those_of_gradients_and_not_of_losses():
