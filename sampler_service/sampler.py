@@ -208,34 +208,41 @@ class Sampler:
             self._members.find(session).reported(self._clock())
             self._scores.check(step, self._now)
 
-    def published(self, version: int, step: int) -> Published:
-        """Scorers can have weights of this version, of `step`; from now on gradients come from them. A repeat changes
-        nothing."""
+    def published(self, version: int, step: int, scorers: int = 0) -> Published:
+        """Scorers, so many of them if it is known, can have weights of this version, of `step`; from now on gradients
+        come from them. A repeat changes nothing."""
+        self._scored_from_now()
         with self._lock:
-            if not self._scores.version and self.config.candidates == 1:
-                self._rates.sketched = False
-                self._table.forget_norms()  # a trainer that scores candidates does it in the scorers' unit
-            self._intake.scored = True
             self._scores.published(version, step)
+            self._scores.expect(scorers, self._clock())
             alive = self._scores.alive(self._clock())
             return Published(version=self._scores.version, scorers=alive, scorer_error=self._scores.error)
 
     def to_score(self, scorer: str, version: int, step: int, count: int) -> Work:
         """Up to `count` examples for a scorer that has weights `version` of `step`; 0 while it has none."""
-        with self._choosing:
+        if version:
+            self._scored_from_now()
+        with self._lock:
+            work = self._scores.hand_out(scorer, version, step, count, self._clock())
+        # While another scorer's call chooses, this one gets nothing and asks again, instead of holding a thread.
+        if len(work.example_ids) or not count or not self._choosing.acquire(blocking=False):
+            return work
+        try:
             with self._lock:
-                work = self._scores.hand_out(scorer, version, step, count, self._clock())
-                self._intake.scored |= self._scores.version > 0
-                look = self._scores.look(work, version, self._clock()) if count else None
+                look = self._scores.look(version, self._clock())
             if look is None:
                 return work
             pool = look.pool()  # O(n), outside of the lock: batches go on
             with self._lock:
                 self._scores.refill(look, pool, self._clock())
                 return self._scores.hand_out(scorer, version, step, count, self._clock())
+        finally:
+            self._choosing.release()
 
     def take_scores(self, report: ScoreReport) -> None:
         """Take in what a scorer did; no batch was lent for it, so nothing is measured by it."""
+        if report.version:
+            self._scored_from_now()
         with self._storing:
             with self._lock:
                 block = self._scores.take_in(report, self._clock())
@@ -260,7 +267,7 @@ class Sampler:
             if "cluster" not in policy.needs | getattr(policy, "uses", frozenset()):
                 return None
             ratio = self._measured_ratio()
-            first = self._refreshes == 0
+            first = not self._table.cluster_sse_k.size  # also after they were forgotten
             if not first:
                 self._rates.judge(ratio)
             return refresh_due(
@@ -276,6 +283,7 @@ class Sampler:
         with self._lock:
             neyman = getattr(self._rates.policy, "allocation", "equal") == "neyman"
             fresh_rows, dropped_rate = self._intake.fresh_rows, self._dropped_rate
+            scored = self._intake.scored
         partition = recluster(
             self._shards,
             num_clusters=self._num_clusters(),
@@ -284,6 +292,8 @@ class Sampler:
             timeout_s=self._timeout_s,
         )
         with self._lock:
+            if scored != self._intake.scored:
+                return  # they are of sketches that were forgotten meanwhile
             self._intake.fresh_rows -= fresh_rows  # only now: a refresh that failed is due again
             self._dropped_rate &= not dropped_rate
             self._table.install(partition.cluster_n, partition.sse_k)
@@ -304,10 +314,14 @@ class Sampler:
         """After a restart: take back from the shards what was reported; trainers join again by themselves."""
         # From now on a shard that comes back empty is told from the one it was.
         stock = self._shards.stock(self._timeout_s)
+        scored = self._shards.scored(self._timeout_s)
+        if scored:  # by all of them, also if the run was lost between two
+            self._shards.forget_gradients(self._timeout_s)
         columns = self._shards.columns(self._timeout_s)
         with self._lock:
             self._table.restore(columns.loss_n, columns.norm_n, columns.step_n)
-            self._rates.sketched = stock.sketched > 0
+            self._intake.scored = scored
+            self._rates.sketched = stock.sketched > 0 and not scored
             self._intake.fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
 
     # --- statistics ---
@@ -359,10 +373,34 @@ class Sampler:
                 scored_rows=self._scores.rows,
                 weights_version=self._scores.version,
                 weights_step=self._scores.step,
-                scorer_error=self._scores.error,
+                scorer_error=self._scores.status(self._clock()),
             )
 
     # --- inside ---
+
+    def _scored_from_now(self) -> None:
+        """Gradients come from scorers, whoever says so first: what sketchers reported before is of another unit, so it
+        is forgotten, also by the shards. They remember that it was, over a restart of the run.
+
+        Raises:
+            Unavailable: a shard is away; nothing has changed for the run, and the next call tries again.
+        """
+        if self._intake.scored:
+            return
+        with self._storing:  # behind the reports that came before
+            if self._intake.scored:
+                return
+            forgets = self.config.candidates == 1  # a trainer that scores candidates does it in the scorers' unit
+            if forgets:
+                self._shards.forget_gradients(self._timeout_s)
+            with self._lock:
+                if forgets:
+                    self._table.forget_gradients()
+                    self._monitor.reset()
+                    self._rates.sketched = False
+                    self._rates.clusters_changed()
+                    self._intake.fresh_rows = 0
+                self._intake.scored = True
 
     @property
     def _now(self) -> int:

@@ -33,6 +33,13 @@ WORK_S = 1.0
 MOST_ROWS = 65536
 """that are asked for at a time"""
 
+MOST_FAILURES = 32
+"""passes of one turn that may fail before what fails is no longer split: enough to find some rows at fault among
+thousands, and few where nothing works at all"""
+
+FRUITLESS = 3
+"""turns without a usable score that are told as an error though the weights were good for others before"""
+
 Weights = tuple[int, int, bytes]
 """version, step, and the bytes of a safetensors file"""
 
@@ -48,7 +55,7 @@ class RowScorer(Protocol):
         ...
 
     def score(self, example_ids: Int64) -> Scored:
-        """Read these records and run the model forward; raises when that fails, or has no score that can be used."""
+        """Read these records and run the model forward; raises when that fails."""
         ...
 
 
@@ -88,6 +95,7 @@ class ScorerLoop:
         self._scorer: RowScorer | None = None
         self._version, self._step = 0, 0
         self._fits = False
+        self._good = False  # these weights had a usable score
         self._rows = 0  # to ask for
         self._failures = self._idle = 0
 
@@ -100,7 +108,10 @@ class ScorerLoop:
             return self._back_off()
         except Exception as error:
             log.warning("%s: %s", self._name, _words(error))
-            self._tell(error=_words(error))
+            try:
+                self._tell(error=_words(error))
+            except Exception as untold:
+                log.warning("%s: that could not be told: %s", self._name, _words(untold))
             return self._back_off()
         if pause_s == 0:
             self._failures = self._idle = 0
@@ -126,7 +137,7 @@ class ScorerLoop:
         if newest is None:
             return self._rest()
         # Also when they do not fit: the same ones will not fit later either.
-        self._fits = False
+        self._fits = self._good = False
         self._version, self._step, data = newest
         try:
             scorer.load(data)
@@ -137,24 +148,22 @@ class ScorerLoop:
 
     def _score(self, scorer: RowScorer, work: Work) -> float:
         began = self._clock()
-        done: list[tuple[Int64, Scored]] = []
-        failed: list[Int64] = []
-        error = ""
+        turn = _Turn(scorer)
         for start in range(0, len(work.example_ids), scorer.batch_size):
-            ids = work.example_ids[start : start + scorer.batch_size]
-            try:
-                done.append((ids, scorer.score(ids)))
-            except Exception as problem:
-                error = f"scoring {len(ids)} examples with weights {self._version} failed: {_words(problem)}"
-                log.warning("%s: %s", self._name, error)
-                failed.append(ids)
+            turn.score(work.example_ids[start : start + scorer.batch_size])
         spent_s = max(self._clock() - began, 1e-3)
+        if turn.failed:
+            log.warning("%s: %s", self._name, turn.words(self._version))
+        self._good |= turn.usable
+        # Rows at fault among sound ones are counted by the run. Where nothing can be used, that is an error: at once if
+        # nothing ever could with these weights, else when it goes on, as when a disk is gone.
+        fails = not turn.usable and (not self._good or self._failures + 1 >= FRUITLESS)
         pace = len(work.example_ids) / spent_s * WORK_S
         batches = min(max(1, int(pace / scorer.batch_size)), max(1, MOST_ROWS // scorer.batch_size))
         # Twice as much at most: the first passes say little about the pace.
-        self._rows = scorer.batch_size if error else min(batches * scorer.batch_size, 2 * self._rows)
-        self._tell(done, failed, error)
-        return self._back_off() if error else 0.0
+        self._rows = min(batches * scorer.batch_size, 2 * self._rows) if turn.usable else scorer.batch_size
+        self._tell(turn.done, turn.failed, turn.words(self._version) if fails else "")
+        return 0.0 if turn.usable else self._back_off()
 
     def _tell(
         self, done: list[tuple[Int64, Scored]] | None = None, failed: list[Int64] | None = None, error: str = ""
@@ -183,17 +192,58 @@ class ScorerLoop:
         return min(BACKOFF_S * 2 ** (self._failures - 1), MOST_BACKOFF_S)
 
 
+class _Turn:
+    """What became of the rows of one turn."""
+
+    def __init__(self, scorer: RowScorer) -> None:
+        self._scorer = scorer
+        self.done: list[tuple[Int64, Scored]] = []
+        self.failed: list[Int64] = []
+        self.failures = 0
+        """passes that failed"""
+        self.usable = False
+        """some score is"""
+        self._error = ""
+
+    def score(self, ids: Int64) -> None:
+        """Score these rows; what fails is halved until the rows at fault are alone."""
+        try:
+            scored = self._scorer.score(ids)
+        except Exception as problem:
+            self.failures += 1
+            self._error = self._error or _words(problem)  # that of the whole batch says most
+            if len(ids) == 1 or self.failures > MOST_FAILURES:
+                self.failed.append(ids)
+                return
+            self.score(ids[: len(ids) // 2])
+            self.score(ids[len(ids) // 2 :])
+        else:
+            self.done.append((ids, scored))
+            self.usable |= bool((np.isfinite(scored.norms) & (scored.norms >= 0)).any())
+
+    def words(self, version: int) -> str:
+        """What went wrong, for people."""
+        if self.failed:
+            failed = sum(map(len, self.failed))
+            total = failed + sum(len(ids) for ids, _ in self.done)
+            return f"scoring {failed} of {total} examples with weights {version} failed: {self._error}"
+        ids, scored = self.done[0]
+        total = sum(len(ids) for ids, _ in self.done)
+        return (
+            f"none of {total} norms by weights {version} can be used, that of example {ids[0]} is {scored.norms[0]}: "
+            "are the published weights finite?"
+        )
+
+
 class _Failed(Exception):
     """Scoring can't go on for now; its text is for people."""
 
 
 def _joined(parts: list[Scored]) -> Scored:
     """The scores of several passes below each other; what one of them lacks, none has."""
-    losses = [part.losses for part in parts if part.losses is not None]
     sketches = [part.sketches for part in parts if part.sketches is not None]
     return Scored(
         norms=np.concatenate([np.empty(0, np.float32), *(part.norms for part in parts)]),
-        losses=np.concatenate(losses) if parts and len(losses) == len(parts) else None,
         sketches=np.concatenate(sketches) if parts and len(sketches) == len(parts) else None,
     )
 

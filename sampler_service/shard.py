@@ -45,6 +45,7 @@ class Shard:
         self._store = SketchStore(routing.num_rows(num_examples, shard, num_shards), dim, dtype)
         self._cluster_n: Int32 = np.full(len(self._store), NO_CLUSTER, np.int32)
         self._statistics = ClusterStatistics.zeros(0, dim)
+        self._scored = False
 
     def __len__(self) -> int:
         return len(self._store)
@@ -66,6 +67,20 @@ class Shard:
         self._store.upsert(row_r, block)
         self._statistics.insert(self._store.rows(changed_r), self._cluster_n[changed_r])
 
+    def forget_gradients(self) -> None:
+        """Drop norms, sketches and clusters, and remember that from now on all of them come from scorers. A repeat
+        changes nothing."""
+        if self._scored:
+            return
+        self._store.forget_gradients()
+        self._cluster_n[:] = NO_CLUSTER
+        self._statistics = ClusterStatistics.zeros(0, self._store.dim)
+        self._scored = True
+
+    def scored(self) -> bool:
+        """Whether norms and sketches are those of scorers alone."""
+        return self._scored
+
     def statistics(self) -> ClusterStatistics:
         """A copy of the statistics of this shard's clustered rows."""
         return self._statistics.copy()
@@ -81,7 +96,7 @@ class Shard:
 
         Rows not visited yet have NO_CLUSTER and are in no statistics.
         """
-        if start == 0:
+        if start == 0 or len(self._statistics) != len(centre_kd):  # restarted meanwhile, or made to forget
             self._cluster_n[:] = NO_CLUSTER
             self._statistics = ClusterStatistics.zeros(*centre_kd.shape)
         row_r = self._sketched_rows(start, stop)

@@ -109,6 +109,15 @@ class Shards(Protocol):
         """Losses, norms and steps of every example."""
         ...
 
+    def forget_gradients(self, timeout_s: float | None = None) -> None:
+        """Drop all norms, sketches and clusters: those that come next are of another unit, that of scorers. A repeat
+        reaches only shards that did not do it, or came back empty."""
+        ...
+
+    def scored(self, timeout_s: float | None = None) -> bool:
+        """Whether norms and sketches were forgotten for those of scorers."""
+        ...
+
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         """The k nearest examples of each sketch, by "l2" or "cosine"."""
         ...
@@ -197,6 +206,13 @@ class LocalShards:
             own = slice(number, None, self.num_shards)
             loss_n[own], norm_n[own], step_n[own] = shard.columns()
         return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
+
+    def forget_gradients(self, timeout_s: float | None = None) -> None:
+        for shard in self._shards:
+            shard.forget_gradients()
+
+    def scored(self, timeout_s: float | None = None) -> bool:
+        return any(shard.scored() for shard in self._shards)
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         return merge([shard.nearest(sketch_qd, k, metric) for shard in self._shards], k)

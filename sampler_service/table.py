@@ -49,8 +49,13 @@ class Table:
         self.rows = 0
         """reported since the start, of all examples"""
 
-    def apply(self, block: ReportBlock) -> None:
-        """Take reported rows in; a value that was not reported leaves the old one, and a step never goes back."""
+    def apply(self, block: ReportBlock, *, trained: bool = True) -> None:
+        """Take reported rows in; a value that was not reported leaves the old one, and a step never goes back.
+
+        Args:
+            block: sound rows.
+            trained: they come from trainers; the norms and sketches of a scorer make no loss look fresh.
+        """
         ids = block.example_ids
         known_r = ~np.isnan(block.losses)
         self.loss_n[ids[known_r]] = block.losses[known_r]
@@ -60,7 +65,8 @@ class Table:
         if block.sketches is not None:
             known_r = np.ones(len(ids), dtype=bool)
         self.gradient_step_n[ids[known_r]] = step_r[known_r]
-        self.step_n[ids] = np.maximum(self.step_n[ids], step_r)
+        if trained:
+            self.step_n[ids] = np.maximum(self.step_n[ids], step_r)
         self.step = max(self.step, int(np.max(block.step, initial=0)))
         self.rows += len(block)
         self.version += 1
@@ -73,10 +79,17 @@ class Table:
         self.step = max(0, int(step_n.max(initial=0)))
         self.version += 1
 
-    def forget_norms(self) -> None:
+    def date_back(self, step: int) -> None:
+        """Take gradients of later steps for ones of this step."""
+        np.minimum(self.gradient_step_n, step, out=self.gradient_step_n)
+        self.version += 1
+
+    def forget_gradients(self) -> None:
         """Norms in another unit are about to come: what can't be compared must not stand side by side."""
         self.norm_n[:] = np.nan
         self.gradient_step_n[:] = NEVER
+        self.cluster_n = np.full_like(self.cluster_n, NO_CLUSTER)  # batches that were planned keep the old ones
+        self.cluster_sse_k = np.empty(0, dtype=np.float64)
         self.version += 1
 
     def install(self, cluster_n: Int32, cluster_sse_k: Float64) -> None:

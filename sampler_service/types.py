@@ -207,8 +207,6 @@ class Scored:
 
     norms: Float32
     """(r,) sizes of their gradients"""
-    losses: Float32 | None = None
-    """(r,)"""
     sketches: Float32 | None = None
     """(r, d)"""
 

@@ -176,3 +176,26 @@ def test_sample_shares_follow_the_sketched_rows():
 
 def test_total_ignores_a_shard_of_another_size():
     assert len(total([ClusterStatistics.zeros(0, DIM), ClusterStatistics.zeros(K, DIM)])) == K
+
+
+def test_gradients_of_another_unit_are_forgotten_once_and_losses_stay():
+    shards = filled(2)
+    shards.assign(np.random.default_rng(2).standard_normal((K, DIM)) * 4)
+    assert not shards.scored()
+    shards.forget_gradients()
+    assert (shards.scored(), shards.sketched(), len(shards.statistics())) == (True, 0, 0)
+    assert (shards.clusters() == NO_CLUSTER).all()
+    assert np.isnan(shards.columns().norm_n).all() and np.isfinite(shards.columns().loss_n).all()
+    shards.update(report(np.random.default_rng(0), np.array([1, 4]), step=9))
+    shards.forget_gradients()
+    assert shards.sketched() == 2, "what came since is of the new unit"
+
+
+def test_gradients_that_are_forgotten_while_a_partition_is_made_leave_the_statistics_exact():
+    shards = filled(1)
+    centre_kd = np.random.default_rng(2).standard_normal((K, DIM)) * 4
+    shards._shards[0].assign(centre_kd, 0, NUM // 2)
+    shards.forget_gradients()
+    shards.update(report(np.random.default_rng(0), np.arange(NUM), step=9))
+    shards._shards[0].assign(centre_kd, NUM // 2, NUM)
+    assert_same(shards.statistics(), from_scratch(shards, K))

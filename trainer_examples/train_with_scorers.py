@@ -29,7 +29,7 @@ LEARNING_RATE = 0.1
 def main(
     address: Annotated[str, typer.Option(help="host:port of the service")] = "localhost:50051",
     run: Annotated[str | None, typer.Option(help="name of this training job; none: a new one")] = None,
-    policy: Annotated[str, typer.Option(help="what to prefer")] = "gradient_clustering",
+    policy: Annotated[str, typer.Option(help="what to prefer")] = "auto",
     epochs: Annotated[int, typer.Option(help="passes over the data")] = 60,
     publish_every: Annotated[int, typer.Option(help="steps between two publishes; 0: a sketcher instead")] = 10,
     seed: Annotated[int, typer.Option(help="of the model and of the sampling")] = 0,

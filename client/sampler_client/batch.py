@@ -71,6 +71,7 @@ class Batch:
 
     __slots__ = (
         "_coefficients",
+        "_first_step",
         "_message",
         "_report",
         "_steps_per_epoch",
@@ -87,10 +88,12 @@ class Batch:
         message: pb.Batch,
         report: Callable[[ReportRows | PendingReport], None] | None = None,
         steps_per_epoch: int = 0,
+        first_step: int = 0,
     ) -> None:
         self._message = message
         self._report = report
         self._steps_per_epoch = steps_per_epoch
+        self._first_step = first_step  # of the epoch that was resumed inside: `step` counts from there
         self._coefficients: Any = None
         self.norms_from_scorer = False  # of a two-stage run: a sketcher's are of other layers, in another unit
         self.sketches_from_scorer = False  # likewise: the products of one's with the other's mean nothing
@@ -114,7 +117,7 @@ class Batch:
     @property
     def run_step(self) -> int:
         """Steps since the start of the run, the clock by which reports age."""
-        return self.epoch * self._steps_per_epoch + self.step
+        return self.epoch * self._steps_per_epoch + self._first_step + self.step
 
     @property
     def table_version(self) -> int:
@@ -191,7 +194,7 @@ class Batch:
 
     def kept(self, index: NDArray[np.intp], weights: NDArray[np.float32]) -> Batch:
         """The handle of those candidates that are trained on, (b,) places among them and their final weights."""
-        batch = Batch(self._message, self._report, self._steps_per_epoch)
+        batch = Batch(self._message, self._report, self._steps_per_epoch, self._first_step)
         batch.example_ids, batch.cluster_ids = self.example_ids[index], self.cluster_ids[index]
         # What both stages together give an example: w p = 1/n before and after, up to the weight of either stage.
         batch.probabilities = self.probabilities[index] * self.weights[index] / weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -136,18 +137,20 @@ class Publisher:
                     return
                 (weights, step), self._waiting, self._sending = self._waiting, None, True
             try:
-                self._send(weights, step)
+                data = weights.safetensors()
+                weights = None  # their pinned memory is free before the bytes have travelled, and while nothing comes
+                self._send(data, step)
             except Exception as error:  # the thread must outlive whatever comes
                 with self._changed:
-                    self._error, self._failed = error, self._failed + 1
+                    self._error, self._failed = _without_frames(error), self._failed + 1
             finally:
+                weights = data = None
                 with self._changed:
                     self._sending = False
                     self._changed.notify_all()
 
-    def _send(self, weights: Weights, step: int) -> None:
+    def _send(self, data: bytes, step: int) -> None:
         """Send until it is through, refused, displaced by newer ones, or the service has been away for too long."""
-        data = weights.safetensors()
         give_up = time.monotonic() + self._client.timeouts.reconnect_s
         pause_s, forgotten = 0.1, False
         while True:
@@ -168,6 +171,17 @@ class Publisher:
                 break
         with self._changed:
             self._published, self._version, self._scorers = self._published + 1, answer.version, answer.scorers
-            if answer.scorer_error and answer.scorer_error != self._told:
+            kind = _NUMBERS.sub("#", answer.scorer_error)
+            if kind not in ("", self._told):
                 self._error = ScoringError(f"the scorers of the run report: {answer.scorer_error}")
-            self._told = answer.scorer_error  # the same one is raised once
+            self._told = kind  # the same one is raised once, whatever the version of the weights
+
+
+_NUMBERS = re.compile(r"\d+")
+"""of weights, examples and shapes: what differs between two tellings of the same failure"""
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error alone: the frames of its traceback would keep weights alive until it is raised."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -94,7 +94,6 @@ class Session:
             self._stream = BatchStream(client, self._join, lead=lead, bunch=bunch)
             self.reporter = Reporter(client, lambda: self._session, self._join, capacity=queue)
             self.publisher = Publisher(client, lambda: self._session, self._join)
-            self._scored = False
         except BaseException:
             client.close()
             raise
@@ -127,7 +126,7 @@ class Session:
         self._stream.finish_epoch()
 
     def put(self, rows: ReportRows | PendingReport) -> None:
-        if self._scored:
+        if self.publisher.counts().published:
             check_unit(rows)
         self.reporter.put(rows)
 
@@ -135,9 +134,11 @@ class Session:
         return self.reporter.counts()
 
     def publish(self, snapshot: Callable[[], Weights], step: int) -> None:
-        """Send weights to the scorers; of the ranks of a run, which have the same ones, the first does it for all."""
+        """Send weights to the scorers; of the ranks of a run, which have the same ones, the first does it for all.
+
+        From when the service has taken some, sketchers are refused here; it leaves those of other ranks out itself.
+        """
         check_whole("step", step, 0, 2**63 - 1)
-        self._scored = True
         if self._request.rank == 0:
             self.publisher.publish(snapshot(), step)
 
@@ -149,8 +150,8 @@ class Session:
         self.publisher.flush(timeout_s)
 
     def fence(self) -> int:
-        """Send what is queued, then wait until the next batch will be planned from it; the table's version."""
-        self.flush()
+        """Send the reports that wait, then wait until the next batch will be planned from them; the table's version."""
+        self.reporter.flush()
         try:
             return self.client.fence(self.run)
         except NotFound:  # the service was restarted, and no report was there to notice
@@ -220,13 +221,14 @@ class EpochReader:
         self.epoch = 0
         self._examples = 0
         self._next_step = 0
+        self._first_step = 0  # of the epoch; the service counts steps from where the epoch was begun
         self._over = True
         self._exhausted = False
         self._iteration = 0
         self.num_steps: int | None = None
         self.reason = ""
         self.next_step = 0
-        """steps of the run behind the batch that the loop received last"""
+        """steps of the run up to the batch that the loop received last, or up to a restored position"""
 
     def __iter__(self) -> Iterator[Batch]:
         """Start the next epoch and hand out its batches. An iteration that is still under way is over with that."""
@@ -237,6 +239,7 @@ class EpochReader:
         self.epoch, self._examples = self._next_epoch, self._next_skip
         self._next_epoch, self._next_skip = self.epoch + 1, 0
         self._over, self._exhausted, self._next_step = False, False, 0
+        self._first_step = self._steps(self._examples)
         started = self._source.start_epoch(self.epoch, min(self._examples, self._num_examples))
         self.num_steps, self.reason = started.num_steps, started.reason
         while True:
@@ -252,7 +255,8 @@ class EpochReader:
             if message is None:
                 self._exhausted = True
                 return
-            batch = Batch(message, self._source.put, self._source.steps_per_epoch)
+            first_step = self._first_step if message.epoch == self.epoch else 0
+            batch = Batch(message, self._source.put, self._source.steps_per_epoch, first_step)
             self._handed.append(batch)
             yield batch
 
@@ -312,4 +316,9 @@ class EpochReader:
             raise Stale(f"the saved position is of run {state['run']!r}, this loader is attached to {self._run!r}")
         self._next_epoch, self._next_skip = int(state["epoch"]), int(state["examples"])
         self._over = True
+        self.next_step = self._next_epoch * self._source.steps_per_epoch + self._steps(self._next_skip)
         log.info("run %s resumes at epoch %d, example %d", self._run, self._next_epoch, self._next_skip)
+
+    def _steps(self, examples: int) -> int:
+        """Steps of an epoch that deliver so many examples."""
+        return round(min(1.0, examples / self._num_examples) * self._source.steps_per_epoch)

@@ -88,9 +88,8 @@ class FakeSession:
     def start_epoch(self, epoch: int, skip_examples: int) -> pb.EpochStart:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._weight_n))
         rest = order[skip_examples:].astype(np.int64)
-        first_step = skip_examples // self._batch_size
         parts = [rest[start : start + self._batch_size] for start in self._starts(len(rest))]
-        self._waiting = deque(self._batch(epoch, step, part) for step, part in enumerate(parts, start=first_step))
+        self._waiting = deque(self._batch(epoch, step, part) for step, part in enumerate(parts))
         return pb.EpochStart(epoch=epoch, num_steps=len(parts), policy="shuffle")
 
     def next(self) -> pb.Batch | None:

@@ -196,8 +196,9 @@ class Registry:
     def runs(self) -> list[str]:
         return sorted(self._hosts)
 
-    def publishing(self, run: str) -> tuple[ActorHandle, int]:
-        """The actor that takes a run's weights, and the version of the next ones; the first call starts the scorers.
+    def publishing(self, run: str) -> tuple[ActorHandle, int, int]:
+        """The actor that takes a run's weights, the version of the next ones, and how many scorers there are; the first
+        call starts them.
 
         Raises:
             Stale: this service has none.
@@ -212,7 +213,7 @@ class Registry:
                 self._staff[run] = Staff(
                     config, self._config, namespace=NAMESPACE, run_actor=self._names[run], make=make
                 )
-            return self._staff[run].weights, self._staff[run].next_version()
+            return self._staff[run].weights, self._staff[run].next_version(), self._config.scorers
 
     def _wait(self, started: threading.Event, run: str) -> None:
         if not started.wait(self._config.call_s):

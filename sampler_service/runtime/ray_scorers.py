@@ -24,6 +24,8 @@ from sampler_service.scorers import RowScorer, ScorerLoop, Weights
 from sampler_service.types import ScoreReport, Work
 from sampler_service.weights import WeightsStore, in_parts
 
+log = logging.getLogger(__name__)
+
 PARTS_IN_FLIGHT = 4
 """of weights on their way between two processes: a bound on the memory of either"""
 
@@ -97,8 +99,14 @@ class ScorerHost:
         threading.Thread(target=self._work_forever, name="scorer", daemon=True).start()
 
     def _work_forever(self) -> None:
-        while True:  # the registry ends this process with the run
-            time.sleep(self._loop.turn())
+        try:
+            while True:  # the registry ends this process with the run
+                time.sleep(self._loop.turn())
+        except BaseException:
+            # Such as SystemExit from the operator's code. Without this thread the process would idle for ever; when it
+            # ends, Ray makes it anew.
+            log.exception("this scorer ends, and is started again")
+            os._exit(1)
 
 
 class Staff:

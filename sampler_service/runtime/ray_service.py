@@ -88,9 +88,9 @@ class RayService:
     def publish(self, session: str, step: int, chunks: Iterable[bytes]) -> Published:
         run = run_of(session)
         self._call(run, "check_publish", session, step)
-        store, version = self._ask("publishing", run)
+        store, version, scorers = self._ask("publishing", run)
         send_weights(store, version, step, chunks, self._call_s)
-        return self._call(run, "published", version, step)
+        return self._call(run, "published", version, step, scorers)
 
     def statistics(self, run: str) -> RunStatistics:
         return self._call(run, "statistics")

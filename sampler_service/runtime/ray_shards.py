@@ -122,6 +122,12 @@ class RayShards:
             loss_n[shard::step], norm_n[shard::step], step_n[shard::step] = own
         return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
 
+    def forget_gradients(self, timeout_s: float | None = None) -> None:
+        self._each("forget_gradients", timeout_s)
+
+    def scored(self, timeout_s: float | None = None) -> bool:
+        return any(self._each("scored", timeout_s))  # one that came back empty has forgotten it
+
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         return merge(self._each("nearest", timeout_s, sketch_qd, k, metric), k)
 

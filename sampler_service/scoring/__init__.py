@@ -29,11 +29,14 @@ class Scoring:
     """How the examples of a dataset are scored.
 
     Args:
-        model: built as in training, on the device it is to run on; published weights are loaded into it.
+        model: built as in training, on the device it is to run on; published weights are loaded into it, and it is in
+            evaluation mode from then on.
         records: a map-style dataset; record i is example i of the trainer's. It is read with `__getitems__` where it
             has that, else with `__getitem__`. Without random augmentation scores say more.
         scorer: any function from a collated item to `sampler_client.Scores`, or to norms alone; None: a
-            `LastLayerScorer` of the model. Where trainers choose in two stages, the same one as theirs.
+            `LastLayerScorer` of the model. It is called under `torch.no_grad()`; one that takes gradients itself needs
+            `torch.enable_grad()`. Where trainers choose in two stages, the same one as theirs. Losses that it gives are
+            left out: those of a run are the trainers'.
         collate_fn: list of records to item; None: torch's `default_collate`.
         batch_size: records of one forward pass.
     """

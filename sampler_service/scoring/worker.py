@@ -79,14 +79,16 @@ class ModelScorer:
             {name: tuple(value.shape) for name, value in wanted.items()},
         )
         model.load_state_dict(tensors, strict=True)
+        self._model.eval()  # in training mode a forward pass would move the statistics of batch norms
 
     def score(self, example_ids: Int64) -> Scored:
         """Read, collate, and run forward.
 
         Raises:
-            ConfigError: the scorer returned something else than one score for each record, or none that can be used.
+            ConfigError: the scorer returned something else than one score for each record.
             Exception: what records, collate function or scorer raise.
         """
+        import torch
         from torch.utils._pytree import tree_map
 
         from sampler_client.pytorch.two_stage.scorer import Scores
@@ -97,22 +99,16 @@ class ModelScorer:
         device = next((value.device for value in self._model.parameters()), None)
         if device is not None and device.type != "cpu":
             item = tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, item)
-        scores = self._score(item)
+        with torch.no_grad():
+            scores = self._score(item)
         if not isinstance(scores, Scores):
             scores = Scores(norms=scores)
-        scored = Scored(
+        return Scored(
             norms=_array(scores.norms, "norms", len(ids)),
-            losses=None if scores.losses is None else _array(scores.losses, "losses", len(ids)),
             sketches=None
             if scores.sketches is None
             else _array(scores.sketches, "sketches", len(ids), self._sketch_dim),
         )
-        if not (np.isfinite(scored.norms) & (scored.norms >= 0)).any():
-            raise ConfigError(
-                f"none of {len(ids)} norms can be used, that of example {ids[0]} is {scored.norms[0]}: are the "
-                "published weights finite?"
-            )
-        return scored
 
 
 def _array(values: Any, what: str, *shape: int) -> Float32:

@@ -84,6 +84,12 @@ class SketchStore:
             everything = known_r.all()  # as nearly always: then nothing has to be picked out
             self._write(row_r if everything else row_r[known_r], block.sketches[... if everything else known_r])
 
+    def forget_gradients(self) -> None:
+        """No row has a norm or a sketch any more; losses stay."""
+        self._sketched_n[:] = False
+        self._mantissa_nd[:], self._exponent_n[:] = 0, 0
+        self.norm_n[:] = np.nan
+
     def rows(self, index: Index) -> Float32:
         """Sketches as stored, (r, d) float32; zeros where a row has none (see `sketched_n`)."""
         return np.ldexp(self._mantissa_nd[index].astype(np.float32), self._exponent_n[index, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 import sampler_client as sampler
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_service.embedded import RunningService, running_service
+from sampler_service.runtime.ray_scorers import RayDesk, ScorerHost
 from tests import scoring_factories as factories
 from tests.cluster.conftest import PATIENT, actors, cli, until
 
@@ -160,3 +163,14 @@ def test_scoring_that_can_not_be_is_said_before_anything_starts(arguments, words
     assert refused.returncode == 1
     said = refused.stdout + refused.stderr
     assert words in said and "Traceback" not in said
+
+
+def test_code_that_ends_the_scorer_s_thread_ends_its_process_so_that_it_is_started_again(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set() if code == 1 else None)
+
+    def make():
+        raise SystemExit("from the operator's code")
+
+    ScorerHost("scorer 0", make, RayDesk("nowhere", "no run", "no weights", 1.0), polite=False)
+    assert ended.wait(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from sampler_service.cli import app
 from sampler_service.policies import POLICIES
 from sampler_service.replies import RunStatistics
-from sampler_service.scoring import Scoring
-from sampler_service.scoring.worker import ModelScorer
+from sampler_service.scoring.worker import make_scorer
 from sampler_service.service import LocalService
 from tests.served import ServedService
 from trainer_examples.data import load
@@ -33,16 +33,21 @@ def code_of(name: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text_of(name), re.MULTILINE | re.DOTALL)
 
 
-BLOCKS = [(name, number) for name in DOCUMENTS for number in range(len(code_of(name, "python")))]
+OF_SCORERS = ("Scoring(", "publish(")
+"""what the blocks of code hold that belong together"""
+
+BLOCKS = [
+    (name, number)
+    for name in DOCUMENTS
+    for number, code in enumerate(code_of(name, "python"))
+    if not any(word in code for word in OF_SCORERS)
+]
 
 
 @pytest.mark.parametrize(("name", "number"), BLOCKS)
 def test_a_block_of_python_runs(name: str, number: int, served: ServedService) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     records = TensorDataset(torch.randn(40, 1, 4, 4), torch.arange(40) % 3)
-    scoring = Scoring(model=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), records=records)
-    served.stop()
-    served.start(LocalService(make_scorer=lambda _dataset, _size, dim: ModelScorer(scoring, dim)))
     namespace: dict[str, Any] = {
         "loader": DataLoader(records, batch_size=8),
         "model": model,
@@ -56,9 +61,28 @@ def test_a_block_of_python_runs(name: str, number: int, served: ServedService) -
         said = served.service.statistics("resnet-cifar10")
         # every example once, or all candidates
         assert said.reported_rows > 40 if "two_stage" in code else said.reported_rows + rejected(said) == 40
-        assert said.scored_rows == (40 if "publish(" in code else 0)
-    elif name == "README.md":
-        assert len(namespace["digits"]("digits").records) == len(load().train)
+
+
+def test_the_trainer_of_the_readme_is_scored_by_the_factory_of_the_readme(served, tmp_path, monkeypatch) -> None:
+    factory, training = ([code for code in code_of("README.md", "python") if word in code] for word in OF_SCORERS)
+    assert (len(factory), len(training)) == (1, 1)
+    (command,) = re.findall(r"^sampler-service up --scorers 1 --scoring (\S+)$", text_of("README.md"), re.MULTILINE)
+    assert factory[0].split("\ndef ")[0].strip() in (ROOT / "trainer_examples/scoring.py").read_text(encoding="utf-8")
+    assert command == "trainer_examples.scoring:digits"
+    (tmp_path / "scoring_of_the_readme.py").write_text(factory[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    served.stop()
+    served.start(LocalService(make_scorer=partial(make_scorer, "scoring_of_the_readme:digits")))
+    namespace: dict[str, Any] = {}
+    exec(training[0].replace("localhost:50051", served.address), namespace)
+    loader = namespace["loader"]
+    loader.flush()
+    said = served.service.statistics("digits-with-scorers")
+    assert (said.scored_rows, said.scorer_error) == (len(load().train), "")
+    assert said.reported_rows == len(load().train)
+    next(iter(loader))
+    assert re.match(r"shuffle: tau .* gradient norms are too even", loader.reason), "auto picked importance"
+    loader.close()
 
 
 def rejected(said: RunStatistics) -> int:

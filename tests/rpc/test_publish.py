@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -20,7 +23,7 @@ from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.publisher import PublishCounts
 from sampler_client.pytorch.weights import Snapshot
 from sampler_service.rpc.servicer import RunsServicer
-from sampler_service.scoring.worker import make_scorer
+from sampler_service.scoring.worker import ModelScorer, make_scorer
 from sampler_service.service import LocalService
 from tests import scoring_factories as factories
 from tests.raw_wire import QUICK, raw_channel
@@ -84,7 +87,7 @@ def test_published_weights_score_every_example_as_the_trainer_itself_would(publi
     loader.flush()
     scores = exact(model)
     np.testing.assert_allclose(service.table.norm_n, scores.norms, rtol=1e-5)
-    np.testing.assert_allclose(service.table.loss_n, scores.losses, rtol=1e-5)
+    assert np.isnan(service.table.loss_n).all(), "losses are the trainers' own"
     rows = service.service._samplers["run"]._shards.rows(np.arange(N))
     np.testing.assert_allclose(rows, scores.sketches, rtol=2e-3, atol=2e-3)  # kept as float16
     assert service.table.gradient_step_n.tolist() == [7] * N
@@ -167,7 +170,40 @@ def test_the_default_step_counts_the_optimiser_steps_behind_the_weights(publishi
             assert service.said.weights_step == 4 * epoch + step + 1
 
 
-def test_only_the_first_rank_sends_and_all_ranks_leave_their_sketchers_out(publishing):
+def test_after_resuming_the_step_goes_on_from_the_restored_position(publishing):
+    service = publishing()
+    first = service.attach()
+    batches = [batch for _, batch in zip(range(6), (batch for _ in range(2) for _, batch in first), strict=False)]
+    assert [batch.run_step for batch in batches] == list(range(6))
+    first.publish(factories.model())
+    first.flush()
+    state = first.state_dict()
+    assert (state["epoch"], service.said.weights_step) == (1, 6)
+    first.close()
+    second = service.attach()
+    second.load_state_dict(state)
+    second.publish(factories.model())
+    second.flush()
+    assert service.said.weights_step == 6, "before the first batch"
+    assert [batch.run_step for _, batch in second] == [6, 7]
+    assert [batch.run_step for _, batch in second] == [8, 9, 10, 11]
+    second.publish(factories.model())
+    second.flush()
+    assert service.said.weights_step == 12
+
+
+def test_a_trainer_that_went_back_to_a_checkpoint_has_its_weights_scored(publishing):
+    service = publishing()
+    loader = service.attach()
+    loader.publish(factories.model(1), step=100)
+    loader.flush()
+    loader.publish(factories.model(2), step=3)
+    loader.flush()
+    np.testing.assert_allclose(service.table.norm_n, exact(factories.model(2)).norms, rtol=1e-5)
+    assert service.table.gradient_step_n.tolist() == [3] * N
+
+
+def test_only_the_first_rank_sends_and_of_others_what_is_sketched_is_left_out(publishing):
     service = publishing()
     loaders = [service.attach(rank=rank, world_size=2) for rank in range(2)]
     for loader in loaders:
@@ -176,8 +212,10 @@ def test_only_the_first_rank_sends_and_all_ranks_leave_their_sketchers_out(publi
     assert [loader.publishes.published for loader in loaders] == [1, 0]
     assert service.said.weights_version == 1
     _, batch = next(iter(loaders[1]))
-    with pytest.raises(sampler.ConfigError, match="leave the sketcher out"):
-        batch.report(np.ones(len(batch)), Sketches(len(batch)))
+    batch.report(np.ones(len(batch)), Sketches(len(batch)))
+    loaders[1].flush()
+    assert service.said.rejected_rows == {"other_unit": len(batch)}
+    assert not (service.table.norm_n == 1e6).any()
 
 
 # --- units and ages ---
@@ -239,9 +277,7 @@ def test_a_loss_of_a_later_step_stays_and_does_not_make_the_gradient_look_fresh(
     loader.flush()
     scores = exact(factories.model(2))
     np.testing.assert_allclose(service.table.norm_n, scores.norms, rtol=1e-5)
-    later = service.table.step_n == 3
-    assert later.sum() == 16 and (service.table.loss_n[later] == 9.0).all()
-    np.testing.assert_allclose(service.table.loss_n[~later], scores.losses[~later], rtol=1e-5)
+    assert (service.table.loss_n == 9.0).all(), "also those that are older than the weights"
     assert service.table.gradient_step_n.tolist() == [2] * N
     assert service.said.median_age_steps == service.table.step - 2
 
@@ -254,10 +290,10 @@ FAILURES = [
     ("nonsense", "returned a str, expected a Scoring or None"),
     ("too_few", r"the records of tests.scoring_factories:too_few are 10, dataset 'run' has 64 examples"),
     ("missing", r"has no attribute 'missing'; it must be importable"),
-    ("failing", "scoring 16 examples with weights 1 failed: ZeroDivisionError: in the user's code"),
+    ("failing", "scoring 16 of 16 examples with weights 1 failed: ZeroDivisionError: in the user's code"),
     ("wrong_shape", r"the scorer returned norms of shape \(16, 2\), expected \(16,\)"),
     ("wrong_width", r"the scorer returned sketches of shape \(16, 5\), expected \(16, 64\)"),
-    ("all_nan", "none of 16 norms can be used, that of example .* is nan"),
+    ("all_nan", "none of 16 norms by weights 1 can be used, that of example .* is nan"),
 ]
 
 
@@ -291,17 +327,33 @@ def test_rows_that_can_not_be_used_are_counted_and_the_others_are_taken(publishi
     assert np.isnan(service.table.norm_n).sum() == 8
 
 
-def test_a_record_that_can_not_be_read_costs_its_own_batch_alone(publishing):
+def test_a_record_that_can_not_be_read_costs_no_other_its_score(publishing):
     service = publishing("one_missing")
     loader = service.attach()
     loader.publish(factories.model())
-    with pytest.raises(sampler.ScoringError, match=r"scoring 8 examples .* OSError: record 5 can't be read"):
-        loader.flush()
-    loader.publish(factories.model())  # what failed is left alone for a while, so all that is tried succeeds
+    loader.flush()  # one row is counted, and no error
+    loader.publish(factories.model())  # what failed is left alone for a while
     loader.flush()
-    assert np.isnan(service.table.norm_n[5])
-    assert np.isfinite(service.table.norm_n).sum() == N - 8
-    assert (service.said.rejected_rows, service.said.scorer_error) == ({"scoring_failed": 8}, "")
+    assert np.flatnonzero(np.isnan(service.table.norm_n)).tolist() == [5]
+    assert (service.said.rejected_rows, service.said.scorer_error) == ({"scoring_failed": 1}, "")
+
+
+def test_a_scoring_pass_is_in_evaluation_mode_and_leaves_the_model_as_it_was_published(monkeypatch):
+    modes = []
+
+    def by_output(item):
+        modes.append((torch.is_grad_enabled(), scoring.model.training))
+        return scoring.model(item[0]).norm(dim=1)
+
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    scoring = factories.Scoring(model=model, records=factories.records(), scorer=by_output)
+    scorer = ModelScorer(scoring, 64)
+    weights = Snapshot(model)
+    scorer.load(weights.safetensors())
+    first = scorer.score(np.arange(N))
+    np.testing.assert_array_equal(scorer.score(np.arange(N)).norms, first.norms)
+    assert modes == [(False, False)] * 2
+    assert Snapshot(model).safetensors() == weights.safetensors()
 
 
 def _other_model(change: str) -> nn.Module:
@@ -338,6 +390,48 @@ def test_a_service_without_scorers_says_how_to_start_it_with_some(served):
         with pytest.raises(sampler.Stale, match=r"no scorers.*sampler-service up --scorers 1 --scoring package"):
             loader.flush()
         assert loader.publishes.failed == 1
+        _, batch = next(iter(loader))
+        batch.report(np.ones(len(batch)), Sketches(len(batch)))
+        loader.flush()
+        assert loader.reports.accepted == len(batch), "sketchers go on, since no scorer is there"
+
+
+def test_the_same_failure_of_later_weights_is_raised_once(publishing):
+    loader = publishing("failing").attach()
+    for version in range(4):
+        loader.publish(factories.model(version))
+        with pytest.raises(sampler.ScoringError) if version == 0 else contextlib.nullcontext():
+            loader.flush()
+    assert loader.publishes.published == 4
+
+
+def test_a_fence_waits_for_reports_and_says_nothing_of_scorers(publishing):
+    loader = publishing("failing").attach()
+    loader.publish(factories.model())
+    deadline = time.monotonic() + 10
+    while not loader.publishes.published and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert loader.fence() >= 0
+    with pytest.raises(sampler.ScoringError):
+        loader.flush()
+
+
+def test_weights_are_let_go_when_they_are_sent_or_failed(publishing, served):
+    plain = DataLoader(TensorDataset(torch.arange(N)), batch_size=16)
+    good = publishing().attach()
+    with sampler.attach(plain, served.address, run="run", timeouts=QUICK) as bad:  # a service without scorers
+        for loader in (good, bad):
+            weights = Snapshot(factories.model())
+            kept = weakref.ref(weights)
+            loader.sampler.source.publish(partial(list.pop, [weights]), 0)
+            del weights
+            deadline = time.monotonic() + 10
+            while not (loader.publishes.published or loader.publishes.failed) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            assert kept() is None
+        with pytest.raises(sampler.Stale):
+            bad.flush()
 
 
 def test_a_step_of_the_far_future_is_refused(publishing):
@@ -358,6 +452,30 @@ def test_a_state_that_is_no_tensor_is_refused_on_the_caller_s_thread(publishing)
 
     with pytest.raises(sampler.ConfigError, match=r"state_dict\(\)\['_extra_state'\] is a dict"):
         publishing().attach().publish(Stateful(2, 2))
+
+
+def test_a_sharded_model_is_refused_on_the_caller_s_thread():
+    class FullyShardedDataParallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._fsdp_wrapped_module = factories.model()
+
+    with pytest.raises(sampler.ConfigError, match=r"this model is wrapped in FSDP.*gather the weights"):
+        Snapshot(FullyShardedDataParallel())
+
+
+def test_a_model_of_distributed_tensors_is_refused():
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = distribute_module(factories.model(), init_device_mesh("cpu", (1,)))
+        with pytest.raises(sampler.ConfigError, match=r"this model is sharded: 0.weight is a DTensor"):
+            Snapshot(model)
+    finally:
+        distributed.destroy_process_group()
 
 
 # --- the bare wire ---

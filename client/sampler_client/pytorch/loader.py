@@ -156,15 +156,16 @@ class SampledLoader:
         """Give the model's weights to the service's scorers, which keep norms and sketches fresh by them.
 
         Copies the weights and returns; a background thread sends them. Weights that still wait when newer ones come
-        are skipped. With several ranks all may call it, and rank 0 sends. From the first call on reports are without a
-        sketcher: `batch.report(losses)`.
+        are skipped. With several ranks all may call it, and rank 0 sends. From the first weights that the service takes
+        on reports are without a sketcher: `batch.report(losses)`.
 
         Args:
             model: in training; also wrapped in DDP or `torch.compile`.
-            step: optimiser steps that made the weights; default: those up to the batch in the loop's hands.
+            step: optimiser steps that made the weights; default: those up to the batch in the loop's hands, or before
+                the first one up to a restored position.
 
         Raises:
-            ConfigError: a model whose state is not all tensors.
+            ConfigError: a model whose state is not all whole tensors.
             Stale: the service was started without scorers.
             ScoringError: its scorers could not use the weights published before.
             SamplerError: what else became of the weights published before.

@@ -12,6 +12,11 @@ from sampler_client.pytorch.projection import unwrapped
 
 _POLL_S = 0.0005
 
+_SHARDED = (
+    "publish() copies whole tensors, and this model is {}, of which a rank holds a part; gather the weights into an "
+    "unsharded copy of the model on all ranks (torch.distributed.checkpoint.state_dict), and publish that"
+)
+
 
 class Snapshot:
     """The state dict of a model, copied: what training does to the model afterwards is not in it.
@@ -23,7 +28,7 @@ class Snapshot:
         model: to be copied.
 
     Raises:
-        ConfigError: its state dict holds something else than tensors, or safetensors is not installed.
+        ConfigError: its state dict holds something else than whole tensors, or safetensors is not installed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,6 +38,8 @@ class Snapshot:
             raise ConfigError(
                 "publish() needs safetensors, which is not installed; pip install 'gradient-sampler[torch]'"
             ) from None
+        if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+            raise ConfigError(_SHARDED.format("wrapped in FSDP"))
         self._tensors: dict[str, Tensor] = {}
         self._events: list[torch.cuda.Event] = []
         devices: set[torch.device] = set()
@@ -42,6 +49,8 @@ class Snapshot:
                     f"publish() sends tensors, and state_dict()[{name!r}] is a {type(value).__name__}; publish a "
                     "module without such extra state"
                 )
+            if type(value).__name__ == "DTensor":  # not worth an import of torch.distributed
+                raise ConfigError(_SHARDED.format(f"sharded: {name} is a DTensor"))
             self._tensors[name] = _copied(value.detach())
             if value.is_cuda:
                 devices.add(value.device)
