@@ -42,7 +42,7 @@ def ended(service: RunningService, run: str) -> None:
     with sampler.SamplerClient(service, timeouts=PATIENT) as client:
         client.close_run(run)
     until(lambda: not scorers(service), "no scorer left", 20)
-    assert not actors(service.pid, "WeightsStore")
+    until(lambda: not actors(service.pid, "WeightsStore"), "no weights left", 20)
 
 
 def epoch(loader) -> list[int]:
