@@ -129,7 +129,7 @@ def save_plot(scenarios: Mapping[str, Runs], path: Path) -> None:
                 fontsize=7.5,
             )
             by_step.set_xlabel("steps")
-            by_second.set_xlabel("seconds of training (service and reference models included, evaluation not)")
+            by_second.set_xlabel("seconds, service included, evaluation not")
         handles, labels = rows[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
