@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sampler_client import SampledLoader
 from sampler_client.batch import Batch
 from trainer_examples import train_ddp
 
@@ -21,7 +22,9 @@ EPOCHS = 2
 def run(address: str, name: str, folder: Path, policy: str) -> None:
     given: list[tuple[int, int, int]] = []
     models: list[torch.nn.Module] = []
+    loaders: list[SampledLoader] = []
     report, wrap = Batch.report, train_ddp.DistributedDataParallel
+    attach, all_reduce = train_ddp.sampler.attach, train_ddp.dist.all_reduce
 
     def kept(model: torch.nn.Module) -> torch.nn.Module:
         models.append(model)
@@ -31,7 +34,17 @@ def run(address: str, name: str, folder: Path, policy: str) -> None:
         given.extend((batch.epoch, batch.step, int(example)) for example in batch.example_ids)
         report(batch, *arguments)
 
+    def attached(*arguments, **options) -> SampledLoader:
+        loaders.append(attach(*arguments, **options))
+        return loaders[-1]
+
+    def flushed(total: torch.Tensor) -> None:
+        """Ranks report over channels of their own: none goes on before what all reported of this epoch is there."""
+        loaders[0].flush()
+        all_reduce(total)
+
     Batch.report, train_ddp.DistributedDataParallel = watched, kept
+    train_ddp.sampler.attach, train_ddp.dist.all_reduce = attached, flushed
     two_stage = policy == "two_stage"
     train_ddp.main(address=address, run=name, policy=policy, epochs=EPOCHS, two_stage=two_stage)
     np.save(folder / f"rank{os.environ['RANK']}.npy", np.array(given))
