@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from benchmarks.training.loop import Method
 from benchmarks.training.ours import OURS, Ours, options
@@ -18,8 +19,12 @@ def make_method(name: str, task: Task, *, seed: int, address: str) -> Method:
 
 
 def setup(setting: Setting, name: str) -> str:
-    """A short name of all that a run depends on beside its learning rate and seed: one that changed is made anew."""
-    return hashlib.sha256(f"{setting!r} {hyper_parameters(name)}".encode()).hexdigest()[:12]
+    """A short name of all that a run depends on beside its learning rate and seed: one that changed is made anew.
+
+    Which other learning rates are tried is nothing that it depends on.
+    """
+    depends_on = replace(setting, learning_rates=())
+    return hashlib.sha256(f"{depends_on!r} {hyper_parameters(name)}".encode()).hexdigest()[:12]
 
 
 def hyper_parameters(name: str) -> str:

@@ -68,8 +68,8 @@ def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
             axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
             axis.yaxis.set_minor_formatter(NullFormatter())
         if baseline:
-            end = np.median(_values(baseline, x)[:, -1])
-            axis.axhline(float(np.median(_values(baseline, y)[:, -1])), color="black", linewidth=0.8, alpha=0.5)
+            end = np.mean(_values(baseline, x)[:, -1])
+            axis.axhline(float(np.mean(_values(baseline, y)[:, -1])), color="black", linewidth=0.8, alpha=0.5)
             axis.set_xlim(0, min(axis.get_xlim()[1], float(_LONGEST * end)))
     lines, labels = axes[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside right center", frameon=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 from benchmarks.common import write_result
@@ -37,7 +37,8 @@ def write_report(results: Results, out: Path, json_path: Path, seeds: range) -> 
 
 
 def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, Any]]:
-    """One row for each method: medians over the seeds, and the spread of what they are judged by.
+    """One row for each method: means over the seeds with their standard deviation for what runs end with, medians for
+    where something is first reached, which a run may never do.
 
     What is reached is over shuffle's whole run (`…_to_loss`, its final training loss; `…_of_run`) or over what
     shuffle itself needs to get there (`…_to_accuracy`); `seconds`, `forwarded` and `backpropagated` are of whole runs.
@@ -95,12 +96,13 @@ def _compared(curves: Sequence[Curve], baseline: Sequence[Curve]) -> dict[str, f
 
 def _final(curves: Sequence[Curve], axis: str) -> float:
     values = [getattr(curve, axis)[-1] for curve in curves]
-    return median(math.inf if value is None or math.isnan(value) else float(value) for value in values)
+    return mean(math.inf if value is None or math.isnan(value) else float(value) for value in values)
 
 
 def _spread(curves: Sequence[Curve], axis: str) -> float:
+    """Standard deviation over the seeds, of a sample."""
     values = [float(getattr(curve, axis)[-1]) for curve in curves if not curve.diverged]
-    return max(values) - min(values) if values else math.nan
+    return stdev(values) if len(values) > 1 else math.nan
 
 
 def _reach(curves: Sequence[Curve], axis: str, *, loss: float | None = None, accuracy: float | None = None) -> float:
@@ -119,9 +121,9 @@ _COLUMNS = {
     "method": "method",
     "learning_rate": "lr",
     "final_loss": "training loss",
-    "final_loss_spread": "spread",
+    "final_loss_spread": "±",
     "accuracy": "test accuracy",
-    "accuracy_spread": "spread",
+    "accuracy_spread": "±",
     "steps_to_loss": "steps to shuffle's loss",
     "seconds_to_loss": "seconds to it",
     "steps_to_accuracy": "steps to shuffle's accuracy",
@@ -129,6 +131,7 @@ _COLUMNS = {
     "seconds": "seconds",
     "forwarded": "forwarded",
     "backpropagated": "backprops",
+    "diverged": "diverged",
     "hyper_parameters": "with",
 }
 
@@ -138,11 +141,11 @@ def _markdown(task: str, rows: list[dict[str, Any]]) -> str:
     lines = [
         f"# {task}",
         "",
-        f"Medians over {' or '.join(map(str, sorted(seeds)))} seeds at each method's best learning rate (marked * if",
-        "it is the lowest or highest of more than two); spread is highest minus lowest. Steps and seconds to shuffle's",
-        "final training loss are over its whole run, those to its accuracy (0.2 points below its final one) over its",
-        "own. Seconds, forwarded and backprops: whole runs over shuffle's, examples over those it trains on. A dash",
-        "was never reached.",
+        f"{' or '.join(map(str, sorted(seeds)))} seeds at each method's best learning rate (marked * if it is the",
+        "lowest or highest of more than two): means of losses and accuracies with their standard deviation (±), medians of",
+        "where something is first reached. Steps and seconds to shuffle's final training loss are over its whole run,",
+        "those to its accuracy (0.2 points below its final one) over its own. Seconds, forwarded and backprops: whole",
+        "runs over shuffle's, examples over those it trains on. A dash was never reached.",
         "",
         "| " + " | ".join(_COLUMNS.values()) + " |",
         "| --- |" + " ---: |" * (len(_COLUMNS) - 2) + " --- |",

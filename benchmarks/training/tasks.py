@@ -24,6 +24,10 @@ from trainer_examples.models import cnn, mlp
 VALIDATION = 5000
 """examples behind the training set's on which learning rates are compared"""
 
+NOISE_RATE = 0.02
+NOISE_RATES = 4
+"""with wrong labels: this learning rate, half of it, and the lowest of the others, so many in all"""
+
 CONDITIONS = ("clean", "dup50", "dup90", "longtail", "noise20", "noise40")
 
 
@@ -209,6 +213,10 @@ def faulty(
 
 
 def with_condition(setting: Setting, condition: str) -> Setting:
+    """The setting under a condition. With wrong labels lower rates do better, for every method."""
+    if condition.startswith("noise"):
+        rates = sorted({NOISE_RATE, NOISE_RATE / 2, *setting.learning_rates})[:NOISE_RATES]
+        return replace(setting, condition=condition, learning_rates=tuple(rates))
     return replace(setting, condition=condition)
 
 

@@ -228,7 +228,8 @@ def test_headlines_are_of_one_method_each_whatever_the_others_do(tmp_path):
     assert headline(rows) == {
         "steps_mnist_mlp": pytest.approx(0.8),
         "seconds_mnist_mlp": pytest.approx(0.8),
-        "infobatch_backprops_mnist_mlp": pytest.approx(0.7),
+        "infobatch_backprops_mnist_mlp": pytest.approx(rows[1]["backprops_to_accuracy_of_run"]),
+        "infobatch_policy_backprops_mnist_mlp": pytest.approx(0.7),
         "infobatch_peer_backprops_mnist_mlp": pytest.approx(0.6),
     }
 
@@ -245,7 +246,7 @@ def test_the_long_tail_counts_from_where_shuffle_itself_gets_there(tmp_path):
 @pytest.mark.parametrize(("accuracy", "share"), [(0.8985, 0.7), (0.897, None)])
 def test_examples_are_saved_only_at_an_accuracy_that_is_no_worse(tmp_path, accuracy, share):
     rows = rows_of(tmp_path, "cifar_cnn-clean", shuffle=(0.9, 1.0, 0.1), infobatch=(accuracy, 0.7, 0.1))
-    figure = headline(rows)["infobatch_backprops_cifar_cnn"]
+    figure = headline(rows)["infobatch_policy_backprops_cifar_cnn"]
     assert figure == (share if share is None else pytest.approx(share))
 
 
@@ -281,7 +282,16 @@ def test_overhead_is_that_of_auto_where_nothing_is_gained(tmp_path):
 def test_figures_without_a_value_are_null_in_the_file(tmp_path):
     rows_of(tmp_path, "cifar_cnn-clean", shuffle=(0.9, 1.0, 0.1), infobatch=(0.5, 0.7, 0.1))
     write_report(Results(tmp_path / "runs.jsonl"), tmp_path, tmp_path / "training.json", range(1))
-    assert json.loads((tmp_path / "training.json").read_text())["headline"]["infobatch_backprops_cifar_cnn"] is None
+    assert (
+        json.loads((tmp_path / "training.json").read_text())["headline"]["infobatch_policy_backprops_cifar_cnn"] is None
+    )
+
+
+def test_other_learning_rates_to_try_make_no_run_anew_and_wrong_labels_get_lower_ones():
+    clean, noisy = SETTINGS["mnist_mlp"], with_condition(SETTINGS["mnist_mlp"], "noise40")
+    assert noisy.learning_rates == (0.01, 0.02, 0.05, 0.1)
+    assert setup(clean, "shuffle") == setup(replace(clean, learning_rates=(9.0,)), "shuffle")
+    assert len({setup(clean, "shuffle"), setup(noisy, "shuffle"), setup(replace(clean, steps=9), "shuffle")}) == 3
 
 
 def test_tables_tell_what_each_method_runs_with():
@@ -292,10 +302,12 @@ def test_tables_tell_what_each_method_runs_with():
 
 
 def test_the_committed_grid_has_every_condition_and_only_methods_that_there_are():
-    (_, conditions, methods), *deep = command.COMMITTED
-    assert conditions == CONDITIONS and methods == METHODS
-    assert {name for name, _, _ in deep} == {"cifar_cnn", "cifar_cnn_short"}
-    for _, _, chosen in deep:
+    on_mnist = [(conditions, methods) for name, conditions, methods in command.COMMITTED if name == "mnist_mlp"]
+    assert sorted(condition for conditions, _ in on_mnist for condition in conditions) == sorted(CONDITIONS)
+    assert all(methods == METHODS for _, methods in on_mnist)
+    deep = [(name, methods) for name, _, methods in command.COMMITTED if name != "mnist_mlp"]
+    assert {name for name, _ in deep} == {"cifar_cnn", "cifar_cnn_short"}
+    for _, chosen in deep:
         assert set(chosen) - {"auto"} <= set(METHODS)
     assert ("auto" in METHODS) == ("auto" in POLICIES)
 
