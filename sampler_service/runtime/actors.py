@@ -67,11 +67,11 @@ class RunHost:
         self._recovered = threading.Event()
         threading.Thread(target=self._refresh_forever, name="refresh", daemon=True).start()
 
-    def call(self, method: str, *args: Any) -> Any:
+    def call(self, method: str, *args: Any, **options: Any) -> Any:
         """Call a method of the sampler; one entry, so that the actor needs no copy of its face."""
         if not self._recovered.wait(self._call_s):
             raise Unavailable("the run is taking back what its shards hold, and they do not answer yet")
-        return getattr(self._sampler, method)(*args)
+        return getattr(self._sampler, method)(*args, **options)
 
     def _refresh_forever(self) -> None:
         # Not in the constructor: Ray never makes an actor again whose constructor failed, and after the loss of a

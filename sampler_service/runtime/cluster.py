@@ -46,6 +46,12 @@ class StartedServer(Protocol):
 Serve = Callable[[Any, ServiceConfig], StartedServer]
 """(service, config) -> a server that listens"""
 
+ServePage = Callable[[str, ServiceConfig], StartedServer]
+"""("host:port" of a gateway, config) -> a server of the page"""
+
+ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+"""where to reach, from its own node, a gateway that listens on all interfaces"""
+
 
 class Gateway:
     """One node's door: the server that trainers talk to, in an actor."""
@@ -71,11 +77,30 @@ class Gateway:
             self._server.stop(grace_s)
 
 
+class Page:
+    """The page's server, in a process of its own: who looks takes nothing from those who train."""
+
+    def __init__(self) -> None:
+        quiet_logging()
+        self._server: StartedServer | None = None
+
+    def start(self, serve_page: ServePage, service: str, config: ServiceConfig) -> int:
+        """Listen, and return the port."""
+        self._server = serve_page(service, config)
+        return self._server.port
+
+    def stop(self, grace_s: float) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.stop(grace_s)
+
+
 class Cluster:
     """The running service, seen from the process that started it.
 
     Args:
         serve: makes the server; given by the composition root, since this side knows no gRPC.
+        serve_page: makes the page's server, if the configuration has one.
         config: of the service.
         address: of a Ray cluster to join ("auto", "host:6379", "ray://…"); None starts one in this process's care.
         make_scorer: makes what scores a dataset, in a scorer's process; given by the composition root, since this side
@@ -87,7 +112,12 @@ class Cluster:
     """
 
     def __init__(
-        self, serve: Serve, config: ServiceConfig, address: str | None, make_scorer: MakeScorer | None = None
+        self,
+        serve: Serve,
+        serve_page: ServePage,
+        config: ServiceConfig,
+        address: str | None,
+        make_scorer: MakeScorer | None = None,
     ) -> None:
         self._name = uuid.uuid4().hex
         _connect(address)
@@ -96,13 +126,24 @@ class Cluster:
             entered = self._registry.enter.remote(self._name, config)
             answer(entered, 6 * config.call_s, "the registry to start")
             node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            gateway: Any = ray.remote(Gateway).options(num_cpus=0, max_concurrency=8, scheduling_strategy=node)
+            here = {"num_cpus": 0, "max_concurrency": 8, "scheduling_strategy": node}
+            gateway: Any = ray.remote(Gateway).options(**here)
             self._gateway = gateway.remote()
+            page: Any = ray.remote(Page).options(**here, max_restarts=0)
+            self._page = None if config.page_port is None else page.remote()
             started = self._gateway.start.remote(serve, config, make_scorer)
             self.port: int = answer(started, 6 * config.call_s, "the gateway to start")
+            self.page_port = self._show(serve_page, config)
         except BaseException:
             ray.shutdown()
             raise
+
+    def _show(self, serve_page: ServePage, config: ServiceConfig) -> int | None:
+        """Start the page; its port."""
+        if self._page is None:
+            return None
+        service = f"{ANY_HOST.get(config.host, config.host)}:{self.port}"
+        return answer(self._page.start.remote(serve_page, service, config), 6 * config.call_s, "the page to start")
 
     def wait_for_stop(self, timeout_s: float) -> bool:
         """Whether a trainer's machine asked for a stop; waits for it."""
@@ -112,13 +153,16 @@ class Cluster:
     def stop(self, grace_s: float = 5.0) -> None:
         """Drain the gateway and leave the cluster; the last gateway ends all runs."""
         try:
+            if self._page is not None:
+                self._page.stop.remote(grace_s)
             answer(self._gateway.drain.remote(grace_s), grace_s + 10.0, "the gateway to drain")
             if answer(self._registry.leave.remote(self._name), 10.0, "the registry to close its runs"):
                 ray.kill(self._registry)  # it is detached: on a cluster that goes on it would outlive us
         except SamplerError as error:
             log.warning("stopping anyway: %s", error)
         finally:
-            ray.kill(self._gateway)
+            for actor in filter(None, (self._page, self._gateway)):
+                ray.kill(actor)
             ray.shutdown()
 
 
