@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sampler_service.types import NEVER, NO_CLUSTER, Batch, Float32, Int32, Int64
+from sampler_service.types import NEVER, Batch, Float32, Int32, Int64
 
 RECENT_ROWS = 1 << 14
-"""of the latest draws their weights and clusters are kept"""
+"""of the latest draws are kept with their weights"""
 
 
 class Drawn:
@@ -28,7 +28,7 @@ class Drawn:
         """latest epoch in which it was"""
         self._window_n: Int32 = np.full(num_examples, NEVER, np.int32)
         self._weight_r: Float32 = np.zeros(RECENT_ROWS, np.float32)
-        self._cluster_r: Int32 = np.full(RECENT_ROWS, NO_CLUSTER, np.int32)
+        self._id_r: Int64 = np.zeros(RECENT_ROWS, np.int64)
         self._rows = self._covered = 0
         self._epoch, self._in_epoch = 0, 0
         self._window, self._in_window = 0, 0
@@ -49,11 +49,7 @@ class Drawn:
                 self._last_window = self._in_window / len(self.times_n)
                 self._window, self._in_window = window, 0
             self._in_window += _mark(self._window_n, ids, window)
-            self._keep(batch.rows.weights, batch.cluster_ids)
-
-    def forget_clusters(self) -> None:
-        """Clusters are made anew: those of earlier draws mean nothing any more."""
-        self._cluster_r[:] = NO_CLUSTER
+            self._keep(ids, batch.rows.weights)
 
     @property
     def never(self) -> int:
@@ -75,18 +71,18 @@ class Drawn:
         """(r,) of the latest draws."""
         return self._weight_r[: min(self._rows, RECENT_ROWS)].copy()
 
-    def recent_clusters(self) -> Int32:
-        """(r,) of the latest draws, NO_CLUSTER where there was none."""
-        return self._cluster_r[: min(self._rows, RECENT_ROWS)].copy()
+    def recent_ids(self) -> Int64:
+        """(r,) examples of the latest draws."""
+        return self._id_r[: min(self._rows, RECENT_ROWS)].copy()
 
     @property
     def memory_bytes(self) -> int:
         return self.times_n.nbytes + self.epoch_n.nbytes + self._window_n.nbytes
 
-    def _keep(self, weight_r: Float32, cluster_r: Int32) -> None:
-        slot_r = (self._rows + np.arange(len(weight_r))) % RECENT_ROWS
-        self._weight_r[slot_r], self._cluster_r[slot_r] = weight_r, cluster_r
-        self._rows += len(weight_r)
+    def _keep(self, ids: Int64, weight_r: Float32) -> None:
+        slot_r = (self._rows + np.arange(len(ids))) % RECENT_ROWS
+        self._id_r[slot_r], self._weight_r[slot_r] = ids, weight_r
+        self._rows += len(ids)
 
 
 def _mark(mark_n: Int32, ids: Int64, mark: int) -> int:

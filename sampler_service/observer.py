@@ -280,8 +280,9 @@ class Observer:
         clusters, count = self._clusters, len(self.table.cluster_sse_k)
         if clusters is None or len(clusters.size_k) != count:
             return []  # there are none, or they are being made
-        loss_k = mean_by(self.table.cluster_n[self._sample], self.table.loss_n[self._sample], count)
-        recent_r = self.drawn.recent_clusters()
+        cluster_n = self.table.cluster_n
+        loss_k = mean_by(cluster_n[self._sample], self.table.loss_n[self._sample], count)
+        recent_r = cluster_n[self.drawn.recent_ids()]
         recent_r = recent_r[(recent_r >= 0) & (recent_r < count)]
         draw_k = np.bincount(recent_r, minlength=count) / max(1, len(recent_r))
         return [

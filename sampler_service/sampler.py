@@ -321,7 +321,6 @@ class Sampler:
             self._dropped_rate &= not dropped_rate
             self._table.install(partition.cluster_n, partition.sse_k)
             self._observer.clustered(partition)
-            self._drawn.forget_clusters()
             self._intake.clustered_at = self._table.version
             self._monitor.reset()
             self._refreshes += 1

@@ -11,7 +11,7 @@ from sampler_service.drawn import RECENT_ROWS, Drawn
 from sampler_service.types import NO_CLUSTER, Batch, Rows
 
 
-def batch(ids: list[int], epoch: int = 0, weight: float = 1.0, cluster: int = NO_CLUSTER) -> Batch:
+def batch(ids: list[int], epoch: int = 0, weight: float = 1.0) -> Batch:
     count = len(ids)
     return Batch(
         batch_id=1,
@@ -24,7 +24,7 @@ def batch(ids: list[int], epoch: int = 0, weight: float = 1.0, cluster: int = NO
             weights=np.full(count, weight, np.float32),
             probabilities=np.full(count, 1 / count),
         ),
-        cluster_ids=np.full(count, cluster, np.int32),
+        cluster_ids=np.full(count, NO_CLUSTER, np.int32),
         lease_deadline=0.0,
         lead=0,
         global_batch_size=count,
@@ -68,13 +68,11 @@ def test_a_slow_rank_in_an_earlier_epoch_counts_for_that_one():
     assert drawn.epoch_coverage == 1.0, "what epoch 0 had of them does not stand in the way"
 
 
-def test_the_latest_weights_and_clusters_are_kept_and_clusters_forgotten():
+def test_the_latest_draws_are_kept_with_their_weights():
     drawn = Drawn(8)
-    drawn.add([batch([1, 2], weight=0.5, cluster=3)])
+    drawn.add([batch([1, 2], weight=0.5)])
     assert drawn.recent_weights().tolist() == [0.5, 0.5]
-    assert drawn.recent_clusters().tolist() == [3, 3]
-    drawn.forget_clusters()
-    assert drawn.recent_clusters().tolist() == [NO_CLUSTER, NO_CLUSTER]
+    assert drawn.recent_ids().tolist() == [1, 2]
     for _ in range(RECENT_ROWS // 8 + 1):
         drawn.add([batch(list(range(8)), weight=2.0)])
     assert len(drawn.recent_weights()) == RECENT_ROWS

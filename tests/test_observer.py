@@ -43,7 +43,8 @@ def test_coverage_and_counts_follow_what_was_handed_out():
     assert said.progress == 12 / N / 4
     train(trainer, 2)
     said = sampler.statistics()
-    assert (said.epoch_coverage, said.never_drawn, said.window_coverage) == (1.0, 0, 1.0)
+    assert (said.epoch_coverage, said.never_drawn) == (1.0, 0)
+    assert said.window_coverage < 1.0, "the first epoch was begun twice"
     assert said.batches_by_policy == {"shuffle": said.batches}
     (rank,) = said.ranks
     assert (rank.rank, rank.connected, rank.epoch) == (0, True, 1)
@@ -104,14 +105,14 @@ def test_clusters_of_another_number_are_not_shown_in_place_of_those_that_serve()
 
 
 def test_of_many_examples_a_sample_is_looked_at(monkeypatch):
-    monkeypatch.setattr(observer_module, "SAMPLE_ROWS", 1000)
-    sampler = make_sampler(20_000)
-    (trainer,) = join_all(sampler, batch=2000)
+    monkeypatch.setattr(observer_module, "SAMPLE_ROWS", 500)
+    sampler = make_sampler(2000)
+    (trainer,) = join_all(sampler, batch=200)
     train(trainer, 1, step=0)
     sampler._table.step = 5
     said = sampler.statistics(detail=True)
     assert said.detail is not None
-    assert 900 <= sum(said.detail.ages.counts) <= 1000
+    assert 400 <= sum(said.detail.ages.counts) <= 500
     assert said.median_age_steps == 5.0
     assert said.never_drawn == 0, "this is counted"
 

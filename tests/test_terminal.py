@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import io
+
+from rich.console import Console, RenderableType
 
 from sampler_client._pb import sampler_pb2 as pb
+from sampler_client.client import SamplerClient
 from sampler_service.terminal import Top, explanation
 from tests.served import ServedService
 from tests.web.conftest import Trainer
 
 
-def shown(renderable) -> str:
-    console = Console(width=110, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def shown(renderable: RenderableType) -> str:
+    console = Console(width=110, record=True, file=io.StringIO())
     console.print(renderable)
     return console.export_text()
 
@@ -21,8 +24,6 @@ def test_top_shows_rates_between_two_looks_and_every_trainer(served: ServedServi
     trainer.epoch(0)
     view, now = Top("here:1"), [100.0]
     monkeypatch.setattr("sampler_service.terminal.time.monotonic", lambda: now[0])
-    from sampler_client.client import SamplerClient
-
     with SamplerClient(served.address) as client:
         first = shown(view.frame({"seen": client.statistics("seen")}))
         trainer.epoch(1)

@@ -101,9 +101,9 @@ def web(served: ServedService) -> Iterator[Web]:
 
 @pytest.fixture
 def trainer(served: ServedService) -> Iterator[Trainer]:
-    """A trainer after two epochs."""
+    """A trainer after three epochs, the last one drawn from clusters."""
     trainer = Trainer(served.address)
-    for number in range(2):
+    for number in range(3):
         trainer.epoch(number)
     yield trainer
     trainer.session.close()
