@@ -80,17 +80,28 @@ function tooltip(extra = {}) {
 
 // Curves over time. `curves`: [{ name, key, area? }]; data: columns of the history.
 export function lines(curves, { format, max = null, mark = null } = {}) {
+  const words = (value) => format(value); // ECharts gives more than the value
   return new Chart((columns) => {
+    const shown = curves.filter(({ key }) => columns[key]?.some((value) => value != null));
     const times = (columns.time ?? []).map((seconds) => 1000 * seconds);
     return base({
-      tooltip: tooltip({ valueFormatter: format }),
-      legend: legend(curves.length > 1),
-      grid: { left: 8, right: 14, top: curves.length > 1 ? 30 : 12, bottom: 6, containLabel: true },
+      tooltip: tooltip({ valueFormatter: words }),
+      legend: legend(shown.length > 1),
+      grid: { left: 8, right: 14, top: shown.length > 1 ? 30 : 12, bottom: 6, containLabel: true },
       xAxis: axis({ type: "time", splitLine: { show: false }, splitNumber: 4 }),
-      yAxis: axis({ type: "value", min: 0, max, axisLabel: { ...axis().axisLabel, formatter: format }, splitNumber: 3 }),
-      series: curves.map(({ name, key, area }, i) => ({
+      yAxis: axis({
+        type: "value",
+        min: 0,
+        max: mark ? (range) => Math.max(1.1 * mark.at, range.max) : max,
+        interval: max === 1 ? 0.25 : undefined,
+        axisLabel: { ...axis().axisLabel, formatter: words, showMaxLabel: !mark },
+        splitNumber: 3,
+      }),
+      series: shown.map(({ name, key, area }, i) => ({
         name,
         type: "line",
+        color: palette()[curves.findIndex((curve) => curve.key === key)],
+        connectNulls: true,
         showSymbol: times.length < 2,
         symbolSize: 4,
         lineStyle: { width: 1.8 },
@@ -144,6 +155,8 @@ export function bars({ label }) {
       yAxis: axis({
         type: "value",
         splitNumber: 3,
+        max: ({ max }) => (max > 0.75 ? 1 : null),
+        interval: Math.max(...bins.map((bin) => bin.value), 0) > 0.75 ? 0.25 : undefined,
         axisLabel: { ...axis().axisLabel, formatter: (value) => Math.round(100 * value) + " %" },
       }),
       series: [
@@ -158,7 +171,7 @@ export function bars({ label }) {
   });
 }
 
-// Clusters by where their mean sketch is. data: { clusters, shade(cluster) → 0 … 1 | null, words(cluster) }.
+// Clusters by where their mean sketch is, distances from the middle drawn as square roots: a few lie far out. data: { clusters, shade(cluster) → 0 … 1 | null, words(cluster) }.
 export function map(onPick) {
   const chart = new Chart(({ clusters, shade, words }) => {
     const most = Math.max(1, ...clusters.map((cluster) => cluster.size));
@@ -172,7 +185,7 @@ export function map(onPick) {
         {
           type: "scatter",
           data: clusters.map((cluster) => ({
-            value: [cluster.x, cluster.y],
+            value: [rooted(cluster.x), rooted(cluster.y)],
             cluster: cluster.cluster,
             words: words(cluster),
             symbolSize: 8 + 40 * Math.sqrt(cluster.size / most),
@@ -189,6 +202,10 @@ export function map(onPick) {
   });
   chart.onClick = ({ data }) => onPick(data.cluster);
   return chart;
+}
+
+function rooted(value) {
+  return Math.sign(value) * Math.sqrt(Math.abs(value));
 }
 
 function blend(low, high, share) {

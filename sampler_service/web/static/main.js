@@ -88,5 +88,6 @@ function connection() {
 
 addEventListener("hashchange", show);
 document.addEventListener("visibilitychange", () => document.hidden || tick());
+content.replaceChildren(); // what stands there for readers without JavaScript
 render(head(), header);
 show();

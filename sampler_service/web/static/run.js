@@ -59,6 +59,13 @@ export class RunView {
         ],
         { format: short },
       ),
+      lead: lines(
+        [
+          { name: "most", key: "lead" },
+          { name: "99 % below", key: "p99_lead" },
+        ],
+        { format: short },
+      ),
       weights: bars({ label: between }),
       rates: bars({ label: between }),
       ages: bars({ label: counts }),
@@ -109,7 +116,7 @@ export class RunView {
     const { statistics: s } = this.said;
     render(this.template(s), this.root);
     const at = (name) => this.root.querySelector(`[data-chart=${name}]`);
-    for (const name of ["ratio", "coverage", "speed", "wait", "age"]) this.charts[name].draw(at(name), this.columns);
+    for (const name of ["ratio", "coverage", "speed", "wait", "age", "lead"]) this.charts[name].draw(at(name), this.columns);
     const detail = s.detail ?? {};
     for (const name of ["weights", "rates", "ages", "leads"]) this.charts[name].draw(at(name), detail[name] ?? {});
     const clusters = detail.clusters ?? [];
@@ -144,7 +151,7 @@ export class RunView {
       <p class="lead">${reason(s)}</p>
       ${this.ended ? html`<p class="notice">${this.ended} What was seen last is below.</p>` : nothing}
       ${s.batches ? nothing : html`<p class="notice">No batch was asked for yet. The curves begin with the first.</p>`}
-      ${tiles(s, this.said)} ${this.live()} ${this.draws(s)} ${this.clusters(s)}
+      ${tiles(s, this.said, this.columns)} ${this.live()} ${this.draws(s)} ${this.clusters(s)}
       ${this.examples.template()} ${trainers(s, this.columns)} ${storage(s)}
     `;
   }
@@ -158,6 +165,7 @@ export class RunView {
         ${panel("speed", "Throughput", "Handed out and reported")}
         ${panel("wait", "Waiting for batches", "Share of their time that trainers wait for this service")}
         ${panel("age", "Age of what is known", "Steps since an example was last reported")}
+        ${panel("lead", "Lead", "Batches in the hands of a trainer: how far planning is ahead of reports")}
       </div>
     </section>`;
   }
@@ -165,11 +173,11 @@ export class RunView {
   draws(s) {
     return html`<section aria-labelledby="draws">
       <h2 id="draws">Draws</h2>
-      <div class="grid">
+      <div class="grid four">
         ${panel("rates", "Draw rates", "Expected draws of an example in an epoch's worth, as shares of the examples")}
         ${panel("weights", "Loss weights", "Of the latest draws")}
         ${panel("ages", "Ages", "Examples by steps since their last report")}
-        ${panel("leads", "Lead", `Batches a trainer held when it got another; at most ${s.max_lead}`)}
+        ${panel("leads", "Leads", `Batches a trainer held when it got another; at most ${s.max_lead}`)}
       </div>
       <p class="dim">
         ${whole(s.never_drawn)} of ${whole(s.num_examples)} examples were never handed out. Batches by policy:
@@ -200,7 +208,7 @@ export class RunView {
           <p class="dim">
             ${clusters.length < s.num_clusters ? `The ${clusters.length} largest of ` : ""}${whole(s.num_clusters)}
             clusters of gradients, made ${s.refreshes === 1 ? "once" : s.refreshes + " times"}. Where two are close,
-            their gradients point the same way. Size: examples; colour: ${SHADES[this.shade].words}.
+            their gradients are alike. Size: examples; colour: ${SHADES[this.shade].words}.
           </p>
           <label class="select">
             colour
@@ -246,7 +254,9 @@ function reason(s) {
   return html`Sampling by <b>${policyWords(s)}</b>${s.unbiased ? ", with unbiased weights" : ", which changes the objective"}.`;
 }
 
-function tiles(s, said) {
+function tiles(s, said, columns) {
+  // Not known for a moment each time the clusters are made anew.
+  const variance = s.variance_ratio ?? columns.variance_ratio?.findLast((value) => value != null);
   const two = s.candidates > 1;
   const tile = (name, value, words) => html`<div class="tile">
     <dt>${name}</dt>
@@ -256,7 +266,7 @@ function tiles(s, said) {
   return html`<dl class="tiles">
     ${two
       ? tile("two stages", ratio(s.stage_ratio), `of a uniform draw's variance, at ${ratio(s.stage_cost)} of a step's time`)
-      : tile("variance ratio", ratio(s.variance_ratio), "of a batch, over uniform draws")}
+      : tile("variance ratio", ratio(variance), "of a batch, over uniform draws")}
     ${tile("effective sample", percent(s.effective_sample_ratio), "of the set, by the draw rates")}
     ${tile("epoch", whole(s.epoch), s.progress == null ? `${percent(s.epoch_coverage)} handed out` : `${percent(s.progress)} of the run`)}
     ${tile("examples/s", short(said.examples_per_s), `${short(s.examples)} so far`)}
