@@ -6,7 +6,7 @@ Labels are bounded: runs, ranks, shards, policies, reasons, and of the clusters 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client.core import (
@@ -166,7 +166,7 @@ def _of_detail(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
 
 
 def _family(
-    kind: type, name: str, text: str, labels: list[str], samples: list[tuple[tuple[str, ...], float]]
+    kind: type, name: str, text: str, labels: list[str], samples: Sequence[tuple[tuple[str, ...], float]]
 ) -> Metric:
     family = kind(name, text, labels=labels)
     for values, value in samples:

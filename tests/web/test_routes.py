@@ -156,5 +156,5 @@ def test_a_run_that_begins_anew_has_no_negative_rates(web: Web, trainer: Trainer
 def test_a_taken_port_and_a_factory_that_is_not_there_are_errors(served: ServedService):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="--page-port"):
         WebServer(served.address, host="127.0.0.1", port=taken.getsockname()[1])
-    with pytest.raises(ConfigError, match="--previews 'tests.web.conftest:nothing'"):
+    with pytest.raises(ConfigError, match=r"--previews 'tests\.web\.conftest:nothing'"):
         WebServer(served.address, host="127.0.0.1", port=0, previews="tests.web.conftest:nothing")
