@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from sampler_client.errors import SamplerError as ClientError
 from sampler_service import terminal
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import SamplerError
+from sampler_service.plain import plain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 # A pipe has no columns to fit: there, nothing is folded.
@@ -110,6 +112,7 @@ def status(
     with SamplerClient(service) as client:
         runs = _statistics(client, detail=as_json)
     if as_json:
+        typer.echo(json.dumps({"service": service, "runs": [plain(said) for said in runs.values()]}, indent=2))
         return
     if not runs:
         console.print(f"{service} serves no run yet")

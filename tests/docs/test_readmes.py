@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sampler_service.cli import app
 from sampler_service.policies import POLICIES
-from sampler_service.replies import RunStatistics
 from sampler_service.scoring.worker import make_scorer
 from sampler_service.service import LocalService
+from sampler_service.views import RunStatistics
 from tests.served import ServedService
 from trainer_examples.data import load
 
