@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
+KEEP ?=
 
 .PHONY: help setup demo test check fmt proto bench bench-training gpu-check clean
 
@@ -17,8 +18,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## the whole story on real data; DATA=path/to/parquet for another set
-	$(BIN)/python -m trainer_examples.demo $(if $(DATA),--data $(DATA))
+demo: setup  ## the whole story on real data; DATA=path/to/parquet for another set, KEEP=1 keeps service and page up
+	$(BIN)/python -m trainer_examples.demo $(if $(DATA),--data $(DATA)) $(if $(KEEP),--keep)
 
 test: setup check  ## everything CI runs
 	$(BIN)/python -m pytest
@@ -37,9 +38,9 @@ proto: setup  ## regenerate the protobuf code; the virtual path makes its import
 	$(BIN)/python -m grpc_tools.protoc -Isampler_client/_pb=protos/sampler/v1 \
 		--python_out=client --pyi_out=client --grpc_python_out=client protos/sampler/v1/sampler.proto
 
-bench: bench-variance bench-convex bench-sketching bench-serving bench-staleness bench-draws  ## every benchmark but training
+bench: bench-variance bench-convex bench-sketching bench-serving bench-staleness bench-draws bench-monitoring  ## every benchmark but training
 
-bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -draws
+bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -draws, -monitoring
 	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json
 
 bench-training: setup  ## samplers against shuffled epochs, about 3 hours; DATA=folder with mnist/ and cifar10/
