@@ -117,9 +117,10 @@ def _by_label(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
     coverage += [((s.run, "last_n"), s.window_coverage) for s in said]
     text = "share of the examples that the latest epoch has handed out, and that the last full window of n has"
     yield _family(GaugeMetricFamily, "sampler_dataset_coverage_ratio", text, ["run", "window"], coverage)
-    ages = [((s.run, "0.5"), s.median_age_steps) for s in said] + [((s.run, "0.99"), s.p99_age_steps) for s in said]
+    ages = [((s.run, "50"), s.median_age_steps) for s in said] + [((s.run, "99"), s.p99_age_steps) for s in said]
     text = "steps since what is known of an example was reported"
-    yield _family(GaugeMetricFamily, "sampler_sketch_age_steps", text, ["run", "quantile"], ages)
+    # "quantile" is a label of summaries alone, which this is not: promtool says so.
+    yield _family(GaugeMetricFamily, "sampler_sketch_age_steps", text, ["run", "percentile"], ages)
 
 
 def _of_trainers(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
