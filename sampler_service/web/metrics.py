@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client.core import (
@@ -178,7 +178,7 @@ def _of_detail(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
 
 
 def _family(
-    kind: type, name: str, text: str, labels: list[str], samples: list[tuple[tuple[str, ...], float]]
+    kind: type, name: str, text: str, labels: list[str], samples: Sequence[tuple[tuple[str, ...], float]]
 ) -> Metric:
     family = kind(name, text, labels=labels)
     for values, value in samples:
