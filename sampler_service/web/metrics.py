@@ -6,6 +6,7 @@ Labels are bounded: runs, ranks, shards, policies, reasons, and of the clusters 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,10 +20,13 @@ from prometheus_client.core import (
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient
-from sampler_client.errors import SamplerError
+from sampler_client.errors import NotFound, SamplerError, Stale
 from sampler_service import __version__
 
 TOP_CLUSTERS = 10
+
+ASKING_S = 4.0
+"""after which no further run is asked: with the deadline of the last call it is within the 10 s of Prometheus"""
 
 _COUNTERS = {
     # name: (field, what it is)
@@ -58,7 +62,7 @@ _GAUGES = {
 
 
 class RunCollector:
-    """Asks the service at every scrape. A run that ends meanwhile is left out."""
+    """Asks the service at every scrape. A run that ends meanwhile is left out; one that does not answer is counted."""
 
     def __init__(self, client: SamplerClient) -> None:
         self._client = client
@@ -70,21 +74,28 @@ class RunCollector:
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("sampler_build", "release of the service", value={"version": __version__})
         up = GaugeMetricFamily("sampler_up", "whether the service answered this scrape")
+        until = time.monotonic() + ASKING_S
         try:
-            said = [found for name in self._client.runs() if (found := self._ask(name)) is not None]
+            runs = self._client.runs()
         except SamplerError:
             up.add_metric([], 0)
             yield up
             return
         up.add_metric([], 1)
         yield up
+        said, unanswered = [], 0
+        for run in runs:
+            try:
+                if time.monotonic() < until:
+                    said.append(self._client.statistics(run, detail=True))
+                else:
+                    unanswered += 1
+            except (NotFound, Stale):
+                pass  # it was closed just now
+            except SamplerError:
+                unanswered += 1
+        yield GaugeMetricFamily("sampler_runs_unanswered", "runs that did not answer this scrape", value=unanswered)
         yield from metrics_of(said)
-
-    def _ask(self, run: str) -> pb.GetStatisticsResponse | None:
-        try:
-            return self._client.statistics(run, detail=True)
-        except SamplerError:
-            return None
 
 
 def metrics_of(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
@@ -117,9 +128,10 @@ def _by_label(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
     coverage += [((s.run, "last_n"), s.window_coverage) for s in said]
     text = "share of the examples that the latest epoch has handed out, and that the last full window of n has"
     yield _family(GaugeMetricFamily, "sampler_dataset_coverage_ratio", text, ["run", "window"], coverage)
-    ages = [((s.run, "0.5"), s.median_age_steps) for s in said] + [((s.run, "0.99"), s.p99_age_steps) for s in said]
+    ages = [((s.run, "50"), s.median_age_steps) for s in said] + [((s.run, "99"), s.p99_age_steps) for s in said]
     text = "steps since what is known of an example was reported"
-    yield _family(GaugeMetricFamily, "sampler_sketch_age_steps", text, ["run", "quantile"], ages)
+    # "quantile" is a label of summaries alone, which this is not: promtool says so.
+    yield _family(GaugeMetricFamily, "sampler_sketch_age_steps", text, ["run", "percentile"], ages)
 
 
 def _of_trainers(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:

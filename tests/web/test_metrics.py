@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient
+from sampler_client.errors import NotFound, ReplyTimeout
+from sampler_service.web import metrics
 from tests.served import ServedService
 from tests.web.conftest import Trainer, Web
 
@@ -26,7 +30,13 @@ UNITS = (
 COUNTED = (  # gauges whose unit is what they are named after
     *("sampler_up", "sampler_epoch", "sampler_clusters", "sampler_trainers", "sampler_shards", "sampler_shards_away"),
     *("sampler_scorers", "sampler_dataset_examples", "sampler_never_drawn_examples", "sampler_weight_table_version"),
-    *("sampler_leases_outstanding", "sampler_stage_candidates", "sampler_index_vectors", "sampler_rank_connected"),
+    *(
+        "sampler_runs_unanswered",
+        "sampler_leases_outstanding",
+        "sampler_stage_candidates",
+        "sampler_index_vectors",
+        "sampler_rank_connected",
+    ),
 )
 
 
@@ -84,3 +94,34 @@ def test_a_run_that_ended_is_in_no_later_scrape(web: Web, trainer: Trainer, clie
     assert any(("run", "seen") in labels for _, labels in scraped(web))
     client.close_run("seen")
     assert not any(("run", "seen") in labels for _, labels in scraped(web))
+
+
+class HalfDeaf:
+    """A client of a service with three runs, of which one never answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def runs(self) -> list[str]:
+        return ["well", "stuck", "late"]
+
+    def statistics(self, run: str, *, detail: bool) -> pb.GetStatisticsResponse:
+        self.asked.append(run)
+        if run == "stuck":
+            raise ReplyTimeout("no answer in time")
+        if run == "late":
+            raise NotFound("it was closed just now")
+        return pb.GetStatisticsResponse(run=run)
+
+
+@pytest.mark.parametrize(("asking_s", "unanswered", "asked"), [(4.0, 1, 3), (0.0, 3, 0)])
+def test_a_run_that_does_not_answer_is_counted_and_costs_the_others_nothing(
+    monkeypatch, asking_s: float, unanswered: int, asked: int
+):
+    monkeypatch.setattr(metrics, "ASKING_S", asking_s)
+    client = HalfDeaf()
+    found = {family.name: family for family in metrics.RunCollector(client).collect()}
+    assert found["sampler_up"].samples[0].value == 1
+    assert found["sampler_runs_unanswered"].samples[0].value == unanswered
+    assert len(client.asked) == asked
+    assert {sample.labels["run"] for sample in found["sampler_trainers"].samples} == ({"well"} if asked else set())
