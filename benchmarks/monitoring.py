@@ -44,14 +44,14 @@ CLUSTERED_S = 900.0
 TIMEOUTS = Timeouts(call_s=60, report_s=120)
 
 
-def trainer(service: RunningService, run: str, examples: int, **options: Any) -> Session:
+def trainer(service: RunningService, run: str, examples: int, options: RunOptions) -> Session:
     """A joined trainer of a run of its own."""
     return Session(
         SamplerClient(str(service), timeouts=TIMEOUTS),
         run=run,
         dataset=f"{examples}-examples",
         num_examples=examples,
-        options=RunOptions(**({"sketch_dim": DIM, "max_lead": LEAD} | options)),
+        options=options,
         rank=0,
         world_size=1,
         batch_size=BATCH,
@@ -89,7 +89,12 @@ def take(session: Session, batches: int) -> None:
 def measure_statistics(service: RunningService, calls: int) -> list[dict[str, Any]]:
     """Milliseconds of GetStatistics of a run of ten million examples that draws by norms, while a trainer takes
     batches; with and without detail, in turn."""
-    session = trainer(service, "large", LARGE, policy="importance", policy_options={"gate": "1"})
+    session = trainer(
+        service,
+        "large",
+        LARGE,
+        RunOptions(policy="importance", policy_options=(("gate", "1"),), sketch_dim=DIM, max_lead=LEAD),
+    )
     for start in range(0, LARGE // 2, REPORT_ROWS):
         report(session, np.arange(start, start + REPORT_ROWS))
     session.flush()
@@ -128,7 +133,7 @@ def measure_statistics(service: RunningService, calls: int) -> list[dict[str, An
 
 def measure_overhead(service: RunningService, rounds: int, batches: int) -> dict[str, Any]:
     """Batches a second to one trainer, with watchers and without, in turn."""
-    session = trainer(service, "watched", SHOWN, policy="shuffle")
+    session = trainer(service, "watched", SHOWN, RunOptions(policy="shuffle", sketch_dim=DIM, max_lead=LEAD))
     rates: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(2 * rounds):
         with watchers(service, "watched") if turn % 2 else _nobody():
@@ -187,7 +192,12 @@ def _nobody() -> Iterator[None]:
 
 def measure_page(service: RunningService, loads: int) -> dict[str, Any]:
     """Milliseconds in Chromium from asking for a run's page until its figures and its map of clusters are drawn."""
-    session = trainer(service, "shown", SHOWN, policy="gradient_clustering", num_clusters=CLUSTERS)
+    session = trainer(
+        service,
+        "shown",
+        SHOWN,
+        RunOptions(policy="gradient_clustering", num_clusters=CLUSTERS, sketch_dim=DIM, max_lead=LEAD),
+    )
     session.start_epoch(0, 0)
     take(session, 200)
     for start in range(0, SHOWN, REPORT_ROWS):
