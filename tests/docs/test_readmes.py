@@ -45,7 +45,8 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize(("name", "number"), BLOCKS)
-def test_a_block_of_python_runs(name: str, number: int, served: ServedService) -> None:
+def test_a_block_of_python_runs(name: str, number: int, served: ServedService, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # one writes figures for TensorBoard
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     records = TensorDataset(torch.randn(40, 1, 4, 4), torch.arange(40) % 3)
     namespace: dict[str, Any] = {
