@@ -1,7 +1,7 @@
 # As service.Dockerfile, with FAISS on the GPU and with torch for scorers. From the repository's root:
 #     docker build -f deploy/docker/service-gpu.Dockerfile -t gradient-sampler/service-gpu:0.1.0 .
-# No CUDA image below it: faiss-gpu and torch bring their CUDA libraries as wheels, and the container toolkit brings the
-# driver (560 or newer, for CUDA 12.6).
+# No CUDA image below it: faiss-gpu and torch bring their CUDA libraries as wheels, 12 and 13, which meet in no process of
+# ours. The container toolkit brings the driver, which must be one for CUDA 13: 580 or newer.
 FROM python:3.12-slim-bookworm
 
 RUN useradd --uid 1000 --create-home sampler

@@ -10,7 +10,7 @@ WORKDIR /opt/sampler
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY client client
 COPY sampler_service sampler_service
-# pip reads it from the environment; left out, torch brings CUDA with it, 5 GB of it.
+# pip reads it from the environment; left out, torch brings CUDA with it.
 ARG PIP_EXTRA_INDEX_URL
 # The second line is what a trainer's machine is promised: the client works, and ray and faiss are not there. Else no image.
 RUN pip install --no-cache-dir --constraint constraints.txt '.[examples]' \
