@@ -19,8 +19,8 @@ PERIOD_S = 1.0
 BUSY_SHARE = 0.1
 """of the time that may go into asking: a service with many runs is asked less often"""
 
-KEPT_RUNS = 200
-"""ended runs whose curves are forgotten last"""
+LONGEST_PAUSE = 5
+"""periods between two looks, at most"""
 
 
 @dataclass(slots=True)
@@ -102,7 +102,13 @@ class Recorder:
             began = time.monotonic()
             self.look()
             took = time.monotonic() - began
-            self._stop.wait(max(self._period_s - took, took / BUSY_SHARE - took))
+            self._stop.wait(pause(took, self._period_s))
+
+
+def pause(took: float, period_s: float) -> float:
+    """Seconds until the next look, after one that took so long: a service that is slow to answer is asked less often,
+    but not for long, since it may just have started a run."""
+    return max(period_s - took, min(took / BUSY_SHARE - took, LONGEST_PAUSE * period_s), 0.0)
 
 
 def _rate(now: float, before: float, seconds: float) -> float:

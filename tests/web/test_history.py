@@ -7,6 +7,7 @@ import math
 import pytest
 
 from sampler_service.web.history import History
+from sampler_service.web.recorder import pause
 
 
 def read(history: History, generation: int = -1, count: int = 0) -> dict:
@@ -53,3 +54,9 @@ def test_a_reader_that_claims_more_than_there_is_gets_all():
     history.add({"time": 0.0, "x": 1.0})
     assert read(history, history.generation, 17)["start"] == 0
     assert read(history, history.generation, -1)["start"] == 0
+
+
+def test_a_slow_service_is_asked_less_often_and_not_forgotten():
+    assert pause(0.05, 1.0) == pytest.approx(0.95)
+    assert pause(0.3, 1.0) == pytest.approx(2.7)
+    assert pause(20.0, 1.0) == 5.0, "it was starting a run"

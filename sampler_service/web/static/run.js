@@ -270,7 +270,7 @@ function tiles(s, said, columns) {
     ${tile("effective sample", percent(s.effective_sample_ratio), "of the set, by the draw rates")}
     ${tile("epoch", whole(s.epoch), s.progress == null ? `${percent(s.epoch_coverage)} handed out` : `${percent(s.progress)} of the run`)}
     ${tile("examples/s", short(said.examples_per_s), `${short(s.examples)} so far`)}
-    ${tile("trainers", whole(s.trainers), `${whole(s.leases)} batches in their hands`)}
+    ${tile("trainers", whole(s.trainers), `batches in their hands: ${whole(s.leases)}`)}
     ${tile("age", short(s.median_age_steps), `steps; 99 % below ${short(s.p99_age_steps)}`)}
   </dl>`;
 }
