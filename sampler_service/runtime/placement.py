@@ -17,13 +17,12 @@ from ray.util.placement_group import (
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sampler_service.config import RunConfig, ServiceConfig
 from sampler_service.errors import Busy, ConfigError
 from sampler_service.sketch import routing
 
-RESERVE_S = 10.0
+RESERVE_S = 3.0
 """within which resources that the cluster has must become free: those of a run that is being closed, say"""
 
 PROCESS_BYTES = 200 * 1024**2
@@ -31,6 +30,9 @@ PROCESS_BYTES = 200 * 1024**2
 
 ROW_BYTES = 23
 """of a row beside its sketch: scale, step, loss, norm, cluster, and whether there is one"""
+
+HEAD = "node:__internal_head__"
+"""a resource of the head node alone"""
 
 Bundle = Mapping[str, float]
 """amounts by resource, as Ray has them"""
@@ -102,12 +104,12 @@ def reserved(prefix: str) -> list[str]:
     return sorted(each["name"] for each in groups if each["name"].startswith(prefix) and each["state"] != "REMOVED")
 
 
-def on_head() -> NodeAffinitySchedulingStrategy | None:
-    """The head node, if it can be told: where the cluster's own memory is, an actor is lost with nothing less."""
-    for node in ray.nodes():
-        if node["Alive"] and "node:__internal_head__" in node["Resources"]:
-            return NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
-    return None
+def on_head() -> dict[str, float]:
+    """Resources that have an actor placed on the head node: where Ray's own memory is, it is lost with nothing less.
+
+    A strategy of affinity would not do: a node that joined just now may not know the head, and takes the actor itself.
+    """
+    return {HEAD: 0.001} if any(HEAD in node for node in _nodes()) else {}
 
 
 def _nodes() -> list[Bundle]:

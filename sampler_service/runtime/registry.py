@@ -242,7 +242,7 @@ def find_registry(config: ServiceConfig, make_scorer: MakeScorer | None) -> Acto
         "max_restarts": -1,
         "num_cpus": 0,
         "max_concurrency": 64,
-        "scheduling_strategy": placement.on_head() or "DEFAULT",
+        "resources": placement.on_head(),
         "runtime_env": {"env_vars": ONE_THREAD},
     }
     registry: Any = ray.remote(Registry).options(**options)

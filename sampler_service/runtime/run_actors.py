@@ -92,6 +92,11 @@ class RunHost:
                 log.exception("clusters could not be made anew")
 
 
+def _no_word_of_groups(record: logging.LogRecord) -> bool:
+    """Drop Ray's warning that an actor ends with its placement group: both end with the run."""
+    return "detached actor with a placement group is not recommended" not in record.getMessage()
+
+
 def start_run(config: RunConfig, service: ServiceConfig, opening: str) -> ActorHandle:
     """Start the actors of a run, and return that of the run itself once it answers.
 
@@ -105,6 +110,7 @@ def start_run(config: RunConfig, service: ServiceConfig, opening: str) -> ActorH
     options = {**lasting, "runtime_env": {"env_vars": env}}
     group = None
     if placement.needs_group(service):
+        logging.getLogger("ray.actor").addFilter(_no_word_of_groups)
         bundle, what = placement.bundle_of(config, service), f"the shards of run {config.run!r}"
         group = placement.reserve(_group(service.name, opening), what, bundle, service.shards)
     shards = [names.join("shard", opening, number) for number in range(service.shards)]

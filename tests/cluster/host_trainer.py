@@ -2,7 +2,7 @@
 
     python -m tests.cluster.host_trainer '{"address": "10.77.0.1:50051", "run": "job", "rank": 0, "world_size": 2, …}'
 
-Prints a line of JSON for each batch, {"epoch", "ids"}, and one at the end: {"accepted", "dropped"}, or {"error"}.
+Prints a line of JSON for each batch, {"epoch", "ids"}, and one at the end: what became of its reports, or {"error"}.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def train(
         reader.end_epoch()
     session.flush()
     counts = session.report_counts()
-    say(accepted=counts.accepted, dropped=counts.dropped)
+    say(accepted=counts.accepted, rejected=counts.rejected, dropped=counts.dropped)
     session.close()
 
 

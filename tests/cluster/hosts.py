@@ -1,8 +1,8 @@
 """Hosts on one machine, each with a network, processes, a name and a /tmp/ray of its own, and a cable to one switch.
 
 A host is a set of Linux namespaces, held by a process that waits for the end of its input. When this process ends,
-however it does, the kernel takes the hosts with it, and what runs on them and their cables. Outside nothing changes: the
-switch is a namespace too, and the addresses exist in there alone.
+however it does, the kernel takes the hosts with it, and what runs on them and their cables. Outside nothing changes:
+the switch is a namespace too, and the addresses exist in there alone.
 
     with Hosts() as hosts:
         head = hosts.add("head")

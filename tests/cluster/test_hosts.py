@@ -83,7 +83,7 @@ def test_two_gateways_and_a_slow_cable_that_loses_frames_deliver_every_example_o
     finally:
         cluster.hosts.clear("trainers")
     assert lost_and_repeated(received, EXAMPLES, 2) == (0, 0), by
-    assert [each.end for each in received] == [{"accepted": EXAMPLES, "dropped": 0}] * 2
+    assert [each.end for each in received] == [{"accepted": EXAMPLES, "rejected": {}, "dropped": 0}] * 2
     cluster.ask(cluster.gateway("head"), "client.close_run('weather')")
 
 
