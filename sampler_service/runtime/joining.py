@@ -23,6 +23,9 @@ JOIN_S = 30.0
 """within which it must let us in: one that was just started takes connections before its first node is there"""
 JOIN_PAUSE_S = 0.5
 
+SETTINGS = 4
+"""type of the frame by which HTTP/2, and so gRPC, begins"""
+
 
 def connect(address: str | None, namespace: str) -> None:
     """Join the cluster at `address`, or start one when it is None.
@@ -75,12 +78,32 @@ def _check_version() -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise Unavailable when nobody listens at "host:port" or "ray://host:port": Ray would try for minutes."""
+    """Raise Unavailable when nobody listens at "host:port" or "ray://host:port", or somebody else than a gRPC server, as
+    those of Ray are: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return
     try:
-        with socket.create_connection((host, int(port)), timeout=REACH_S):
-            pass
+        with socket.create_connection((host, int(port)), timeout=REACH_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_http2(connection):
+                raise Unavailable(
+                    f"no Ray cluster at {address!r}: somebody else listens there; Ray's own port is 6379 unless it was "
+                    "given another, see `ray status`"
+                )
     except OSError as error:
         raise Unavailable(f"no Ray cluster at {address!r}: {error}; start one with `ray start --head`") from error
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether a server greets as HTTP/2 has it: its settings come first, in a frame of type 4."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0)))
+    frame = b""
+    try:
+        while len(frame) < 4:
+            more = connection.recv(9)
+            if not more:
+                return False
+            frame += more
+    except (TimeoutError, ConnectionError):
+        return False
+    return frame[3] == SETTINGS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -13,6 +15,7 @@ import pytest
 import sampler_client as sampler
 from sampler_service.embedded import running_service
 from sampler_service.errors import Unavailable
+from sampler_service.runtime.joining import connect
 from tests.cluster.conftest import OPEN_CLUSTER, actors, answers, cli, free_ports, ray_head, until
 
 
@@ -83,6 +86,16 @@ def test_a_cluster_that_is_not_there_is_one_line_and_an_exit_code():
     assert said[-1].startswith(f"Unavailable: no Ray cluster at '127.0.0.1:{port}'")
     assert said[-1].endswith("start one with `ray start --head`")
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "closes"])
+def test_a_port_that_is_not_ray_s_is_told_apart_from_a_cluster_that_is_late(hangs):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        if not hangs:
+            threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(Unavailable, match=f"no Ray cluster at '{address}': somebody else listens there"):
+            connect(address, "nobody")
 
 
 def test_a_service_that_does_not_start_in_time_is_stopped_and_its_log_is_told():
