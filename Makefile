@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
 
-.PHONY: help setup demo test check fmt proto bench bench-training gpu-check clean
+.PHONY: help setup demo test test-hosts check fmt proto bench bench-training gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -37,9 +37,12 @@ proto: setup  ## regenerate the protobuf code; the virtual path makes its import
 	$(BIN)/python -m grpc_tools.protoc -Isampler_client/_pb=protos/sampler/v1 \
 		--python_out=client --pyi_out=client --grpc_python_out=client protos/sampler/v1/sampler.proto
 
+test-hosts: setup  ## only the test across hosts, which are namespaces of this machine; as root
+	$(BIN)/python -m pytest tests/cluster/test_hosts.py
+
 bench: bench-variance bench-convex bench-sketching bench-serving bench-staleness bench-draws  ## every benchmark but training
 
-bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -draws
+bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -draws, -hosts (as root)
 	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json
 
 bench-training: setup  ## samplers against shuffled epochs, about 3 hours; DATA=folder with mnist/ and cifar10/

@@ -78,8 +78,8 @@ def _check_version() -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise Unavailable when nobody listens at "host:port" or "ray://host:port", or somebody else than a gRPC server, as
-    those of Ray are: Ray itself would try for minutes."""
+    """Raise Unavailable when nobody listens at "host:port" or "ray://host:port", or somebody who is no gRPC server, as
+    Ray's are: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +44,8 @@ class Received:
 
     ids: dict[int, list[int]] = field(default_factory=dict)
     """by epoch, in order"""
+    at: list[float] = field(default_factory=list)
+    """when each batch came"""
     end: dict[str, Any] = field(default_factory=dict)
     """its last words"""
 
@@ -62,6 +64,7 @@ class Trainer:
                 said = json.loads(line)
                 if "ids" in said:
                     received.ids.setdefault(said["epoch"], []).extend(said["ids"])
+                    received.at.append(said["at"])
                 else:
                     received.end = said
         return received
@@ -187,6 +190,32 @@ class HostCluster:
         output = (self._folder / log).open("ab")
         self._logs.append(output)
         return self.hosts.start(name, command, environment=ENVIRONMENT, output=output)
+
+
+@contextmanager
+def service_across(
+    nodes: Sequence[str], gateways: Sequence[str], folder: Path, *, shards: int
+) -> Iterator[HostCluster]:
+    """Ray on hosts of these names, of which the first is its head, gateways on some of them, and a host for trainers.
+
+    Raises:
+        NotPossible: see `hosts`.
+    """
+    with Hosts() as hosts:
+        cluster = HostCluster(hosts, folder)
+        for name in (*nodes, "trainers"):
+            hosts.add(name)
+        try:
+            for group in (nodes[:1], nodes[1:]):
+                for name in group:
+                    cluster.start_node(name)
+                for name in group:
+                    cluster.await_node(name)
+            cluster.start_gateways(*gateways, options=("--shards", str(shards)))
+            yield cluster
+        finally:
+            hosts.__exit__()
+            cluster.close()
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float) -> None:

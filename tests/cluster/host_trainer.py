@@ -2,7 +2,7 @@
 
     python -m tests.cluster.host_trainer '{"address": "10.77.0.1:50051", "run": "job", "rank": 0, "world_size": 2, …}'
 
-Prints a line of JSON for each batch, {"epoch", "ids"}, and one at the end: what became of its reports, or {"error"}.
+Prints a line of JSON for each batch, {"epoch", "ids", "at"}, and one at the end: counts of its reports, or {"error"}.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def train(
     for _ in range(epochs):
         for _ in reader:
             batch = reader.received()
-            say(epoch=batch.epoch, ids=batch.example_ids.tolist())
+            say(epoch=batch.epoch, ids=batch.example_ids.tolist(), at=time.time())
             time.sleep(step_s)
             batch.report(np.ones(len(batch)), Gradients(batch.example_ids))
         reader.end_epoch()

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cluster.host_cluster import ENVIRONMENT, HostCluster, lost_and_repeated, until
-from tests.cluster.hosts import Hosts, why_not
+from tests.cluster.conftest import NOT_RUN
+from tests.cluster.host_cluster import ENVIRONMENT, HostCluster, lost_and_repeated, service_across, until
+from tests.cluster.hosts import why_not
 from tests.examples.ddp_worker import EPOCHS
 from trainer_examples.data import load
 
@@ -35,22 +36,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
     """Ray on three hosts, gateways on two of them, and a fourth host for trainers."""
     reason = why_not()
     if reason:
-        pytest.skip(f"the test across hosts was NOT run: {reason}")
-    with Hosts() as hosts:
-        cluster = HostCluster(hosts, tmp_path_factory.mktemp("hosts"))
-        for name in ("head", "worker-1", "worker-2", "trainers"):
-            hosts.add(name)
-        try:
-            for names in (["head"], ["worker-1", "worker-2"]):
-                for name in names:
-                    cluster.start_node(name)
-                for name in names:
-                    cluster.await_node(name)
-            cluster.start_gateways("head", "worker-1", options=("--shards", str(SHARDS)))
-            yield cluster
-        finally:
-            hosts.__exit__()
-            cluster.close()
+        pytest.skip(f"{NOT_RUN}: {reason}")
+    folder = tmp_path_factory.mktemp("hosts")
+    with service_across(("head", "worker-1", "worker-2"), ("head", "worker-1"), folder, shards=SHARDS) as cluster:
+        yield cluster
 
 
 def test_a_training_job_runs_across_hosts_and_its_shards_are_spread(cluster: HostCluster, tmp_path: Path) -> None:
