@@ -96,7 +96,7 @@ def test_a_worker_that_is_cut_off_for_moments_is_waited_for(cluster: HostCluster
 def test_a_worker_that_is_lost_takes_nothing_with_it_and_comes_back(cluster: HostCluster) -> None:
     either = f"ipv4:{cluster.gateway('worker-1')},{cluster.gateway('head')}"
     ranks = [
-        cluster.trainer(address, "lost", rank=rank, epochs=4, step_s=0.3, **JOB)
+        cluster.trainer(address, "lost", rank=rank, epochs=4, step_s=0.2, **JOB)
         for rank, address in enumerate((cluster.gateway("head"), either))
     ]
     until(lambda: all(rank.received().ids for rank in ranks), "both ranks to train", 60)
