@@ -8,10 +8,13 @@ from sampler_service.config import ServiceConfig
 from sampler_service.factories import find_factory
 from sampler_service.rpc.server import Server, check_free
 from sampler_service.runtime.cluster import Cluster
+from sampler_service.runtime.ending import down
 from sampler_service.scoring.installed import check_installed
 from sampler_service.scoring.worker import make_scorer
 from sampler_service.service import Service
 from sampler_service.web.server import WebServer, listen
+
+__all__ = ["down", "serve", "serve_page", "start"]
 
 
 def serve(service: Service, config: ServiceConfig) -> Server:

@@ -1,4 +1,4 @@
-"""`sampler-service up | status | top | explain | page | close | stop`."""
+"""`sampler-service up | status | top | explain | page | close | stop | down`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -25,8 +26,8 @@ from sampler_client.config import Timeouts
 from sampler_client.errors import NotFound, Stale
 from sampler_client.errors import SamplerError as ClientError
 from sampler_service import terminal
-from sampler_service.config import ServiceConfig
-from sampler_service.errors import SamplerError
+from sampler_service.config import SERVICE_NAME, ServiceConfig
+from sampler_service.errors import ConfigError, SamplerError
 from sampler_service.plain import plain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -34,6 +35,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console(width=None if sys.stdout.isatty() else 10_000)
 
 PAGE_PORT = 50052
+
+NAME = "of the service, where several share one Ray cluster; gateways of one name are one service"
 
 PREVIEWS = "package.module:factory of what examples look like on the page"
 
@@ -45,6 +48,7 @@ def up(  # noqa: PLR0913 - the options of a command line
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join (auto, host:port); none: one is started here")
     ] = None,
+    name: Annotated[str, typer.Option(help=NAME)] = SERVICE_NAME,
     host: Annotated[str, typer.Option(help="interface to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = 50051,
     shards: Annotated[int, typer.Option(help="sketch shards per run")] = 1,
@@ -65,9 +69,8 @@ def up(  # noqa: PLR0913 - the options of a command line
     ] = None,
 ) -> None:
     """Start the service and serve until SIGTERM, Ctrl-C or `sampler-service stop`."""
-    from sampler_service.app import start
-
     config = ServiceConfig(
+        name=name,
         host=host,
         port=port,
         shards=shards,
@@ -82,7 +85,7 @@ def up(  # noqa: PLR0913 - the options of a command line
         reflection=reflection,
     )
     console.print("starting Ray and the gateway …" if address is None else f"joining {address} …")
-    cluster = start(config, address)
+    cluster = _service_side().start(config, address)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # not earlier: starting Ray takes SIGTERM for itself
         signal.signal(number, lambda *_: stop.set())
@@ -209,6 +212,29 @@ def stop(service: Service = "127.0.0.1:50051") -> None:
     with SamplerClient(service) as client:
         client.stop_service()
     console.print(f"{service} is stopping")
+
+
+@app.command()
+def down(
+    address: Annotated[str, typer.Option(help="Ray cluster (auto, host:port)")] = "auto",
+    name: Annotated[str, typer.Option(help=NAME)] = SERVICE_NAME,
+) -> None:
+    """End a service on a Ray cluster, from any of its nodes: gateways drain, runs end, and nothing is left of it."""
+    stuck = _service_side().down(address, name)
+    for gateway in stuck:
+        console.print(f"[yellow]{gateway} did not drain and was killed[/yellow]")
+    console.print(f"service {name} on {address} is down")
+
+
+def _service_side() -> ModuleType:
+    """The composition root, imported late: commands that only ask a service need neither ray nor FAISS."""
+    try:
+        from sampler_service import app as service_side
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the service needs {error.name!r}, which is not installed: pip install '.[service]'"
+        ) from None
+    return service_side
 
 
 def main() -> None:

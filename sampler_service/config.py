@@ -14,6 +14,9 @@ from sampler_service.errors import ConfigError, Conflict
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
+SERVICE_NAME = "sampler-service"
+"""unless it is given another; also the Ray namespace of its actors"""
+
 Lost = Literal["redeliver", "drop"]
 
 MOST_EXAMPLES = 2**31 - 1
@@ -119,6 +122,8 @@ class RunConfig:
 class ServiceConfig:
     """How the service runs on its cluster."""
 
+    name: str = SERVICE_NAME
+    """of the service: those on one Ray cluster with different names know nothing of each other"""
     host: str = "127.0.0.1"
     """interface to listen on; 0.0.0.0 for trainers on other machines"""
     port: int = 50051
@@ -153,6 +158,7 @@ class ServiceConfig:
     """the operator's "package.module:factory" of what examples look like; see `sampler_service.web.previews`"""
 
     def __post_init__(self) -> None:
+        check_name("service", self.name)
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be 0 to 65535, got {self.port}")
         if self.page_port is not None and not 0 <= self.page_port <= 65535:
@@ -165,7 +171,7 @@ class ServiceConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("scorers", "scorer_gpus"):
+        for name in ("gpus_per_shard", "scorers", "scorer_gpus"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if bool(self.scorers) != bool(self.scoring):
