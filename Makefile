@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
+KEEP ?=
 
-.PHONY: help setup demo test check fmt proto bench bench-training gpu-check clean
+.PHONY: help setup demo test test-hosts check fmt proto bench bench-training gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -17,8 +18,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## the whole story on real data; DATA=path/to/parquet for another set
-	$(BIN)/python -m trainer_examples.demo $(if $(DATA),--data $(DATA))
+demo: setup  ## the whole story on real data; DATA=path/to/parquet for another set, KEEP=1 keeps service and page up
+	$(BIN)/python -m trainer_examples.demo $(if $(DATA),--data $(DATA)) $(if $(KEEP),--keep)
 
 test: setup check  ## everything CI runs
 	$(BIN)/python -m pytest
@@ -37,9 +38,14 @@ proto: setup  ## regenerate the protobuf code; the virtual path makes its import
 	$(BIN)/python -m grpc_tools.protoc -Isampler_client/_pb=protos/sampler/v1 \
 		--python_out=client --pyi_out=client --grpc_python_out=client protos/sampler/v1/sampler.proto
 
-bench: bench-variance bench-convex bench-sketching bench-serving bench-staleness bench-draws  ## every benchmark but training
+test-hosts: setup  ## only the test across hosts, which are namespaces of this machine; as root
+	$(BIN)/python -m pytest tests/cluster/test_hosts.py
 
-bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -draws
+BENCHMARKS := variance convex sketching serving staleness draws monitoring
+
+bench: $(BENCHMARKS:%=bench-%)  ## every benchmark but training and hosts
+
+bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -draws, -monitoring, -hosts (as root)
 	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json
 
 bench-training: setup  ## samplers against shuffled epochs, about 3 hours; DATA=folder with mnist/ and cifar10/

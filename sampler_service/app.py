@@ -5,11 +5,16 @@ from __future__ import annotations
 from functools import partial
 
 from sampler_service.config import ServiceConfig
+from sampler_service.factories import find_factory
 from sampler_service.rpc.server import Server, check_free
 from sampler_service.runtime.cluster import Cluster
-from sampler_service.scoring.factory import check_installed, find_factory
+from sampler_service.runtime.ending import down
+from sampler_service.scoring.installed import check_installed
 from sampler_service.scoring.worker import make_scorer
 from sampler_service.service import Service
+from sampler_service.web.server import WebServer, listen
+
+__all__ = ["down", "serve", "serve_page", "start"]
 
 
 def serve(service: Service, config: ServiceConfig) -> Server:
@@ -17,11 +22,21 @@ def serve(service: Service, config: ServiceConfig) -> Server:
     return Server(service, config)
 
 
+def serve_page(service: str, config: ServiceConfig) -> WebServer:
+    """The page of the service at "host:port"."""
+    return WebServer(service, host=config.host, port=config.page_port or 0, previews=config.previews)
+
+
 def start(config: ServiceConfig, address: str | None = None) -> Cluster:
     """The whole service: on a Ray cluster of its own, or on the one at `address`."""
+    # Errors now, before a cluster is started for nothing, and not in an actor.
     check_free(config.host, config.port)
-    if not config.scorers:
-        return Cluster(serve, config, address)
-    check_installed()
-    find_factory(config.scoring)  # its errors now, not in an actor
-    return Cluster(serve, config, address, partial(make_scorer, config.scoring))
+    if config.page_port is not None:
+        listen(config.host, config.page_port).close()
+    if config.previews:
+        find_factory("--previews", config.previews)
+    if config.scorers:
+        check_installed()
+        find_factory("--scoring", config.scoring)
+    scorer = partial(make_scorer, config.scoring) if config.scorers else None
+    return Cluster(serve, serve_page, config, address, scorer)

@@ -1,32 +1,44 @@
-"""`sampler-service up | status | close | stop`."""
+"""`sampler-service up | status | top | explain | page | close | stop | down`."""
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient
+from sampler_client.config import Timeouts
+from sampler_client.errors import NotFound, Stale
 from sampler_client.errors import SamplerError as ClientError
-from sampler_service.config import ServiceConfig
-from sampler_service.errors import SamplerError
+from sampler_service import terminal
+from sampler_service.config import SERVICE_NAME, ServiceConfig
+from sampler_service.errors import ConfigError, SamplerError
+from sampler_service.plain import plain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 # A pipe has no columns to fit: there, nothing is folded.
 console = Console(width=None if sys.stdout.isatty() else 10_000)
+
+PAGE_PORT = 50052
+
+NAME = "of the service, where several share one Ray cluster; gateways of one name are one service"
+
+PREVIEWS = "package.module:factory of what examples look like on the page"
 
 Service = Annotated[str, typer.Argument(help="host:port of the service")]
 
@@ -36,6 +48,7 @@ def up(  # noqa: PLR0913 - the options of a command line
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join (auto, host:port); none: one is started here")
     ] = None,
+    name: Annotated[str, typer.Option(help=NAME)] = SERVICE_NAME,
     host: Annotated[str, typer.Option(help="interface to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = 50051,
     shards: Annotated[int, typer.Option(help="sketch shards per run")] = 1,
@@ -43,15 +56,21 @@ def up(  # noqa: PLR0913 - the options of a command line
     scorers: Annotated[int, typer.Option(help="scorer processes per run, for trainers that publish weights")] = 0,
     scoring: Annotated[str, typer.Option(help="package.module:factory of what scorers run")] = "",
     scorer_gpus: Annotated[float, typer.Option(help="GPUs each scorer asks Ray for")] = 0.0,
+    page_port: Annotated[
+        int, typer.Option(help="port of the web page and of /metrics; 0 takes a free one")
+    ] = PAGE_PORT,
+    no_page: Annotated[bool, typer.Option("--no-page", help="serve neither page nor /metrics")] = False,
+    previews: Annotated[str, typer.Option(help=PREVIEWS)] = "",
     max_trainers: Annotated[int, typer.Option(help="trainers served at once; a thread each")] = 256,
     message_bytes: Annotated[int, typer.Option(help="ready batches share a message up to this size")] = 128 * 1024,
     reflection: Annotated[bool, typer.Option(help="serve gRPC reflection")] = False,
-    ready_file: Annotated[Path | None, typer.Option(help="write host:port here once it serves")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="write host:port here once it serves, and the page's address")
+    ] = None,
 ) -> None:
     """Start the service and serve until SIGTERM, Ctrl-C or `sampler-service stop`."""
-    from sampler_service.app import start
-
     config = ServiceConfig(
+        name=name,
         host=host,
         port=port,
         shards=shards,
@@ -59,20 +78,25 @@ def up(  # noqa: PLR0913 - the options of a command line
         scorers=scorers,
         scoring=scoring,
         scorer_gpus=scorer_gpus,
+        page_port=None if no_page else page_port,
+        previews=previews,
         max_trainers=max_trainers,
         message_bytes=message_bytes,
         reflection=reflection,
     )
     console.print("starting Ray and the gateway …" if address is None else f"joining {address} …")
-    cluster = start(config, address)
+    cluster = _service_side().start(config, address)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # not earlier: starting Ray takes SIGTERM for itself
         signal.signal(number, lambda *_: stop.set())
     try:
         console.print(f"[green]serving on {host}:{cluster.port}[/green]  (Ctrl-C to stop)")
+        if cluster.page_port is not None:
+            console.print(f"watch it at [link]http://{host}:{cluster.page_port}[/link]")
         if ready_file:
             temporary = ready_file.with_suffix(".part")
-            temporary.write_text(f"{host}:{cluster.port}")
+            shown = "" if cluster.page_port is None else f"http://{host}:{cluster.page_port}\n"
+            temporary.write_text(f"{host}:{cluster.port}\n{shown}")
             os.replace(temporary, ready_file)
         while not stop.is_set() and not cluster.wait_for_stop(0.5):
             pass
@@ -83,60 +107,95 @@ def up(  # noqa: PLR0913 - the options of a command line
 
 
 @app.command()
-def status(service: Service = "127.0.0.1:50051") -> None:
+def status(
+    service: Service = "127.0.0.1:50051",
+    as_json: Annotated[bool, typer.Option("--json", help="all figures as JSON, for scripts")] = False,
+) -> None:
     """Show every run: what it samples, and how well."""
     with SamplerClient(service) as client:
-        runs = {run: client.statistics(run) for run in client.runs()}
+        runs = _statistics(client, detail=as_json)
+    if as_json:
+        typer.echo(json.dumps({"service": service, "runs": [plain(said) for said in runs.values()]}, indent=2))
+        return
     if not runs:
         console.print(f"{service} serves no run yet")
         return
-    console.print(_table(f"runs of {service}", runs))
+    console.print(terminal.runs_table(f"runs of {service}", runs))
     console.print(
         "ratio: variance of a batch's gradient against i.i.d. draws. lead: batches that trainers hold, and may hold.",
         style="dim",
     )
-    for run, said in runs.items():
-        for word in filter(None, (said.reason, _shard_trouble(said), _scoring(said))):
-            console.print(f"{run}: {word}", markup=False, highlight=False)
+    for remark in terminal.remarks(runs):
+        console.print(remark, markup=False, highlight=False)
 
 
-def _shard_trouble(said: pb.GetStatisticsResponse) -> str:
-    """What became of shards that failed; empty when none did."""
-    away = f"{said.shards_away} of {said.shards} shards do not answer" if said.shards_away else ""
-    lost = f"shards came back empty {said.shards_lost} times, their sketches are lost" if said.shards_lost else ""
-    return "; ".join(filter(None, (away, lost)))
+@app.command()
+def top(
+    service: Service = "127.0.0.1:50051",
+    every_s: Annotated[float, typer.Option("--every", min=0.2, help="seconds between two looks")] = 1.0,
+    count: Annotated[int, typer.Option(help="end after so many looks; 0: go on until Ctrl-C")] = 0,
+) -> None:
+    """Watch every run and its trainers, live."""
+    view, looks = terminal.Top(service), 0
+    with (
+        SamplerClient(service, timeouts=Timeouts(call_s=5.0)) as client,
+        Live(console=console, auto_refresh=False) as live,
+    ):
+        try:
+            while True:
+                try:
+                    shown = view.frame(_statistics(client))
+                except ClientError as error:  # it may come back: say so, and go on
+                    if not looks:
+                        raise
+                    shown = Text(f"{service} does not answer, trying on: {error}", style="red")
+                live.update(shown, refresh=True)
+                looks += 1
+                if looks == count:
+                    return
+                time.sleep(every_s)
+        except KeyboardInterrupt:
+            return
 
 
-def _scoring(said: pb.GetStatisticsResponse) -> str:
-    """What scorers do; empty when there was nothing for them to do."""
-    if not said.weights_version:
-        return said.scorer_error
-    age = "-" if math.isnan(said.median_age_steps) else f"{said.median_age_steps:,.0f}"
-    words = (
-        f"{said.scorers} scorers at work, {said.scored_rows:,} rows scored, weights {said.weights_version} of step "
-        f"{said.weights_step:,}; median age {age} steps"
-    )
-    return f"{words}; {said.scorer_error}" if said.scorer_error else words
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(help="name of the run")],
+    example_id: Annotated[int, typer.Argument(metavar="ID", help="id of the example")],
+    service: Service = "127.0.0.1:50051",
+    neighbours: Annotated[int, typer.Option(min=1, max=100, help="nearest in gradient space to show")] = 8,
+) -> None:
+    """Say why an example was drawn, how often, or why never."""
+    with SamplerClient(service) as client:
+        console.print(terminal.explanation(run, client.explain(run, example_id, neighbours=neighbours)))
 
 
-def _table(title: str, runs: Mapping[str, pb.GetStatisticsResponse]) -> Table:
-    """A row per run, its policy below its name. In 80 columns long names are folded, and numbers stay whole."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold")
-    for heading in ("examples", "sketched", "batches", "ratio", "lead", "trainers"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for run, s in runs.items():
-        policy = s.policy if s.active_policy in ("", s.policy) else f"{s.policy} ({s.active_policy})"
-        table.add_row(
-            f"{escape(run)}\n  {policy}",
-            f"{s.num_examples:,}",
-            f"{s.sketch_coverage:.0%}",
-            f"{s.batches:,}",
-            "-" if math.isnan(s.variance_ratio) else f"{s.variance_ratio:.2f}",
-            f"{s.lead}/{s.max_lead}",
-            str(s.trainers),
-        )
-    return table
+@app.command()
+def page(
+    service: Service = "127.0.0.1:50051",
+    host: Annotated[str, typer.Option(help="interface to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = PAGE_PORT,
+    previews: Annotated[str, typer.Option(help=PREVIEWS)] = "",
+) -> None:
+    """Serve the web page of a service that runs elsewhere, until Ctrl-C."""
+    from sampler_service.web.server import WebServer
+
+    server = WebServer(service, host=host, port=port, previews=previews)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    console.print(f"the page of {service}: [link]http://{host}:{server.port}[/link]  (Ctrl-C to stop)")
+    ended.wait()
+    server.stop()
+
+
+def _statistics(client: SamplerClient, *, detail: bool = False) -> dict[str, pb.GetStatisticsResponse]:
+    """Where each run stands; one that ends meanwhile is left out."""
+    said: dict[str, pb.GetStatisticsResponse] = {}
+    for run in client.runs():
+        with suppress(NotFound, Stale):
+            said[run] = client.statistics(run, detail=detail)
+    return said
 
 
 @app.command()
@@ -153,6 +212,29 @@ def stop(service: Service = "127.0.0.1:50051") -> None:
     with SamplerClient(service) as client:
         client.stop_service()
     console.print(f"{service} is stopping")
+
+
+@app.command()
+def down(
+    address: Annotated[str, typer.Option(help="Ray cluster (auto, host:port)")] = "auto",
+    name: Annotated[str, typer.Option(help=NAME)] = SERVICE_NAME,
+) -> None:
+    """End a service on a Ray cluster, from any of its nodes: gateways drain, runs end, and nothing is left of it."""
+    stuck = _service_side().down(address, name)
+    for gateway in stuck:
+        console.print(f"[yellow]{gateway} did not drain and was killed[/yellow]")
+    console.print(f"service {name} on {address} is down")
+
+
+def _service_side() -> ModuleType:
+    """The composition root, imported late: commands that only ask a service need neither ray nor FAISS."""
+    try:
+        from sampler_service import app as service_side
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the service needs {error.name!r}, which is not installed: pip install '.[service]'"
+        ) from None
+    return service_side
 
 
 def main() -> None:

@@ -14,10 +14,17 @@ from sampler_service.errors import ConfigError, Conflict
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
+SERVICE_NAME = "sampler-service"
+"""unless it is given another; also the Ray namespace of its actors"""
+
 Lost = Literal["redeliver", "drop"]
 
 MOST_EXAMPLES = 2**31 - 1
 """of a dataset: orders and draws are kept as int32"""
+
+
+MOST_CLUSTERS = 16384
+"""each batch draws from all of them, and a centre is d numbers in every shard"""
 
 
 def check_name(kind: str, name: str) -> str:
@@ -77,6 +84,11 @@ class RunConfig:
             raise ConfigError(f"sketch_dim must be 1 to 4096, got {self.sketch_dim}; 64 suits clustering")
         if self.sketch_dtype not in ("float16", "float32"):
             raise ConfigError(f"sketch_dtype must be 'float16' or 'float32', got {self.sketch_dtype!r}")
+        if not 0 <= self.num_clusters <= MOST_CLUSTERS:
+            raise ConfigError(
+                f"num_clusters must be 0 to {MOST_CLUSTERS}, got {self.num_clusters}; as many as examples in a global "
+                "batch suit gradient clustering, which is what 0 takes"
+            )
         if not 1 <= self.max_lead <= 65536:
             raise ConfigError(f"max_lead must be 1 to 65536 batches, got {self.max_lead}")
         if not 0 < self.lease_s < float("inf"):
@@ -110,6 +122,8 @@ class RunConfig:
 class ServiceConfig:
     """How the service runs on its cluster."""
 
+    name: str = SERVICE_NAME
+    """of the service: those on one Ray cluster with different names know nothing of each other"""
     host: str = "127.0.0.1"
     """interface to listen on; 0.0.0.0 for trainers on other machines"""
     port: int = 50051
@@ -138,17 +152,26 @@ class ServiceConfig:
     """threads of a scorer's matrix products on the CPU"""
     max_weights_bytes: int = 4 * 1024**3
     """published weights may have"""
+    page_port: int | None = None
+    """of the web page and of /metrics, on the same interface; 0 takes a free one, None leaves them out"""
+    previews: str = ""
+    """the operator's "package.module:factory" of what examples look like; see `sampler_service.web.previews`"""
 
     def __post_init__(self) -> None:
+        check_name("service", self.name)
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be 0 to 65535, got {self.port}")
+        if self.page_port is not None and not 0 <= self.page_port <= 65535:
+            raise ConfigError(f"page_port must be 0 to 65535, got {self.page_port}")
+        if self.page_port and self.page_port == self.port:
+            raise ConfigError(f"port and page_port are both {self.port}; give the page another with --page-port")
         for name in (
             *("shards", "threads_per_shard", "max_trainers", "message_bytes"),
             *("threads_per_scorer", "max_weights_bytes"),
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("scorers", "scorer_gpus"):
+        for name in ("gpus_per_shard", "scorers", "scorer_gpus"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if bool(self.scorers) != bool(self.scoring):

@@ -69,6 +69,8 @@ class Delivery:
         self.expired = former.expired if former else 0
         self.leads: Counter[int] = former.leads if former else Counter()
         """how many batches were lent to a trainer that held so many"""
+        self.by_policy: Counter[str] = former.by_policy if former else Counter()
+        """how many batches were lent that a policy planned"""
 
     @property
     def epoch(self) -> int:
@@ -163,8 +165,10 @@ class Delivery:
         if here is not None:
             # They keep their batch_id: the trainer never saw them, and ids must rise on the new stream as well.
             here.queue(trainer.rank).extendleft(reversed(lost))
-            self.batches -= len(lost)
-            self.examples -= sum(len(batch.rows) for batch in lost)
+            examples = sum(len(batch.rows) for batch in lost)
+            self.batches, self.examples = self.batches - len(lost), self.examples - examples
+            trainer.batches, trainer.examples = trainer.batches - len(lost), trainer.examples - examples
+            self.by_policy.subtract(batch.policy for batch in lost)
 
     # --- inside ---
 
@@ -282,8 +286,11 @@ class Delivery:
         lent = replace(batch, lease_deadline=now + self._config.lease_s, lead=len(trainer.leases))
         trainer.leases[lent.batch_id] = lent
         trainer.last_batch_id = lent.batch_id
+        trainer.batches += 1
+        trainer.examples += len(lent.rows)
         self.batches += 1
         self.examples += len(lent.rows)
+        self.by_policy[lent.policy] += 1
         return lent
 
     def _expire(self, now: float) -> None:

@@ -27,10 +27,12 @@ class RunningService(str):
     """Its text is "host:port" of a service; it knows its process too.
 
     Attributes:
+        page: "http://host:port" of its web page; empty when it has none.
         process: `sampler-service up`; its `pid` is there to be killed.
         log: file with all that it printed; gone with the service.
     """
 
+    page: str
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -48,6 +50,7 @@ def running_service(
     *,
     shards: int = 1,
     port: int = 0,
+    page: bool = False,
     timeout_s: float = 120.0,
     stop_s: float = 30.0,
     arguments: Sequence[str] = (),
@@ -58,6 +61,7 @@ def running_service(
     Args:
         shards: sketch shards per run.
         port: 0 takes a free one.
+        page: serve the web page too, on a free port.
         timeout_s: within which it must serve.
         stop_s: within which it must have ended after SIGTERM; then it is killed.
         arguments: further options of `up`, such as ("--address", "auto").
@@ -70,6 +74,7 @@ def running_service(
     with tempfile.TemporaryDirectory(prefix="sampler-") as folder:
         ready, log = Path(folder, "ready"), Path(folder, "log")
         command = [sys.executable, "-m", "sampler_service", "up", "--port", str(port), "--shards", str(shards)]
+        command += ["--page-port", "0"] if page else ["--no-page"]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "--ready-file", str(ready), *arguments],
@@ -80,8 +85,9 @@ def running_service(
                 start_new_session=True,  # Ctrl-C is for the caller, who then stops this
             )
         try:
-            service = RunningService(_await_ready(process, ready, log, timeout_s))
-            service.process, service.log = process, log
+            address, page_address = _await_ready(process, ready, log, timeout_s)
+            service = RunningService(address)
+            service.page, service.process, service.log = page_address, process, log
             yield service
             ended_by_block = process.poll() is not None
             code = _stop(process, stop_s)
@@ -91,7 +97,8 @@ def running_service(
             _stop(process, stop_s)
 
 
-def _await_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, timeout_s: float) -> str:
+def _await_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, timeout_s: float) -> tuple[str, str]:
+    """Addresses of the service and of its page."""
     deadline = time.monotonic() + timeout_s
     while not ready.exists():
         code = process.poll()
@@ -100,7 +107,8 @@ def _await_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, timeo
         if time.monotonic() > deadline:
             raise Unavailable(f"the service does not serve after {timeout_s:g} s; its log ends with:\n{_tail(log)}")
         time.sleep(POLL_S)
-    return ready.read_text()
+    address, *page = ready.read_text().splitlines()
+    return address, page[0] if page else ""
 
 
 def _stop(process: subprocess.Popen[bytes], timeout_s: float) -> int:

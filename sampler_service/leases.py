@@ -23,6 +23,10 @@ SILENT_S = 10.0
 gateway that would have seen it may have died with it"""
 
 
+MOST_WAITED_S = 1e6
+"""a trainer can't have waited longer for one batch"""
+
+
 @dataclass(slots=True, kw_only=True)
 class Trainer:
     """One session."""
@@ -42,6 +46,12 @@ class Trainer:
     """batches in its hands, by batch_id"""
     last_batch_id: int = 0
     """the latest that was sent to it, or that it has said to have"""
+    batches: int = 0
+    """that it was lent"""
+    examples: int = 0
+    """that it was lent"""
+    waited_s: float = 0.0
+    """that it waited for batches, as it says"""
 
     def alive(self, now: float) -> bool:
         """Whether its rank is its own; it may be yet to open its stream."""
@@ -133,6 +143,8 @@ class Membership:
         self._of_rank: dict[int, Trainer] = {}
         self._gone: deque[str] = deque(maxlen=1024)
         self.group: Group | None = None
+        self.waited_s = 0.0
+        """that trainers waited for batches, those that left among them"""
 
     def __iter__(self) -> Iterator[Trainer]:
         return iter(list(self._of_rank.values()))
@@ -172,6 +184,12 @@ class Membership:
         trainer = Trainer(session=session, rank=rank, name=name, lead=lead, lost_at=now + UNCONNECTED_S, token=token)
         self._of_rank[rank] = trainer
         return trainer, holder
+
+    def waited(self, trainer: Trainer, seconds: float) -> None:
+        """A trainer says that it waited for batches; what can't be so counts as nothing."""
+        if 0.0 < seconds < MOST_WAITED_S:
+            trainer.waited_s += seconds
+            self.waited_s += seconds
 
     def remove(self, trainer: Trainer) -> None:
         """Forget a trainer; its session becomes stale."""

@@ -55,52 +55,6 @@ class Published:
     """the latest failure that no success followed; empty when there is none"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStatistics:
-    """What a person may want to know of a run; NaN where it is not known yet."""
-
-    run: str
-    dataset: str
-    num_examples: int
-    policy: str
-    active_policy: str
-    reason: str
-    unbiased: bool
-    table_version: int
-    epoch: int
-    batches: int
-    examples: int
-    reported_rows: int
-    rejected_rows: dict[str, int]
-    sketch_coverage: float
-    variance_ratio: float
-    effective_sample_ratio: float
-    num_clusters: int
-    refreshes: int
-    mean_age_steps: float
-    lead: int
-    max_lead: int
-    trainers: int
-    leases_expired: int
-    memory_bytes: int
-    shards: int
-    shards_away: int
-    shards_lost: int
-    candidates: int
-    stage_ratio: float
-    stage_cost: float
-    uniform_share: float
-    median_age_steps: float
-    p99_age_steps: float
-    median_lead: float
-    p99_lead: float
-    scorers: int
-    scored_rows: int
-    weights_version: int
-    weights_step: int
-    scorer_error: str
-
-
 Packed = tuple[list[tuple[Any, ...]], list[int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 

@@ -5,7 +5,7 @@
 Everything this file touches is a plain object behind a narrow face: the shards may be local or Ray actors, the
 policy and the planner are pure. Calls come from many threads; the lock is held for short, numpy-only work, and
 never while the shards cluster. What becomes of reports is in `intake`, when rates are made in `rates`, and who gets
-which batch in `delivery`, what scorers do in `scores`.
+which batch in `delivery`, what scorers do in `scores`, and what is seen of it all made in `observer`.
 
 Shapes: n examples.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,18 +23,20 @@ from sampler_service import reports
 from sampler_service.clustering import recluster, refresh_due
 from sampler_service.config import RunConfig
 from sampler_service.delivery import Delivery
+from sampler_service.drawn import Drawn
 from sampler_service.errors import ConfigError
 from sampler_service.intake import Intake
 from sampler_service.leases import Group, Membership, Trainer
 from sampler_service.monitor import VarianceMonitor
+from sampler_service.observer import Observer
 from sampler_service.rates import PresentRates
-from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, RunStatistics, Taken
+from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
 from sampler_service.scores import Scores
 from sampler_service.shards import Shards
 from sampler_service.stages import ENOUGH
 from sampler_service.table import Table
-from sampler_service.telemetry import effective_sample_ratio, lead_quantile, measured_ratio
 from sampler_service.types import Float32, Report, ScoreReport, Work
+from sampler_service.views import ExampleView, Explanation, RunStatistics
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,22 @@ class Sampler:
         monitor = self._monitor if self.policy.kind == "draw" else None
         self._intake = Intake(config, self._table, monitor, self._rates)
         self._scores = Scores(config, self._table)
+        self._drawn = Drawn(config.num_examples)
+        self._observer = Observer(
+            config=config,
+            policy=self.policy,
+            shards=shards,
+            table=self._table,
+            members=self._members,
+            rates=self._rates,
+            intake=self._intake,
+            scores=self._scores,
+            monitor=self._monitor,
+            drawn=self._drawn,
+            lock=self._lock,
+            clock=clock,
+            timeout_s=timeout_s,
+        )
         self._dropped_rate = False
         self._refreshes = 0
 
@@ -151,16 +168,22 @@ class Sampler:
             first, num_steps = self._of(trainer).start_epoch(trainer, epoch, skip_examples, first_step, now)
             return EpochStarted(epoch=epoch, num_steps=num_steps, policy=first.policy, reason=first.reason)
 
-    def take(self, session: str, count: int, acked: Sequence[int] = ()) -> Taken:
-        """End the leases of `acked` batches and lend up to `count` others."""
+    def take(self, session: str, count: int, acked: Sequence[int] = (), waited_s: float = 0.0) -> Taken:
+        """End the leases of `acked` batches and lend up to `count` others.
+
+        Args:
+            waited_s: seconds that the trainer waited for batches and did not tell before.
+        """
         with self._lock:
             trainer, now = self._members.find(session), self._clock()
             trainer.seen(now)
+            self._members.waited(trainer, waited_s)
             for batch_id in acked:
                 trainer.leases.pop(batch_id, None)
             count = min(count, trainer.lead - len(trainer.leases))
             batches, ended = self._of(trainer).take(trainer, count, now)
             self._intake.lend(batches)
+            self._drawn.add(batches)
             return Taken(batches=batches, ended=ended)
 
     # --- reports ---
@@ -266,7 +289,7 @@ class Sampler:
             policy = self._rates.policy
             if "cluster" not in policy.needs | getattr(policy, "uses", frozenset()):
                 return None
-            ratio = self._measured_ratio()
+            ratio = self._observer.measured_ratio()
             first = not self._table.cluster_sse_k.size  # also after they were forgotten
             if not first:
                 self._rates.judge(ratio)
@@ -297,6 +320,7 @@ class Sampler:
             self._intake.fresh_rows -= fresh_rows  # only now: a refresh that failed is due again
             self._dropped_rate &= not dropped_rate
             self._table.install(partition.cluster_n, partition.sse_k)
+            self._observer.clustered(partition)
             self._intake.clustered_at = self._table.version
             self._monitor.reset()
             self._refreshes += 1
@@ -324,57 +348,19 @@ class Sampler:
             self._rates.sketched = stock.sketched > 0 and not scored
             self._intake.fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
 
-    # --- statistics ---
+    # --- what is seen of it ---
 
-    def statistics(self) -> RunStatistics:
-        """Where the run stands."""
-        stock = self._shards.stock(self._timeout_s)
-        with self._lock:
-            chosen, table, delivery, stage = self._rates.chosen, self._table, self._delivery, self._rates.stage
-            ages = table.ages(gradients=self._intake.scored)
-            leads = delivery.leads if delivery else Counter[int]()
-            return RunStatistics(
-                run=self.config.run,
-                dataset=self.config.dataset,
-                num_examples=self.config.num_examples,
-                policy=self.policy.name,
-                active_policy=chosen.policy if chosen else "",
-                reason=chosen.reason if chosen else "",
-                unbiased=self.policy.unbiased,
-                table_version=table.version,
-                epoch=delivery.epoch if delivery else 0,
-                batches=delivery.batches if delivery else 0,
-                examples=delivery.examples if delivery else 0,
-                reported_rows=self._intake.accepted,
-                rejected_rows=dict(+(self._intake.rejected + self._scores.rejected)),
-                sketch_coverage=stock.sketched / self.config.num_examples,
-                variance_ratio=self._measured_ratio(),
-                effective_sample_ratio=effective_sample_ratio(chosen.rates, chosen.size_k) if chosen else float("nan"),
-                num_clusters=len(table.cluster_sse_k),
-                refreshes=self._refreshes,
-                mean_age_steps=ages.mean,
-                median_age_steps=ages.median,
-                p99_age_steps=ages.p99,
-                lead=max((len(trainer.leases) for trainer in self._members), default=0),
-                max_lead=self.config.max_lead,
-                trainers=self._members.present(self._clock()),
-                leases_expired=delivery.expired if delivery else 0,
-                memory_bytes=stock.memory_bytes + table.memory_bytes,
-                shards=self._shards.num_shards,
-                shards_away=stock.away,
-                shards_lost=stock.lost,
-                candidates=stage.candidates,
-                stage_ratio=stage.ratio(stage.candidates),
-                stage_cost=stage.cost(stage.candidates),
-                uniform_share=self._rates.uniform_share,
-                median_lead=lead_quantile(leads, 0.5),
-                p99_lead=lead_quantile(leads, 0.99),
-                scorers=self._scores.alive(self._clock()),
-                scored_rows=self._scores.rows,
-                weights_version=self._scores.version,
-                weights_step=self._scores.step,
-                scorer_error=self._scores.status(self._clock()),
-            )
+    def statistics(self, *, detail: bool = False) -> RunStatistics:
+        """Where the run stands; `detail`: with histograms and clusters."""
+        return self._observer.statistics(self._delivery, self._refreshes, detail=detail)
+
+    def explain(self, example_id: int, neighbours: int) -> Explanation:
+        """Why an example was drawn as often as it was; see `Observer.explain`."""
+        return self._observer.explain(self._delivery, example_id, neighbours)
+
+    def examples(self, order: str, count: int) -> list[ExampleView]:
+        """Examples that stand out; see `Observer.examples`."""
+        return self._observer.examples(order, count)
 
     # --- inside ---
 
@@ -418,9 +404,3 @@ class Sampler:
         group = self._members.group
         batch = group.batch_size * group.world_size if group else 64
         return self.config.num_clusters or max(1, min(batch, self.config.num_examples // 4))
-
-    def _measured_ratio(self) -> float:
-        chosen, group = self._rates.chosen, self._members.group
-        if chosen is None or group is None:
-            return float("nan")
-        return measured_ratio(self._monitor, chosen.rates, chosen.size_k, group.batch_size * group.world_size)

@@ -14,11 +14,12 @@ from typing import Protocol
 from sampler_service.config import RunConfig, check_name, check_size
 from sampler_service.errors import Conflict, NotFound, Stale
 from sampler_service.leases import Group, run_of
-from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, RunStatistics, Taken
+from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
 from sampler_service.sampler import Sampler
 from sampler_service.scorers import MakeScorer, ScorerLoop, Weights
 from sampler_service.shards import LocalShards
 from sampler_service.types import Float32, Report, ScoreReport, Work
+from sampler_service.views import ExampleView, Explanation, RunStatistics
 from sampler_service.weights import NO_SCORERS
 
 
@@ -55,7 +56,7 @@ class Service(Protocol):
 
     def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted: ...
 
-    def take(self, session: str, count: int, acked: Sequence[int]) -> Taken: ...
+    def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken: ...
 
     def report(self, session: str, reports: Sequence[Report]) -> ReportSummary: ...
 
@@ -70,7 +71,11 @@ class Service(Protocol):
         they raise ends the call, and the weights before stay."""
         ...
 
-    def statistics(self, run: str) -> RunStatistics: ...
+    def statistics(self, run: str, *, detail: bool = False) -> RunStatistics: ...
+
+    def explain(self, run: str, example_id: int, neighbours: int) -> Explanation: ...
+
+    def examples(self, run: str, order: str, count: int) -> list[ExampleView]: ...
 
     def stop(self) -> None:
         """Ask the process that started the service to drain and end it."""
@@ -198,8 +203,8 @@ class LocalService:
     def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted:
         return self._of(session).start_epoch(session, epoch, skip_examples, first_step)
 
-    def take(self, session: str, count: int, acked: Sequence[int]) -> Taken:
-        return self._of(session).take(session, count, acked)
+    def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken:
+        return self._of(session).take(session, count, acked, waited_s)
 
     def report(self, session: str, reports: Sequence[Report]) -> ReportSummary:
         sampler = self._of(session)
@@ -233,8 +238,14 @@ class LocalService:
                 sampler.refresh()
         return published
 
-    def statistics(self, run: str) -> RunStatistics:
-        return self._sampler(run).statistics()
+    def statistics(self, run: str, *, detail: bool = False) -> RunStatistics:
+        return self._sampler(run).statistics(detail=detail)
+
+    def explain(self, run: str, example_id: int, neighbours: int) -> Explanation:
+        return self._sampler(run).explain(example_id, neighbours)
+
+    def examples(self, run: str, order: str, count: int) -> list[ExampleView]:
+        return self._sampler(run).examples(order, count)
 
     def stop(self) -> None:
         self._on_stop()

@@ -21,6 +21,7 @@ from sampler_service.index.statistics import ClusterStatistics
 from sampler_service.shard import Refined, Shard
 from sampler_service.sketch import routing
 from sampler_service.types import NEVER, NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock, freeze
+from sampler_service.views import ShardView
 
 CHUNK_ROWS = 2048
 """rows visited by one call to a shard: 1 ms of assignment, some tens of a first pass of moves"""
@@ -42,14 +43,25 @@ class Columns:
 class Stock:
     """What the shards that answer hold."""
 
-    sketched: int
-    """examples with a sketch"""
-    memory_bytes: int
-    """of the shards' columns"""
-    away: int = 0
-    """shards that did not answer"""
+    each: list[ShardView]
+    """every shard, in order"""
     lost: int = 0
     """times that a shard was seen to have come back empty"""
+
+    @property
+    def sketched(self) -> int:
+        """Examples with a sketch."""
+        return sum(shard.sketched for shard in self.each)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the shards' columns."""
+        return sum(shard.memory_bytes for shard in self.each)
+
+    @property
+    def away(self) -> int:
+        """Shards that did not answer."""
+        return sum(shard.away for shard in self.each)
 
 
 class Shards(Protocol):
@@ -225,8 +237,13 @@ class LocalShards:
         return row_rd
 
     def stock(self, timeout_s: float | None = None) -> Stock:
-        _, sketched_s, bytes_s = zip(*[shard.stock() for shard in self._shards], strict=True)
-        return Stock(sketched=sum(sketched_s), memory_bytes=sum(bytes_s))
+        held = [shard.stock() for shard in self._shards]
+        return Stock(
+            each=[
+                ShardView(shard=number, away=False, sketched=sketched, memory_bytes=size)
+                for number, (_, sketched, size) in enumerate(held)
+            ]
+        )
 
 
 def total(statistics: Sequence[ClusterStatistics]) -> ClusterStatistics:

@@ -3,12 +3,10 @@
 The shards hold the rows of record; these columns are the run's own view of them, so that rates can be made
 without asking anybody.
 
-Shapes: n examples, r reported rows, k clusters.
+Shapes: n examples, r rows, k clusters.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,14 +21,7 @@ from sampler_service.types import (
     TableView,
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ages:
-    """How old what is known of a run's examples is, in steps: of their gradients, where there are any."""
-
-    mean: float
-    median: float
-    p99: float
+ALL = slice(None)
 
 
 class Table:
@@ -118,17 +109,17 @@ class Table:
             version=self.version,
         )
 
-    def ages(self, *, gradients: bool = False) -> Ages:
-        """Steps since the last norm or sketch, or else the last report, over examples that were reported; NaN when
-        none was. `gradients`: of norms and sketches alone."""
-        step_n = self.gradient_step_n
+    def ages(self, rows: Int64 | slice = ALL, *, gradients: bool = False) -> Int64:
+        """Steps (r,) since the last norm or sketch, or else the last report, of those of the rows that were reported.
+
+        Args:
+            rows: which to look at.
+            gradients: of norms and sketches alone.
+        """
+        step_r = self.gradient_step_n[rows]
         if not gradients:
-            step_n = np.where(step_n != NEVER, step_n, self.step_n)
-        age_r = self.step - step_n[step_n != NEVER]
-        if not len(age_r):
-            return Ages(mean=float("nan"), median=float("nan"), p99=float("nan"))
-        median, p99 = np.quantile(age_r, (0.5, 0.99))
-        return Ages(mean=float(age_r.mean()), median=float(median), p99=float(p99))
+            step_r = np.where(step_r != NEVER, step_r, self.step_n[rows])
+        return self.step - step_r[step_r != NEVER]
 
     @property
     def memory_bytes(self) -> int:

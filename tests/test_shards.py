@@ -97,7 +97,9 @@ def test_many_shards_answer_as_one(num_shards: int):
     np.testing.assert_array_equal(one.nearest(query_qd, 6).example_ids_qk, many.nearest(query_qd, 6).example_ids_qk)
     np.testing.assert_array_equal(one.rows(np.array([9, 2, 5])), many.rows(np.array([9, 2, 5])))
     assert one.sketched() == many.sketched() == NUM
-    assert one.stock() == many.stock()
+    for held in ("sketched", "memory_bytes", "away", "lost"):
+        assert getattr(one.stock(), held) == getattr(many.stock(), held)
+    assert [shard.shard for shard in many.stock().each] == list(range(num_shards))
 
 
 def test_what_was_never_reported_is_marked():
@@ -117,7 +119,7 @@ def test_the_stock_is_what_the_shards_hold():
     stock = filled(3).stock()
     assert (stock.sketched, stock.away, stock.lost) == (NUM, 0, 0)
     shards = LocalShards(NUM, DIM, 3)
-    assert shards.stock() == replace(stock, sketched=0)
+    assert shards.stock() == replace(stock, each=[replace(shard, sketched=0) for shard in stock.each])
     assert shards._shards[0].stock()[0] != Shard(0, 3, NUM, DIM).stock()[0], "another life"
 
 

@@ -88,7 +88,7 @@ class Curve:
         return math.nan, math.nan
 
 
-def train_under(
+def train_under(  # noqa: PLR0913 - keyword-only
     policy: str,
     data: ImageData,
     settings: Settings,
@@ -97,8 +97,9 @@ def train_under(
     run: str,
     seed: int,
     on_step: Callable[[], None] = lambda: None,
+    keep: bool = False,
 ) -> Curve:
-    """Train for `settings.steps` steps on batches of the service at `address`."""
+    """Train for `settings.steps` steps on batches of the service at `address`; with `keep` the run stays there."""
     torch.manual_seed(seed)
     model = make_model(data.image_shape, data.num_classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
@@ -108,7 +109,7 @@ def train_under(
     curve = Curve(policy=policy, seed=seed)
     clock = Stopwatch()
     with sampler.SamplerClient(address) as client:
-        loader = sampler.attach(loader, address, run=run, policy=policy, seed=seed, epochs=epochs)
+        loader = sampler.attach(loader, address, run=run, dataset=data.slug, policy=policy, seed=seed, epochs=epochs)
         clock.start()
         if policy == "rho_loss":
             client.set_reference(run, reference_losses(data, settings, seed))
@@ -129,7 +130,8 @@ def train_under(
                 curve.examples += len(batch)
                 curve.steps_active += batch.policy == policy
                 on_step()
-        client.close_run(run)  # what the service holds of it is not needed any more
+        if not keep:
+            client.close_run(run)  # what the service holds of it is not needed any more
     sketcher.close()
     images, labels = data.test.tensors
     curve.accuracy = float((_logits(model, images).argmax(1) == labels).float().mean())

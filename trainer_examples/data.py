@@ -46,6 +46,11 @@ class ImageData:
         _, c, h, w = self.train.tensors[0].shape
         return c, h, w
 
+    @property
+    def slug(self) -> str:
+        """The name as one of a dataset or a run, without blanks."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.name).split())
+
     def __str__(self) -> str:
         c, h, w = self.image_shape
         return (

@@ -3,6 +3,7 @@
     python -m trainer_examples.demo                               # digits, and digits with 90 % duplicates
     python -m trainer_examples.demo --data path/to/mnist --steps 1500
     python -m trainer_examples.demo --policies shuffle,importance --seeds 5
+    python -m trainer_examples.demo --keep                        # and look at it in a browser
 
 Every policy gets the same models, budget of steps, batch size and learning rate: the one of .02, .05, .1 and .2 at
 which *shuffling* does best. For the two digits sets it was found beforehand; for a set of your own it is looked for.
@@ -11,7 +12,7 @@ which *shuffling* does best. For the two digits sets it was found beforehand; fo
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sampler_client.errors import SamplerError as ClientError
-from sampler_service.embedded import running_service
+from sampler_service.embedded import RunningService, running_service
 from sampler_service.errors import SamplerError as ServiceError
 from trainer_examples.comparison import RATES, Curve, Settings, best_rate, train_under
 from trainer_examples.data import DataError, ImageData, load, with_duplicates
@@ -41,7 +42,7 @@ class Scenario:
     settings: Settings
 
 
-def main(
+def main(  # noqa: PLR0913 - the options of a command line
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
     policies: Annotated[str, typer.Option(help="comma-separated; shuffle is always among them")] = ",".join(POLICIES),
     steps: Annotated[int | None, typer.Option(help="of each run; none: 400 on digits, 800 on other sets")] = None,
@@ -49,19 +50,37 @@ def main(
     examples: Annotated[int, typer.Option(help="largest training set")] = 10_000,
     out: Annotated[Path, typer.Option(help="where the plot goes")] = Path("out/demo.png"),
     address: Annotated[str | None, typer.Option(help="a running service; none: one is started for the demo")] = None,
+    keep: Annotated[bool, typer.Option(help="keep service, runs and web page up afterwards, until Ctrl-C")] = False,
 ) -> dict[str, dict[str, list[Curve]]]:
     """Compare the sampling policies; returns {scenario: {policy: curves}}."""
     torch.set_num_threads(1)  # these models are small; the other cores are the service's
     chosen = list(dict.fromkeys(["shuffle", *(name.strip() for name in policies.split(",") if name.strip())]))
     scenarios = _scenarios(data, examples, steps)
     console.print("starting the service (Ray, gRPC) …" if address is None else f"using the service at {address}")
-    with running_service() if address is None else nullcontext(address) as host:
-        results = {s.data.name: _compare(s, chosen, seeds, host) for s in scenarios}
-    for scenario in scenarios:
-        _show(scenario, results[scenario.data.name], seeds)
-    save_plot(results, out)
-    console.print(f"\nplot: {out}")
+    with _service(keep) if address is None else nullcontext(address) as host:
+        if isinstance(host, RunningService) and host.page:
+            console.print(f"watch it at [link]{host.page}[/link]")
+        results = {s.data.name: _compare(s, chosen, seeds, host, keep=keep) for s in scenarios}
+        for scenario in scenarios:
+            _show(scenario, results[scenario.data.name], seeds)
+        save_plot(results, out)
+        console.print(f"\nplot: {out}")
+        if isinstance(host, RunningService) and host.page:
+            _stay(host)
     return results
+
+
+def _service(keep: bool) -> AbstractContextManager[RunningService]:
+    """A service for the demo; one that is kept has a page with pictures, where `sampler-service up` has it."""
+    if not keep:
+        return running_service()
+    return running_service(page=True, arguments=("--previews", "trainer_examples.previews:digits"))
+
+
+def _stay(service: RunningService) -> None:
+    console.print(f"\nthe service stays at {service}, its page at [link]{service.page}[/link]  (Ctrl-C to stop)")
+    with suppress(KeyboardInterrupt):
+        service.process.wait()
 
 
 def _scenarios(path: str | None, examples: int, steps: int | None) -> list[Scenario]:
@@ -77,7 +96,9 @@ def _scenarios(path: str | None, examples: int, steps: int | None) -> list[Scena
     ]
 
 
-def _compare(scenario: Scenario, policies: list[str], seeds: int, address: str) -> dict[str, list[Curve]]:
+def _compare(
+    scenario: Scenario, policies: list[str], seeds: int, address: str, *, keep: bool
+) -> dict[str, list[Curve]]:
     """Train under every policy, seed by seed, so that what else the machine does hits all alike."""
     console.print(f"\n[bold]{scenario.data}[/bold]", highlight=False)
     runs: dict[str, list[Curve]] = {policy: [] for policy in policies}
@@ -93,9 +114,10 @@ def _compare(scenario: Scenario, policies: list[str], seeds: int, address: str) 
                     scenario.data,
                     scenario.settings,
                     address=address,
-                    run=f"demo/{_slug(scenario.data.name)}/{policy}/{seed}",
+                    run=f"demo/{scenario.data.slug}/{policy}/{seed}",
                     seed=seed,
                     on_step=lambda task=task: progress.advance(task),
+                    keep=keep,
                 )
                 runs[policy].append(curve)
     return runs
@@ -120,10 +142,6 @@ def _show(scenario: Scenario, runs: dict[str, list[Curve]], seeds: int) -> None:
     )
     for note in notes_of(runs):
         console.print(f"  {note}", style="dim", highlight=False)
-
-
-def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
 def run() -> None:

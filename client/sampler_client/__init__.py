@@ -39,10 +39,12 @@ from sampler_client.errors import (
     Stale,
     VersionMismatch,
 )
+from sampler_client.figures import FigureLogger, WandbWriter
 
 if TYPE_CHECKING:
     from sampler_client.pytorch.loader import RemoteBatchSampler, SampledLoader, attach
     from sampler_client.pytorch.sketcher import GradientSketcher
+    from sampler_client.pytorch.tensorboard import TensorBoardWriter
     from sampler_client.pytorch.two_stage.scorer import LastLayerScorer, Scores
     from sampler_client.pytorch.two_stage.stage import TwoStage
 
@@ -53,6 +55,7 @@ __all__ = [
     "Busy",
     "ConfigError",
     "Conflict",
+    "FigureLogger",
     "GradientSketcher",
     "LastLayerScorer",
     "MessageTooLarge",
@@ -68,9 +71,11 @@ __all__ = [
     "ServiceUnavailable",
     "SketchError",
     "Stale",
+    "TensorBoardWriter",
     "Timeouts",
     "TwoStage",
     "VersionMismatch",
+    "WandbWriter",
     "attach",
 ]
 
@@ -80,6 +85,7 @@ _TORCH = {
     "RemoteBatchSampler": "sampler_client.pytorch.loader",
     "SampledLoader": "sampler_client.pytorch.loader",
     "Scores": "sampler_client.pytorch.two_stage.scorer",
+    "TensorBoardWriter": "sampler_client.pytorch.tensorboard",
     "TwoStage": "sampler_client.pytorch.two_stage.stage",
     "attach": "sampler_client.pytorch.loader",
 }

@@ -154,10 +154,39 @@ class SamplerClient:
         """Names of the runs that are open."""
         return list(self._call(pb_grpc.RunsStub(self.channel()).List, pb.ListRunsRequest(), "list runs").runs)
 
-    def statistics(self, run: str) -> pb.GetStatisticsResponse:
-        """What the service knows of a run; fields are described in the proto."""
-        request = pb.GetStatisticsRequest(run=run)
+    def statistics(self, run: str, *, detail: bool = False) -> pb.GetStatisticsResponse:
+        """What the service knows of a run; fields are described in the proto.
+
+        Args:
+            run: its name.
+            detail: with histograms and clusters.
+        """
+        request = pb.GetStatisticsRequest(run=run, detail=detail)
         return self._call(pb_grpc.StatisticsStub(self.channel()).Get, request, f"statistics of run {run!r}")
+
+    def explain(self, run: str, example_id: int, *, neighbours: int = 8) -> pb.ExplainResponse:
+        """Why an example was drawn as often as it was, or never, and what is near it in gradient space.
+
+        Args:
+            run: its name.
+            example_id: 0 … num_examples-1.
+            neighbours: how many to look for, 1 to 100.
+        """
+        request = pb.ExplainRequest(run=run, example_id=example_id, neighbours=neighbours)
+        what = f"explain example {example_id} of run {run!r}"
+        return self._call(pb_grpc.StatisticsStub(self.channel()).Explain, request, what)
+
+    def examples(self, run: str, order: str, *, count: int = 24) -> list[pb.ExampleStatistics]:
+        """Examples that stand out.
+
+        Args:
+            run: its name.
+            order: "hardest", "redundant", "most_drawn" or "never_drawn".
+            count: how many at most, 1 to 1000.
+        """
+        request = pb.ExamplesRequest(run=run, order=order, count=count)
+        what = f"{order} examples of run {run!r}"
+        return list(self._call(pb_grpc.StatisticsStub(self.channel()).Examples, request, what).examples)
 
     def fence(self, run: str) -> int:
         """Return, with its version, when everything reported before is in the table of the next batch."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
-from sampler_client.config import RunOptions, check_whole
+from sampler_client.config import RunOptions, Timeouts, check_whole
 from sampler_client.errors import ConfigError, NotFound, SamplerError, Stale
 from sampler_client.publisher import PublishCounts, Publisher, Weights
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
@@ -21,6 +21,9 @@ from sampler_client.stream import BatchStream
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
+
+ASK_S = 5.0
+"""deadline of a question that nobody waits for"""
 
 
 class Source(Protocol):
@@ -47,6 +50,8 @@ class Source(Protocol):
     def flush(self, timeout_s: float | None = None) -> None: ...
 
     def fence(self) -> int: ...
+
+    def statistics(self) -> pb.GetStatisticsResponse: ...
 
     def close(self) -> None: ...
 
@@ -157,6 +162,17 @@ class Session:
         except NotFound:  # the service was restarted, and no report was there to notice
             self._join()
             return self.client.fence(self.run)
+
+    def statistics(self) -> pb.GetStatisticsResponse:
+        """Where the run stands; also after `close`, and from any thread.
+
+        Raises:
+            SamplerError: the service does not answer, or knows no such run; after ASK_S at the latest.
+        """
+        limit_s = min(ASK_S, self.client.timeouts.call_s)
+        # By a connection of its own: it must not depend on that of the batches, which is closed at any time.
+        with SamplerClient(self.client.address, timeouts=Timeouts(call_s=limit_s)) as client:
+            return client.statistics(self.run)
 
     def close(self) -> None:
         self.reporter.close()

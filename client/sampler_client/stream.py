@@ -75,6 +75,7 @@ class BatchStream:
         self._requests: _Requests | None = None
         self._replies: Any = None
         self._waiting_since: float | None = None
+        self._waited_s = 0.0  # not told yet
         self._timed_out = False
         self._watchdog: threading.Thread | None = None
         self._closed = threading.Event()
@@ -150,7 +151,7 @@ class BatchStream:
 
     def _send_credit(self) -> None:
         if self._done and self._requests is not None:
-            self._requests.send(credit=pb.Credit(count=len(self._done), acked=self._done))
+            self._requests.send(credit=pb.Credit(count=len(self._done), acked=self._done, waited=self._waited()))
             self._done = []
 
     def finish_epoch(self) -> None:
@@ -162,7 +163,7 @@ class BatchStream:
         self._done.extend(self._held)
         self._held.clear()
         if self._done and self._requests is not None:
-            self._requests.send(credit=pb.Credit(count=0, acked=self._done))
+            self._requests.send(credit=pb.Credit(count=0, acked=self._done, waited=self._waited()))
         self._done = []
         if self._requests is not None and not self._replies.is_active():
             try:
@@ -231,11 +232,16 @@ class BatchStream:
             if reply.WhichOneof("reply") == "block":
                 self._last_batch_id = max(b.batch_id for b in reply.block.batch)
 
+    def _waited(self) -> float:
+        """Seconds that the loop waited for batches since it was asked last."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
+
     def _start_request(self) -> pb.StartEpoch:
         return pb.StartEpoch(epoch=self._epoch, skip_examples=self._skip, first_step=self._received)
 
     def _receive(self) -> pb.BatchReply:
-        self._waiting_since = time.monotonic()
+        self._waiting_since = began = time.monotonic()
         try:
             reply = next(self._replies)
             self._broken_since = None
@@ -244,6 +250,7 @@ class BatchStream:
             raise _Ended from None
         finally:
             self._waiting_since = None
+            self._waited_s += time.monotonic() - began
 
     def _watch(self) -> None:
         """Cancel a wait that is over its deadline; a blocking read of grpc has none of its own."""

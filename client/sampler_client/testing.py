@@ -119,6 +119,14 @@ class FakeSession:
     def fence(self) -> int:
         return len(self.reports)
 
+    def statistics(self) -> pb.GetStatisticsResponse:
+        said = pb.GetStatisticsResponse(policy="shuffle", active_policy="shuffle", trainers=1)
+        for field in said.DESCRIPTOR.fields:
+            if field.type == field.TYPE_DOUBLE and field.name != "waited_seconds":
+                setattr(said, field.name, np.nan)  # measured by services only
+        said.num_examples, said.batches = len(self._weight_n), self._last_batch_id
+        return said
+
     def close(self) -> None:
         self.closed = True
 

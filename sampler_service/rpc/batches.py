@@ -119,7 +119,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
     def _answer(self, session: str, stream: _Stream, inbox: Inbox) -> Iterator[pb.BatchReply]:
         """Turn credit into batches until the requests end."""
         # A stream that was opened again goes on with its epoch: credit for it comes with no other request.
-        credit, epoch, inside, acked = 0, 0, True, []
+        credit, epoch, inside, acked, waited_s = 0, 0, True, [], 0.0
         while (request := self._request(session, stream, inbox, wait=not (credit and inside))) is not None:
             kind = request.WhichOneof("request")
             if kind == "epoch":
@@ -138,12 +138,13 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             elif kind == "credit":
                 credit += request.credit.count
                 acked.extend(request.credit.acked)
+                waited_s += request.credit.waited
             # Several requests may be waiting: one call to the run serves them all.
             if inbox.empty() and (acked or (inside and credit > 0)):
-                taken = self._take(session, stream, credit if inside else 0, acked)
+                taken = self._take(session, stream, credit if inside else 0, acked, waited_s)
                 if taken is None:
                     return
-                acked = []
+                acked, waited_s = [], 0.0
                 credit -= len(taken.batches)
                 yield from encode_batches(taken.batches, self._message_bytes)
                 if taken.ended and inside and credit > 0:
@@ -152,7 +153,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                 elif inside and not taken.batches and credit > 0:
                     time.sleep(WAIT_S)
         if acked:  # the last word of a trainer that leaves: what it has done must not go to others
-            self._take(session, stream, 0, acked)
+            self._take(session, stream, 0, acked, waited_s)
 
     def _request(self, session: str, stream: _Stream, inbox: Inbox, *, wait: bool) -> pb.BatchRequest | None:
         """The next request, an empty one when there is none (yet), None when the stream shall end."""
@@ -163,13 +164,13 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             self._renew(session, stream)
         return request
 
-    def _take(self, session: str, stream: _Stream, count: int, acked: list[int]) -> Taken | None:
+    def _take(self, session: str, stream: _Stream, count: int, acked: list[int], waited_s: float) -> Taken | None:
         """Batches for this stream, or None when another has displaced it."""
         with stream.taking:
             if stream.displaced:
                 return None
             stream.heard_at = time.monotonic()
-            return self._service.take(session, count, acked)
+            return self._service.take(session, count, acked, waited_s)
 
     def _renew(self, session: str, stream: _Stream) -> None:
         """Tell the run now and then that a silent trainer is there."""

@@ -22,6 +22,10 @@ from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
 from sampler_service.types import Report, Stage
 
+NEIGHBOURS = 8
+EXAMPLES = 24
+"""that are looked for when nobody says how many"""
+
 REPORTS_PER_CALL = 32
 """reports handed on together: one call to the run's actor instead of many"""
 
@@ -171,7 +175,17 @@ class StatisticsServicer(pb_grpc.StatisticsServicer):
 
     def Get(self, request: pb.GetStatisticsRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
-            return pb.GetStatisticsResponse(**asdict(self._service.statistics(request.run)))
+            return pb.GetStatisticsResponse(**asdict(self._service.statistics(request.run, detail=request.detail)))
+
+    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            found = self._service.explain(request.run, request.example_id, request.neighbours or NEIGHBOURS)
+            return pb.ExplainResponse(**asdict(found))
+
+    def Examples(self, request: pb.ExamplesRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            found = self._service.examples(request.run, request.order, request.count or EXAMPLES)
+            return pb.ExamplesResponse(examples=[pb.ExampleStatistics(**asdict(example)) for example in found])
 
 
 class ControlServicer(pb_grpc.ControlServicer):

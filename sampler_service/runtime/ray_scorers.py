@@ -9,7 +9,6 @@ import logging
 import os
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from sampler_service.config import RunConfig, ServiceConfig
+from sampler_service.config import ServiceConfig
 from sampler_service.errors import Unavailable
+from sampler_service.runtime import names
 from sampler_service.runtime.calls import answer
 from sampler_service.scorers import RowScorer, ScorerLoop, Weights
 from sampler_service.types import ScoreReport, Work
@@ -110,47 +110,46 @@ class ScorerHost:
 
 
 class Staff:
-    """The scorers of one run and the actor of their weights. Making one waits for none of them to start.
+    """The scorers of one run and the actor of their weights, made now or found again by their names. Making one waits
+    for none of them to start.
 
     Args:
-        config: the run's.
         service: how many scorers, and where.
-        namespace: of the actors' names.
-        run_actor: name of the run's actor.
+        opening: of the run, by which its actors are named.
         make: makes the model and its records, in the scorer's process.
+        version: of the newest weights that the run knows.
     """
 
     def __init__(
         self,
-        config: RunConfig,
         service: ServiceConfig,
         *,
-        namespace: str,
-        run_actor: str,
+        opening: str,
         make: Callable[[], RowScorer],
+        version: int = 0,
     ) -> None:
-        self._version = 0
-        weights_name = f"{config.run}/{uuid.uuid4().hex}/weights"
-        named = {"name": weights_name, "namespace": namespace}
-        store: Any = ray.remote(WeightsStore).options(num_cpus=0, max_restarts=-1, **named)
+        self._version = version
+        weights_name = names.join("weights", opening)
+        lasting = {"namespace": service.name, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}
+        store: Any = ray.remote(WeightsStore).options(**lasting, name=weights_name, num_cpus=0)
         self.weights: ActorHandle = store.remote()
         threads = str(service.threads_per_scorer)
         env = {**ONE_THREAD, "MKL_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-        host: Any = ray.remote(ScorerHost).options(
-            num_cpus=0, num_gpus=service.scorer_gpus, max_restarts=-1, runtime_env={"env_vars": env}
-        )
-        desk = RayDesk(namespace, run_actor, weights_name, service.call_s)
-        self._scorers: list[ActorHandle] = [
-            host.remote(f"scorer {number}", make, desk, not service.scorer_gpus) for number in range(service.scorers)
-        ]
+        desk = RayDesk(service.name, names.join("run", opening), weights_name, service.call_s)
+        for number in range(service.scorers):
+            host: Any = ray.remote(ScorerHost).options(
+                **lasting,
+                name=names.join("scorer", opening, number),
+                num_cpus=0,
+                num_gpus=service.scorer_gpus,
+                runtime_env={"env_vars": env},
+            )
+            host.remote(f"scorer {number}", make, desk, not service.scorer_gpus)
 
     def next_version(self) -> int:
         """Of the weights that come next; counted here, so that it rises though the weights' actor was restarted."""
         self._version += 1
         return self._version
-
-    def actors(self) -> list[ActorHandle]:
-        return [*self._scorers, self.weights]
 
 
 def send_weights(store: Any, version: int, step: int, chunks: Iterable[bytes], timeout_s: float) -> None:

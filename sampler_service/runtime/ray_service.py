@@ -11,10 +11,11 @@ from ray.actor import ActorHandle
 from sampler_service.config import RunConfig
 from sampler_service.errors import Unavailable
 from sampler_service.leases import Group, run_of
-from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, RunStatistics, Taken
+from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
 from sampler_service.runtime.calls import answer
 from sampler_service.runtime.ray_scorers import send_weights
 from sampler_service.types import Float32, Report
+from sampler_service.views import ExampleView, Explanation, RunStatistics
 
 
 class RayService:
@@ -70,8 +71,8 @@ class RayService:
     def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted:
         return self._call(run_of(session), "start_epoch", session, epoch, skip_examples, first_step)
 
-    def take(self, session: str, count: int, acked: Sequence[int]) -> Taken:
-        return self._call(run_of(session), "take", session, count, acked)
+    def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken:
+        return self._call(run_of(session), "take", session, count, acked, waited_s)
 
     def report(self, session: str, reports: Sequence[Report]) -> ReportSummary:
         return self._call(run_of(session), "report", session, reports)
@@ -92,8 +93,14 @@ class RayService:
         send_weights(store, version, step, chunks, self._call_s)
         return self._call(run, "published", version, step, scorers)
 
-    def statistics(self, run: str) -> RunStatistics:
-        return self._call(run, "statistics")
+    def statistics(self, run: str, *, detail: bool = False) -> RunStatistics:
+        return self._call(run, "statistics", detail=detail)
+
+    def explain(self, run: str, example_id: int, neighbours: int) -> Explanation:
+        return self._call(run, "explain", example_id, neighbours)
+
+    def examples(self, run: str, order: str, count: int) -> list[ExampleView]:
+        return self._call(run, "examples", order, count)
 
     def stop(self) -> None:
         self._on_stop()
@@ -107,7 +114,7 @@ class RayService:
             self._registry = self._find_registry()
             raise
 
-    def _call(self, run: str, method: str, *args: Any) -> Any:
+    def _call(self, run: str, method: str, *args: Any, **options: Any) -> Any:
         with self._lock:
             host = self._hosts.get(run)
         if host is None:
@@ -115,7 +122,7 @@ class RayService:
             with self._lock:
                 self._hosts[run] = host
         try:
-            return answer(host.call.remote(method, *args), self._call_s, f"the actor of run {run!r}")
+            return answer(host.call.remote(method, *args, **options), self._call_s, f"the actor of run {run!r}")
         except Unavailable:
             # It may have been closed and opened again by another gateway: look it up next time.
             with self._lock:

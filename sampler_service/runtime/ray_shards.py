@@ -23,6 +23,7 @@ from sampler_service.shard import Refined
 from sampler_service.shards import CHUNK_ROWS, Columns, Stock, relay, sample_shares, total
 from sampler_service.sketch import routing
 from sampler_service.types import NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
+from sampler_service.views import ShardView
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class RayShards:
         references: list[Any] = [actor.stock.remote() for actor in self._actors]
         limit_s = min(STOCK_S, self._call_s if timeout_s is None else timeout_s)
         here, _ = ray.wait(references, num_returns=len(references), timeout=limit_s)
-        sketched = memory_bytes = away = 0
+        each: list[ShardView] = []
         for shard, reference in enumerate(references):
             try:
                 if reference not in here:
@@ -152,11 +153,11 @@ class RayShards:
                 life, rows, size = self._answer(reference, shard, timeout_s)
             except Unavailable as error:
                 log.warning("%s", error)
-                away += 1
+                each.append(ShardView(shard=shard, away=True, sketched=0, memory_bytes=0))
                 continue
-            sketched, memory_bytes = sketched + rows, memory_bytes + size
+            each.append(ShardView(shard=shard, away=False, sketched=rows, memory_bytes=size))
             self._note_life(shard, life)
-        return Stock(sketched=sketched, memory_bytes=memory_bytes, away=away, lost=self._lost)
+        return Stock(each=each, lost=self._lost)
 
     def _note_life(self, shard: int, life: str) -> None:
         with self._lock:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sampler_service.errors import ConfigError
+from sampler_service.factories import find_factory
 from sampler_service.scoring import Scoring
-from sampler_service.scoring.factory import find_factory
 from sampler_service.types import Float32, Int64, Scored
 
 
@@ -22,7 +22,7 @@ def make_scorer(factory: str, dataset: str, num_examples: int, sketch_dim: int) 
     Raises:
         ConfigError: the factory does not score this dataset, or what it returns does not fit it.
     """
-    scoring = find_factory(factory)(dataset)
+    scoring = find_factory("--scoring", factory)(dataset)
     if scoring is None:
         raise ConfigError(f"{factory} returned None: dataset {dataset!r} is not scored here")
     if not isinstance(scoring, Scoring):

@@ -30,10 +30,10 @@ class Stuck(LocalService):
         super().__init__()
         self.released = threading.Event()
 
-    def take(self, session, count, acked):
+    def take(self, session, count, acked, waited_s=0.0):
         if count:
             self.released.wait(30)
-        return super().take(session, count, acked)
+        return super().take(session, count, acked, waited_s)
 
 
 @pytest.fixture

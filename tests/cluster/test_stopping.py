@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,33 +15,15 @@ import pytest
 import sampler_client as sampler
 from sampler_service.embedded import running_service
 from sampler_service.errors import Unavailable
-from tests.cluster.conftest import actors, cli, until
-
-OPEN_CLUSTER = {"RAY_AUTH_MODE": "disabled"}
-"""Whether Ray asks for a token depends on the home directory otherwise."""
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+from sampler_service.runtime.joining import connect
+from tests.cluster.conftest import OPEN_CLUSTER, actors, answers, cli, free_ports, ray_head, until
 
 
 @pytest.fixture
 def ray_cluster() -> Iterator[tuple[str, int]]:
     """Address and process of a Ray cluster that belongs to somebody else."""
-    port, client_port, low = free_ports(3)
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=false"]
-    command += [f"--port={port}", f"--ray-client-server-port={client_port}", f"--node-manager-port={low}"]
-    command += ["--object-store-memory=100000000", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
-    environment = {**os.environ, **OPEN_CLUSTER}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
-        try:
-            yield f"127.0.0.1:{port}", head.pid
-        finally:
-            for process in [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]:
-                process.kill()
+    with ray_head() as head:
+        yield head
 
 
 def first_batch(address: str, attach) -> sampler.SampledLoader:
@@ -73,7 +51,6 @@ def test_sigterm_with_an_open_stream_drains_and_leaves_no_process(attach):
 
 def test_gateways_of_a_cluster_share_its_runs_and_the_last_to_leave_ends_them(attach, ray_cluster):
     address, head = ray_cluster
-    until(lambda: _answers(address), "the Ray cluster to answer")
     joining = {"arguments": ("--address", address), "environment": OPEN_CLUSTER}
     with running_service(**joining) as first, running_service(**joining) as second:
         here, there = (
@@ -98,7 +75,7 @@ def test_gateways_of_a_cluster_share_its_runs_and_the_last_to_leave_ends_them(at
         assert second.process.wait(30) == 0, second.log.read_text()
     ours = ("Gateway", "Registry", "RunHost", "Shard")
     until(lambda: not any(actors(head, title) for title in ours), "the cluster to be empty of us", 20)
-    assert _answers(address)
+    assert answers(address)
 
 
 def test_a_cluster_that_is_not_there_is_one_line_and_an_exit_code():
@@ -111,13 +88,16 @@ def test_a_cluster_that_is_not_there_is_one_line_and_an_exit_code():
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "closes"])
+def test_a_port_that_is_not_ray_s_is_told_apart_from_a_cluster_that_is_late(hangs):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        if not hangs:
+            threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(Unavailable, match=f"no Ray cluster at '{address}': somebody else listens there"):
+            connect(address, "nobody")
+
+
 def test_a_service_that_does_not_start_in_time_is_stopped_and_its_log_is_told():
     with pytest.raises(Unavailable, match=r"does not serve after 0\.01 s"), running_service(timeout_s=0.01):
         pass
-
-
-def _answers(address: str) -> bool:
-    host, port = address.split(":")
-    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-        return True
-    return False

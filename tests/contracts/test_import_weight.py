@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
-HEAVY = {"ray", "faiss", "pyarrow", "torch", "sampler_service"}
+HEAVY = {"ray", "faiss", "pyarrow", "torch", "tensorboard", "wandb", "sampler_service"}
 
 
-@pytest.mark.parametrize("module", ["sampler_client", "sampler_client.session", "sampler_client.testing"])
+@pytest.mark.parametrize(
+    "module", ["sampler_client", "sampler_client.figures", "sampler_client.session", "sampler_client.testing"]
+)
 def test_importing_the_client_loads_none_of_the_service(module: str):
     code = f"import sys, {module}; print(*{{m.partition('.')[0] for m in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

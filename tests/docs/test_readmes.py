@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sampler_service.cli import app
 from sampler_service.policies import POLICIES
-from sampler_service.replies import RunStatistics
 from sampler_service.scoring.worker import make_scorer
 from sampler_service.service import LocalService
+from sampler_service.views import RunStatistics
 from tests.served import ServedService
 from trainer_examples.data import load
 
@@ -45,7 +45,8 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize(("name", "number"), BLOCKS)
-def test_a_block_of_python_runs(name: str, number: int, served: ServedService) -> None:
+def test_a_block_of_python_runs(name: str, number: int, served: ServedService, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # one writes figures for TensorBoard
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     records = TensorDataset(torch.randn(40, 1, 4, 4), torch.arange(40) % 3)
     namespace: dict[str, Any] = {

@@ -16,10 +16,10 @@ from sampler_client.client import SamplerClient
 from sampler_client.errors import Busy
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError
-from sampler_service.replies import RunStatistics
 from sampler_service.rpc.server import CONTROL_THREADS, Server
 from sampler_service.rpc.servicer import ControlServicer
 from sampler_service.service import LocalService
+from sampler_service.views import RunStatistics
 from tests.raw_wire import QUICK, RawStream, hello, raw_channel, raw_join
 from tests.served import ServedService
 
@@ -98,9 +98,9 @@ class SlowStatistics(LocalService):
         super().__init__()
         self.turns = threading.Semaphore(0)
 
-    def statistics(self, run: str) -> RunStatistics:
+    def statistics(self, run: str, *, detail: bool = False) -> RunStatistics:
         self.turns.acquire()
-        return super().statistics(run)
+        return super().statistics(run, detail=detail)
 
 
 def test_a_server_whose_threads_are_all_taken_says_that_it_is_busy_and_answers_when_one_is_free():
@@ -194,7 +194,7 @@ def test_a_setting_of_the_service_that_can_not_be_is_refused(setting: dict[str, 
 
 
 def test_an_unforeseen_error_is_told_and_logged(served: ServedService, caplog: pytest.LogCaptureFixture):
-    def broken(run: str) -> None:
+    def broken(run: str, *, detail: bool) -> None:
         raise RuntimeError("a slip of ours")
 
     served.service.statistics = broken

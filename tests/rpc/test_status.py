@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient
 from sampler_client.config import RunOptions
-from sampler_service import cli
+from sampler_service import cli, terminal
 from tests.served import ServedService
 
 RUN = "experiments/resnet-cifar10/gradient-clustering/seed-7"
@@ -29,10 +30,10 @@ def service(served: ServedService) -> str:
 
 def shown(monkeypatch: pytest.MonkeyPatch, service: str, width: int) -> list[str]:
     """What a terminal of that width shows."""
-    terminal = io.StringIO()
-    monkeypatch.setattr(cli, "console", Console(width=width, file=terminal, force_terminal=True, color_system=None))
+    written = io.StringIO()
+    monkeypatch.setattr(cli, "console", Console(width=width, file=written, force_terminal=True, color_system=None))
     cli.status(service)
-    return terminal.getvalue().splitlines()
+    return written.getvalue().splitlines()
 
 
 def test_nothing_is_lost_in_80_columns(monkeypatch: pytest.MonkeyPatch, service: str):
@@ -51,9 +52,19 @@ def test_in_a_pipe_no_name_is_folded(capsys: pytest.CaptureFixture[str], service
     assert "  selective_backprop" in [line.rstrip() for line in lines]
 
 
+def test_scripts_get_all_figures_as_json(capsys: pytest.CaptureFixture[str], service: str):
+    cli.status(service, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said["service"] == service
+    assert [run["run"] for run in said["runs"]] == [RUN, "short"]
+    assert said["runs"][0]["num_examples"] == 50_000_000
+    assert said["runs"][0]["variance_ratio"] is None, "JSON has no NaN"
+    assert said["runs"][0]["detail"]["clusters"] == []
+
+
 def test_trouble_with_shards_is_told_below_the_table():
     said = pb.GetStatisticsResponse(shards=4, shards_away=1, shards_lost=2)
-    assert cli._shard_trouble(said) == (
+    assert terminal.shard_trouble(said) == (
         "1 of 4 shards do not answer; shards came back empty 2 times, their sketches are lost"
     )
-    assert not cli._shard_trouble(pb.GetStatisticsResponse(shards=4))
+    assert not terminal.shard_trouble(pb.GetStatisticsResponse(shards=4))

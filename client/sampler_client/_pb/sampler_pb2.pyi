@@ -214,12 +214,14 @@ class StartEpoch(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., skip_examples: _Optional[int] = ..., first_step: _Optional[int] = ...) -> None: ...
 
 class Credit(_message.Message):
-    __slots__ = ("count", "acked")
+    __slots__ = ("count", "acked", "waited")
     COUNT_FIELD_NUMBER: _ClassVar[int]
     ACKED_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FIELD_NUMBER: _ClassVar[int]
     count: int
     acked: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, count: _Optional[int] = ..., acked: _Optional[_Iterable[int]] = ...) -> None: ...
+    waited: float
+    def __init__(self, count: _Optional[int] = ..., acked: _Optional[_Iterable[int]] = ..., waited: _Optional[float] = ...) -> None: ...
 
 class BatchReply(_message.Message):
     __slots__ = ("block", "epoch_start", "epoch_end")
@@ -367,14 +369,23 @@ class FenceResponse(_message.Message):
     def __init__(self, table_version: _Optional[int] = ...) -> None: ...
 
 class GetStatisticsRequest(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "detail")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    detail: bool
+    def __init__(self, run: _Optional[str] = ..., detail: bool = ...) -> None: ...
 
 class GetStatisticsResponse(_message.Message):
-    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes", "shards", "shards_away", "shards_lost", "candidates", "stage_ratio", "stage_cost", "uniform_share", "median_age_steps", "p99_age_steps", "median_lead", "p99_lead", "scorers", "scored_rows", "weights_version", "weights_step", "scorer_error")
+    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes", "shards", "shards_away", "shards_lost", "candidates", "stage_ratio", "stage_cost", "uniform_share", "median_age_steps", "p99_age_steps", "median_lead", "p99_lead", "scorers", "scored_rows", "weights_version", "weights_step", "scorer_error", "progress", "epoch_coverage", "window_coverage", "never_drawn", "leases", "batches_by_policy", "waited_seconds", "ranks", "shard", "detail")
     class RejectedRowsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class BatchesByPolicyEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -421,6 +432,16 @@ class GetStatisticsResponse(_message.Message):
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_STEP_FIELD_NUMBER: _ClassVar[int]
     SCORER_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    NEVER_DRAWN_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_BY_POLICY_FIELD_NUMBER: _ClassVar[int]
+    WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     run: str
     dataset: str
     num_examples: int
@@ -461,7 +482,159 @@ class GetStatisticsResponse(_message.Message):
     weights_version: int
     weights_step: int
     scorer_error: str
-    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: bool = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., shards_away: _Optional[int] = ..., shards_lost: _Optional[int] = ..., candidates: _Optional[int] = ..., stage_ratio: _Optional[float] = ..., stage_cost: _Optional[float] = ..., uniform_share: _Optional[float] = ..., median_age_steps: _Optional[float] = ..., p99_age_steps: _Optional[float] = ..., median_lead: _Optional[float] = ..., p99_lead: _Optional[float] = ..., scorers: _Optional[int] = ..., scored_rows: _Optional[int] = ..., weights_version: _Optional[int] = ..., weights_step: _Optional[int] = ..., scorer_error: _Optional[str] = ...) -> None: ...
+    progress: float
+    epoch_coverage: float
+    window_coverage: float
+    never_drawn: int
+    leases: int
+    batches_by_policy: _containers.ScalarMap[str, int]
+    waited_seconds: float
+    ranks: _containers.RepeatedCompositeFieldContainer[RankStatistics]
+    shard: _containers.RepeatedCompositeFieldContainer[ShardStatistics]
+    detail: StatisticsDetail
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: bool = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., shards_away: _Optional[int] = ..., shards_lost: _Optional[int] = ..., candidates: _Optional[int] = ..., stage_ratio: _Optional[float] = ..., stage_cost: _Optional[float] = ..., uniform_share: _Optional[float] = ..., median_age_steps: _Optional[float] = ..., p99_age_steps: _Optional[float] = ..., median_lead: _Optional[float] = ..., p99_lead: _Optional[float] = ..., scorers: _Optional[int] = ..., scored_rows: _Optional[int] = ..., weights_version: _Optional[int] = ..., weights_step: _Optional[int] = ..., scorer_error: _Optional[str] = ..., progress: _Optional[float] = ..., epoch_coverage: _Optional[float] = ..., window_coverage: _Optional[float] = ..., never_drawn: _Optional[int] = ..., leases: _Optional[int] = ..., batches_by_policy: _Optional[_Mapping[str, int]] = ..., waited_seconds: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[RankStatistics, _Mapping]]] = ..., shard: _Optional[_Iterable[_Union[ShardStatistics, _Mapping]]] = ..., detail: _Optional[_Union[StatisticsDetail, _Mapping]] = ...) -> None: ...
+
+class RankStatistics(_message.Message):
+    __slots__ = ("rank", "trainer", "connected", "epoch", "held", "lead", "batches", "examples", "waited_seconds")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    TRAINER_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    trainer: str
+    connected: bool
+    epoch: int
+    held: int
+    lead: int
+    batches: int
+    examples: int
+    waited_seconds: float
+    def __init__(self, rank: _Optional[int] = ..., trainer: _Optional[str] = ..., connected: bool = ..., epoch: _Optional[int] = ..., held: _Optional[int] = ..., lead: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., waited_seconds: _Optional[float] = ...) -> None: ...
+
+class ShardStatistics(_message.Message):
+    __slots__ = ("shard", "away", "sketched", "memory_bytes")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    SKETCHED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    away: bool
+    sketched: int
+    memory_bytes: int
+    def __init__(self, shard: _Optional[int] = ..., away: bool = ..., sketched: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class StatisticsDetail(_message.Message):
+    __slots__ = ("weights", "rates", "ages", "leads", "clusters")
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    AGES_FIELD_NUMBER: _ClassVar[int]
+    LEADS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTERS_FIELD_NUMBER: _ClassVar[int]
+    weights: Histogram
+    rates: Histogram
+    ages: Histogram
+    leads: Histogram
+    clusters: _containers.RepeatedCompositeFieldContainer[ClusterStatistics]
+    def __init__(self, weights: _Optional[_Union[Histogram, _Mapping]] = ..., rates: _Optional[_Union[Histogram, _Mapping]] = ..., ages: _Optional[_Union[Histogram, _Mapping]] = ..., leads: _Optional[_Union[Histogram, _Mapping]] = ..., clusters: _Optional[_Iterable[_Union[ClusterStatistics, _Mapping]]] = ...) -> None: ...
+
+class Histogram(_message.Message):
+    __slots__ = ("edges", "counts", "sum")
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    edges: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    sum: float
+    def __init__(self, edges: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ...) -> None: ...
+
+class ClusterStatistics(_message.Message):
+    __slots__ = ("cluster", "size", "draw_share", "loss", "scatter", "redundancy", "x", "y")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DRAW_SHARE_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    SCATTER_FIELD_NUMBER: _ClassVar[int]
+    REDUNDANCY_FIELD_NUMBER: _ClassVar[int]
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    cluster: int
+    size: int
+    draw_share: float
+    loss: float
+    scatter: float
+    redundancy: float
+    x: float
+    y: float
+    def __init__(self, cluster: _Optional[int] = ..., size: _Optional[int] = ..., draw_share: _Optional[float] = ..., loss: _Optional[float] = ..., scatter: _Optional[float] = ..., redundancy: _Optional[float] = ..., x: _Optional[float] = ..., y: _Optional[float] = ...) -> None: ...
+
+class ExampleStatistics(_message.Message):
+    __slots__ = ("example_id", "loss", "norm", "age_steps", "drawn", "last_epoch", "cluster", "rate")
+    EXAMPLE_ID_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    AGE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    DRAWN_FIELD_NUMBER: _ClassVar[int]
+    LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    example_id: int
+    loss: float
+    norm: float
+    age_steps: float
+    drawn: int
+    last_epoch: int
+    cluster: int
+    rate: float
+    def __init__(self, example_id: _Optional[int] = ..., loss: _Optional[float] = ..., norm: _Optional[float] = ..., age_steps: _Optional[float] = ..., drawn: _Optional[int] = ..., last_epoch: _Optional[int] = ..., cluster: _Optional[int] = ..., rate: _Optional[float] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("run", "example_id", "neighbours")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_ID_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    example_id: int
+    neighbours: int
+    def __init__(self, run: _Optional[str] = ..., example_id: _Optional[int] = ..., neighbours: _Optional[int] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("example", "why", "neighbours")
+    EXAMPLE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
+    example: ExampleStatistics
+    why: _containers.RepeatedScalarFieldContainer[str]
+    neighbours: _containers.RepeatedCompositeFieldContainer[Neighbour]
+    def __init__(self, example: _Optional[_Union[ExampleStatistics, _Mapping]] = ..., why: _Optional[_Iterable[str]] = ..., neighbours: _Optional[_Iterable[_Union[Neighbour, _Mapping]]] = ...) -> None: ...
+
+class Neighbour(_message.Message):
+    __slots__ = ("similarity", "example")
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_FIELD_NUMBER: _ClassVar[int]
+    similarity: float
+    example: ExampleStatistics
+    def __init__(self, similarity: _Optional[float] = ..., example: _Optional[_Union[ExampleStatistics, _Mapping]] = ...) -> None: ...
+
+class ExamplesRequest(_message.Message):
+    __slots__ = ("run", "order", "count")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    order: str
+    count: int
+    def __init__(self, run: _Optional[str] = ..., order: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ExamplesResponse(_message.Message):
+    __slots__ = ("examples",)
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    examples: _containers.RepeatedCompositeFieldContainer[ExampleStatistics]
+    def __init__(self, examples: _Optional[_Iterable[_Union[ExampleStatistics, _Mapping]]] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ()

@@ -716,6 +716,16 @@ class StatisticsStub(object):
                 request_serializer=sampler__client_dot___pb_dot_sampler__pb2.GetStatisticsRequest.SerializeToString,
                 response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.GetStatisticsResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/sampler.v1.Statistics/Explain',
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.Examples = channel.unary_unary(
+                '/sampler.v1.Statistics/Examples',
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.ExamplesRequest.SerializeToString,
+                response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.ExamplesResponse.FromString,
+                _registered_method=True)
 
 
 class StatisticsServicer(object):
@@ -724,7 +734,23 @@ class StatisticsServicer(object):
     """
 
     def Get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Where a run stands. Costs the same at any number of examples: above 262 144 of them ages and histograms are of a
+        random sample of so many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why an example was drawn as often as it was, or never; an unknown id is INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Examples(self, request, context):
+        """Examples that stand out. Looks at all of them: some tenths of a second for ten millions.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -736,6 +762,16 @@ def add_StatisticsServicer_to_server(servicer, server):
                     servicer.Get,
                     request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.GetStatisticsRequest.FromString,
                     response_serializer=sampler__client_dot___pb_dot_sampler__pb2.GetStatisticsResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.ExplainRequest.FromString,
+                    response_serializer=sampler__client_dot___pb_dot_sampler__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Examples': grpc.unary_unary_rpc_method_handler(
+                    servicer.Examples,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.ExamplesRequest.FromString,
+                    response_serializer=sampler__client_dot___pb_dot_sampler__pb2.ExamplesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -767,6 +803,60 @@ class Statistics(object):
             '/sampler.v1.Statistics/Get',
             sampler__client_dot___pb_dot_sampler__pb2.GetStatisticsRequest.SerializeToString,
             sampler__client_dot___pb_dot_sampler__pb2.GetStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sampler.v1.Statistics/Explain',
+            sampler__client_dot___pb_dot_sampler__pb2.ExplainRequest.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Examples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sampler.v1.Statistics/Examples',
+            sampler__client_dot___pb_dot_sampler__pb2.ExamplesRequest.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.ExamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

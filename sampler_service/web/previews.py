@@ -1,0 +1,84 @@
+"""What an example looks like: the operator's source of thumbnails and texts.
+
+sampler-service up --previews my_package.previews:of
+
+def of(dataset: str):
+    images = np.load(f"/data/{dataset}.npy", mmap_mode="r")
+    return lambda example_id: images[example_id]
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sampler_service.errors import ConfigError
+
+THUMBNAIL = 128
+"""pixels of the longer side that are sent, at most"""
+
+TEXT = 2000
+"""characters that are sent, at most"""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What is sent to a browser."""
+
+    media_type: str
+    data: bytes
+
+
+class Previews:
+    """Previews of all datasets, made when they are asked for.
+
+    Args:
+        factory: (dataset) -> source, where source(example_id) is a text, an encoded image (bytes), a PIL image, or an
+            array of uint8: (h, w), (h, w, 3) or (h, w, 4). A source of None: there is nothing to see of this dataset.
+    """
+
+    def __init__(self, factory: Callable[[str], Callable[[int], Any] | None]) -> None:
+        self._factory = factory
+        self._sources: dict[str, Callable[[int], Any] | None] = {}
+        self._lock = threading.Lock()
+
+    def of(self, dataset: str, example_id: int) -> Preview | None:
+        """The preview of an example, or None when its dataset has no previews.
+
+        Raises:
+            ConfigError: the operator's source failed, or gave what can't be shown.
+        """
+        try:
+            with self._lock:  # a factory may read for long: once is enough
+                if dataset not in self._sources:
+                    self._sources[dataset] = self._factory(dataset)
+                source = self._sources[dataset]
+            return None if source is None else _preview(source(example_id))
+        except Exception as error:  # whatever the operator's code raises
+            raise ConfigError(
+                f"the preview of example {example_id} of {dataset!r} failed: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _preview(shown: Any) -> Preview:
+    if isinstance(shown, str):
+        return Preview("text/plain; charset=utf-8", shown[:TEXT].encode())
+    if isinstance(shown, bytes):
+        shown = Image.open(io.BytesIO(shown))
+    elif isinstance(shown, np.ndarray):
+        if shown.dtype != np.uint8 or shown.ndim not in (2, 3):
+            raise TypeError(f"an array of {shown.dtype} {shown.shape}; uint8 (h, w), (h, w, 3) or (h, w, 4) is needed")
+        shown = Image.fromarray(shown)
+    if not isinstance(shown, Image.Image):
+        raise TypeError(f"a {type(shown).__name__}; a text, an image or an array is needed")
+    image = shown if shown.mode in ("L", "RGB", "RGBA") else shown.convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG")
+    return Preview("image/png", encoded.getvalue())

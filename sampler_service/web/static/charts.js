@@ -1,0 +1,216 @@
+// Charts: ECharts with the page's colours. Each keeps its element and is told what to show.
+
+const charts = new Set();
+
+function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+}
+
+export function palette() {
+  return ["c1", "c2", "c3", "c4"].map(color);
+}
+
+// A chart in an element, made when it is first drawn; `draw(data)` shows data.
+export class Chart {
+  constructor(options) {
+    this.options = options;
+    charts.add(this);
+  }
+
+  draw(element, data) {
+    if (!element) return;
+    this.data = data;
+    if (this.element !== element) {
+      this.chart?.dispose();
+      this.element = element;
+      this.chart = echarts.init(element, null, { renderer: "canvas" });
+      this.watch?.disconnect();
+      this.watch = new ResizeObserver(() => this.chart.resize());
+      this.watch.observe(element);
+      this.onClick && this.chart.on("click", this.onClick);
+    }
+    this.chart.setOption(this.options(data), { replaceMerge: ["series"], lazyUpdate: true });
+  }
+
+  close() {
+    this.watch?.disconnect();
+    this.chart?.dispose();
+    charts.delete(this);
+  }
+}
+
+// Other colours at dusk: draw again.
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const chart of charts) if (chart.element) chart.draw(chart.element, chart.data);
+});
+
+function axis(extra = {}) {
+  return {
+    axisLine: { show: false },
+    axisTick: { show: false },
+    axisLabel: { color: color("dim"), fontSize: 11, hideOverlap: true },
+    nameTextStyle: { color: color("dim"), fontSize: 11 },
+    splitLine: { lineStyle: { color: color("line") } },
+    ...extra,
+  };
+}
+
+function base(extra) {
+  return {
+    animation: false,
+    color: palette(),
+    textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
+    grid: { left: 8, right: 14, top: 12, bottom: 6, containLabel: true },
+    tooltip: tooltip(),
+    ...extra,
+  };
+}
+
+function tooltip(extra = {}) {
+  return {
+    trigger: "axis",
+    confine: true,
+    backgroundColor: color("card"),
+    borderColor: color("line"),
+    textStyle: { color: color("text"), fontSize: 12 },
+    axisPointer: { lineStyle: { color: color("dim") } },
+    ...extra,
+  };
+}
+
+// Curves over time. `curves`: [{ name, key, area? }]; data: columns of the history.
+export function lines(curves, { format, max = null, mark = null } = {}) {
+  const words = (value) => format(value); // ECharts gives more than the value
+  return new Chart((columns) => {
+    const shown = curves.filter(({ key }) => columns[key]?.some((value) => value != null));
+    const times = (columns.time ?? []).map((seconds) => 1000 * seconds);
+    return base({
+      tooltip: tooltip({ valueFormatter: words }),
+      legend: legend(shown.length > 1),
+      grid: { left: 8, right: 14, top: shown.length > 1 ? 30 : 12, bottom: 6, containLabel: true },
+      xAxis: axis({ type: "time", splitLine: { show: false }, splitNumber: 4 }),
+      yAxis: axis({
+        type: "value",
+        min: 0,
+        max: mark ? (range) => Math.max(1.1 * mark.at, range.max) : max,
+        interval: max === 1 ? 0.25 : undefined,
+        axisLabel: { ...axis().axisLabel, formatter: words, showMaxLabel: !mark },
+        splitNumber: 3,
+      }),
+      series: shown.map(({ name, key, area }, i) => ({
+        name,
+        type: "line",
+        color: palette()[curves.findIndex((curve) => curve.key === key)],
+        connectNulls: true,
+        showSymbol: times.length < 2,
+        symbolSize: 4,
+        lineStyle: { width: 1.8 },
+        areaStyle: area ? { opacity: 0.12 } : undefined,
+        data: times.map((time, at) => [time, columns[key]?.[at] ?? null]),
+        markLine:
+          mark && i === 0
+            ? {
+                silent: true,
+                symbol: "none",
+                lineStyle: { color: color("dim"), type: "dashed", width: 1 },
+                label: { formatter: mark.name, color: color("dim"), fontSize: 11, position: "insideStartTop" },
+                data: [{ yAxis: mark.at }],
+              }
+            : undefined,
+      })),
+    });
+  });
+}
+
+function legend(show) {
+  return {
+    show,
+    top: 0,
+    left: 0,
+    icon: "roundRect",
+    itemWidth: 12,
+    itemHeight: 3,
+    textStyle: { color: color("dim"), fontSize: 11 },
+  };
+}
+
+// Shares between edges; data: { edges, counts }. Empty bins at both ends are left out.
+export function bars({ label }) {
+  return new Chart(({ edges = [], counts = [] }) => {
+    const total = counts.reduce((sum, count) => sum + count, 0) || 1;
+    let first = counts.findIndex((count) => count > 0);
+    let last = counts.findLastIndex((count) => count > 0);
+    first = Math.max(0, first - 1);
+    last = Math.min(counts.length - 1, last + 1);
+    const bins = counts.slice(first, last + 1).map((count, i) => {
+      const [low, high] = [edges[first + i], edges[first + i + 1]];
+      return { name: label(low, high), value: count / total };
+    });
+    return base({
+      tooltip: tooltip({
+        axisPointer: { type: "shadow" },
+        valueFormatter: (value) => (100 * value).toFixed(value < 0.01 ? 2 : 1) + " %",
+      }),
+      xAxis: axis({ type: "category", data: bins.map((bin) => bin.name), splitLine: { show: false } }),
+      yAxis: axis({
+        type: "value",
+        splitNumber: 3,
+        max: ({ max }) => (max > 0.75 ? 1 : null),
+        interval: Math.max(...bins.map((bin) => bin.value), 0) > 0.75 ? 0.25 : undefined,
+        axisLabel: { ...axis().axisLabel, formatter: (value) => Math.round(100 * value) + " %" },
+      }),
+      series: [
+        {
+          type: "bar",
+          barCategoryGap: "12%",
+          itemStyle: { borderRadius: [3, 3, 0, 0] },
+          data: bins.map((bin) => bin.value),
+        },
+      ],
+    });
+  });
+}
+
+// Clusters by where their mean sketch is, distances from the middle drawn as square roots: a few lie far out. data: { clusters, shade(cluster) → 0 … 1 | null, words(cluster) }.
+export function map(onPick) {
+  const chart = new Chart(({ clusters, shade, words }) => {
+    const most = Math.max(1, ...clusters.map((cluster) => cluster.size));
+    const [low, high] = [color("shade-low"), color("shade-high")];
+    return base({
+      grid: { left: 8, right: 8, top: 8, bottom: 8 },
+      tooltip: tooltip({ trigger: "item", formatter: ({ data }) => data.words }),
+      xAxis: { type: "value", scale: true, show: false },
+      yAxis: { type: "value", scale: true, show: false },
+      series: [
+        {
+          type: "scatter",
+          data: clusters.map((cluster) => ({
+            value: [rooted(cluster.x), rooted(cluster.y)],
+            cluster: cluster.cluster,
+            words: words(cluster),
+            symbolSize: 8 + 40 * Math.sqrt(cluster.size / most),
+            itemStyle: {
+              color: blend(low, high, shade(cluster)) ?? color("line"),
+              opacity: 0.82,
+              borderColor: color("card"),
+              borderWidth: 1,
+            },
+          })),
+        },
+      ],
+    });
+  });
+  chart.onClick = ({ data }) => onPick(data.cluster);
+  return chart;
+}
+
+function rooted(value) {
+  return Math.sign(value) * Math.sqrt(Math.abs(value));
+}
+
+function blend(low, high, share) {
+  if (share == null) return null;
+  const [a, b] = [low, high].map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+  const mixed = a.map((part, i) => Math.round(part + (b[i] - part) * Math.min(1, Math.max(0, share))));
+  return `rgb(${mixed.join(",")})`;
+}

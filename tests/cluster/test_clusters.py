@@ -1,0 +1,238 @@
+"""Services on a Ray cluster that is not theirs: side by side, found again, refused, and ended without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import sampler_client as sampler
+from sampler_service.config import ServiceConfig
+from sampler_service.embedded import RunningService, running_service
+from sampler_service.errors import ConfigError
+from sampler_service.runtime import placement
+from tests.cluster.conftest import OPEN_CLUSTER, PATIENT, actors, cli, ray_head, until
+from tests.support import make_config
+
+pytestmark = pytest.mark.timeout(300)
+
+OURS = ("Gateway", "Page", "Registry", "RunHost", "Shard")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[tuple[str, int]]:
+    """Address and process of a Ray cluster with one GPU, or so it says."""
+    with ray_head("--num-gpus=1") as head:
+        yield head
+
+
+def joining(address: str, *arguments: str, **options):
+    """A gateway on that cluster."""
+    return running_service(arguments=("--address", address, *arguments), environment=OPEN_CLUSTER, **options)
+
+
+def left_on(address: str) -> dict[str, list[str]]:
+    """Names of actors and of placement groups on a cluster."""
+    code = f"""
+import json, ray
+ray.init(address={address!r}, logging_level="error")
+groups = [each["name"] for each in ray.util.placement_group_table().values() if each["state"] != "REMOVED"]
+print(json.dumps({{"actors": [each["name"] for each in ray.util.list_named_actors(True)], "groups": groups}}))
+"""
+    return json.loads(python(code))
+
+
+def python(code: str) -> str:
+    """What a program prints last."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, env={**os.environ, **OPEN_CLUSTER}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def nothing_left(head: tuple[str, int]) -> None:
+    address, pid = head
+    until(lambda: not any(actors(pid, title) for title in OURS), "the cluster to be empty of us", 20)
+    assert left_on(address) == {"actors": [], "groups": []}
+
+
+def kill(service: RunningService) -> None:
+    """As the kernel does when memory runs out."""
+    os.killpg(service.pid, signal.SIGKILL)
+    service.process.wait(10)
+
+
+def epoch(loader) -> list[int]:
+    ids = []
+    for _, batch in loader:
+        ids += batch.example_ids.tolist()
+        batch.report(np.ones(len(batch)))
+    loader.flush()
+    return ids
+
+
+def test_services_of_two_names_share_a_cluster_and_down_ends_one_of_them(attach, head):
+    address, pid = head
+    with joining(address, "--name", "one") as one, joining(address, "--name", "two", "--gpus-per-shard", "0.5") as two:
+        assert len(epoch(attach("same", address=one, policy="shuffle", examples=64))) == 64
+        assert len(epoch(attach("same", address=two, policy="shuffle", examples=40))) == 40
+        other = cli(
+            "up", "--port", "0", "--address", address, "--name", "one", "--shards", "2", environment=OPEN_CLUSTER
+        )
+        assert other.returncode == 1
+        assert "Conflict: service 'one' on this cluster runs with shards=1, asked for 2" in other.stdout
+        down = cli("down", "--address", address, "--name", "two", environment=OPEN_CLUSTER)
+        assert (down.returncode, down.stdout.strip()) == (0, f"service two on {address} is down"), down.stderr
+        assert two.process.wait(30) == 0, two.log.read_text()
+        assert [len(actors(pid, title)) for title in ("Gateway", "Registry", "RunHost", "Shard")] == [1, 1, 1, 1]
+        with sampler.SamplerClient(one, timeouts=PATIENT) as client:
+            assert client.runs() == ["same"]
+        again = cli("down", "--address", address, "--name", "two", environment=OPEN_CLUSTER)
+        assert again.returncode == 1
+        assert "NotFound: no service 'two' on the Ray cluster" in again.stdout
+        assert "there are ['one']" in again.stdout
+    nothing_left(head)
+
+
+def test_gateways_that_are_killed_leave_runs_to_be_found_and_the_last_to_leave_ends_them(attach, head):
+    address, pid = head
+    with joining(address) as first:
+        loader = attach("kept", address=first, policy="shuffle")
+        epoch(loader)
+        kill(first)
+    until(lambda: not actors(pid, "Gateway"), "the gateway to end with the process that started it")
+    with joining(address) as killed, joining(address) as second:
+        with sampler.SamplerClient(second, timeouts=PATIENT) as client:
+            assert client.statistics("kept").reported_rows == 64, "it was found again, with what it knew"
+        kill(killed)
+        until(lambda: len(actors(pid, "Gateway")) == 1, "one gateway to be left")
+        assert second.stop() == 0, second.log.read_text()
+    nothing_left(head)
+
+
+def test_down_ends_what_a_killed_gateway_left(attach, head):
+    address, _ = head
+    with joining(address) as service:
+        epoch(attach("left", address=service, policy="shuffle"))
+        kill(service)
+    down = cli("down", "--address", address, environment=OPEN_CLUSTER)
+    assert down.returncode == 0, down.stdout
+    nothing_left(head)
+
+
+def test_a_registry_that_is_killed_finds_its_runs_again(attach, service):
+    loader = attach("outlives", policy="shuffle")
+    assert len(epoch(loader)) == 64
+    (registry,) = actors(service.pid, "Registry")
+    hosts = {process.pid for process in actors(service.pid, "RunHost")}
+    registry.kill()
+    assert len(epoch(loader)) == 64, "batches don't pass by the registry"
+    with sampler.SamplerClient(service, timeouts=PATIENT) as client:
+        until(lambda: "outlives" in _runs(client), "the run to be found again")
+        assert client.statistics("outlives").reported_rows == 2 * 64
+    assert {process.pid for process in actors(service.pid, "RunHost")} == hosts
+    assert len(epoch(attach("after", policy="shuffle"))) == 64, "and opens others"
+
+
+def _runs(client: sampler.SamplerClient) -> list[str]:
+    try:
+        return client.runs()
+    except sampler.ServiceUnavailable:
+        return []
+
+
+def test_gpus_that_a_cluster_lacks_are_named_at_once(attach, head):
+    address, _ = head
+    with joining(address, "--gpus-per-shard", "1", shards=2) as service:
+        assert "no run can be opened yet: the shards of each run: asked for 2 x 1 GPU" in service.log.read_text()
+        with pytest.raises(sampler.ConfigError) as refused:
+            attach("no-gpus", address=service)
+        said = str(refused.value)
+        assert "the shards of run 'no-gpus': asked for 2 x 1 GPU and 0.2" in said
+        assert "for 1 of which the cluster has room, its nodes having 1 GPU" in said
+        assert "request_resources(bundles=[{'GPU': 1.0}, {'GPU': 1.0}])" in said
+    nothing_left(head)
+
+
+def test_gpus_that_others_have_are_named_and_nothing_waits_for_them(attach, head, monkeypatch):
+    address, _ = head
+    with joining(address, "--gpus-per-shard", "1") as service:
+        attach("has-it", address=service, policy="shuffle")
+        with pytest.raises(sampler.Busy, match=r"asked for 1 x 1 GPU .* which the cluster has but others use"):
+            attach("wants-it", address=service, policy="shuffle")
+        with sampler.SamplerClient(service, timeouts=PATIENT) as client:
+            client.close_run("has-it")
+        assert len(epoch(attach("wants-it", address=service, policy="shuffle"))) == 64
+    nothing_left(head)
+
+
+def test_a_cluster_of_one_s_own_without_gpus_is_refused_before_it_serves():
+    refused = cli("up", "--port", "0", "--no-page", "--gpus-per-shard", "1000", timeout_s=120)
+    assert refused.returncode == 1
+    assert "ConfigError: the shards of each run: asked for 1 x 1000 GPU" in refused.stdout
+    assert "Traceback" not in refused.stdout + refused.stderr
+
+
+def test_another_version_of_ray_is_named_with_what_to_do(head):
+    address, _ = head  # which takes nobody after this
+    python(f"""
+import json, ray
+ray.init(address={address!r}, logging_level="error")
+gcs = ray._private.worker.global_worker.gcs_client
+key, space = b"CLUSTER_METADATA", ray._private.ray_constants.KV_NAMESPACE_CLUSTER
+metadata = json.loads(gcs.internal_kv_get(key, space))
+gcs.internal_kv_put(key, json.dumps(metadata | {{"ray_version": "2.1.0"}}).encode(), True, space)
+print("done")
+""")
+    refused = cli("up", "--port", "0", "--no-page", "--address", address, environment=OPEN_CLUSTER)
+    assert refused.returncode == 1
+    said = refused.stdout.strip().splitlines()[-1]
+    assert "Version mismatch: The cluster was started with: Ray: 2.1.0" in said
+    assert said.endswith("install the same versions of Ray and Python here as on the cluster's nodes")
+
+
+def test_a_machine_without_ray_is_told_what_to_install():
+    code = "import sys; sys.modules['ray'] = None; sys.argv[1:] = ['up']; from sampler_service.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert (
+        done.stdout.splitlines()[-1]
+        == "ConfigError: the service needs 'ray', which is not installed: pip install '.[service]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "shards", "fits"),
+    [
+        ([{"GPU": 2.0}], 0.5, 4, True),
+        ([{"GPU": 2.0}], 0.6, 3, False),  # a share is one of a single GPU
+        ([{"GPU": 3.0}, {"GPU": 1.0}], 2.0, 2, False),  # and several are those of one node
+        ([{"GPU": 3.0}, {"GPU": 2.0}], 2.0, 2, True),
+        ([{}, {"CPU": 8.0}], 1.0, 1, False),
+        ([], 1.0, 1, False),
+        ([{}], 0.0, 4, True),
+    ],
+)
+def test_room_is_counted_by_node_and_by_gpu(monkeypatch, nodes, gpus, shards, fits):
+    listed = [{"Alive": True, "Resources": {"memory": 1e9, **node}} for node in nodes]
+    monkeypatch.setattr(placement.ray, "nodes", lambda: [*listed, {"Alive": False, "Resources": {"GPU": 64.0}}])
+    bundle = placement.bundle_of(make_config(100), ServiceConfig(gpus_per_shard=gpus))
+    if fits:
+        placement.check_room("they", bundle, shards)
+    else:
+        with pytest.raises(ConfigError, match="asked for"):
+            placement.check_room("they", bundle, shards)
+
+
+def test_memory_that_no_node_has_is_named(monkeypatch):
+    monkeypatch.setattr(placement.ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 8e9}}] * 2)
+    large = placement.bundle_of(make_config(10**8, sketch_dim=64), ServiceConfig(shards=2))
+    with pytest.raises(ConfigError, match=r"2 x 7.76 GB of memory, for 2|asked for 3 x"):
+        placement.check_room("they", large, 3)

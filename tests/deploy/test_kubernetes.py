@@ -1,0 +1,210 @@
+"""What `kubectl apply -k` sends: valid by Kubernetes' own schemas, and consistent in what no schema knows."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from tests.deploy.conftest import DEPLOY, ROOT, only
+from tests.deploy.test_commands import up
+
+VERSION = "1.34"
+"""of Kubernetes, whose schemas are asked"""
+
+CUSTOM = {"RayCluster": "ray.io/v1", "PodMonitor": "monitoring.coreos.com/v1"}
+"""kinds that are not Kubernetes' own; their schemas come with their operators"""
+
+Manifest = dict[str, Any]
+
+
+def templates(cluster: Manifest) -> Iterator[Manifest]:
+    """Templates of pods, the head's first."""
+    yield cluster["spec"]["headGroupSpec"]["template"]
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        yield group["template"]
+
+
+def containers(cluster: Manifest) -> Iterator[Manifest]:
+    for template in templates(cluster):
+        yield from template["spec"]["containers"]
+
+
+def check(manifest: Manifest) -> None:
+    """Raise ValidationError unless Kubernetes would take it; unknown fields are errors, too."""
+    kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+def as_pod(template: Manifest) -> Manifest:
+    metadata = {"name": "pod", **template.get("metadata", {})}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+@pytest.fixture
+def cluster(manifests) -> Manifest:
+    return only(manifests, "RayCluster")
+
+
+@pytest.fixture
+def gateway(cluster) -> Manifest:
+    (found,) = (each for each in containers(cluster) if each["name"] == "gateway")
+    return found
+
+
+def ports(cluster: Manifest) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for each in containers(cluster) for port in each.get("ports", ())}
+
+
+def test_manifests_are_what_kubernetes_takes(manifests) -> None:
+    for manifest in manifests:
+        if manifest["kind"] in CUSTOM:
+            assert manifest["apiVersion"] == CUSTOM[manifest["kind"]]
+        else:
+            check(manifest)
+
+
+def test_the_pods_of_the_ray_cluster_are_what_kubernetes_takes(cluster) -> None:
+    for template in templates(cluster):
+        check(as_pod(template))
+
+
+def test_a_mistake_in_a_pod_would_be_found(cluster) -> None:
+    template = copy.deepcopy(next(templates(cluster)))
+    template["spec"]["containers"][0]["resource"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="resource"):
+        check(as_pod(template))
+
+
+def test_everything_is_in_the_namespace(manifests) -> None:
+    name = only(manifests, "Namespace")["metadata"]["name"]
+    for manifest in manifests:
+        assert manifest["kind"] == "Namespace" or manifest["metadata"]["namespace"] == name
+
+
+def test_all_pods_run_the_same_image_with_the_pinned_ray(cluster) -> None:
+    (image,) = {container["image"] for container in containers(cluster)}
+    assert image.startswith("REGISTRY/gradient-sampler/service")
+    (pinned,) = re.findall(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cluster["spec"]["rayVersion"] == pinned
+
+
+def test_the_gateway_takes_the_options_it_is_started_with(gateway) -> None:
+    program, verb, *options = gateway["args"]
+    assert (program, verb) == ("sampler-service", "up")
+    up(options)
+    assert "--host=0.0.0.0" in options
+
+
+def test_ray_is_the_first_container_of_a_pod(cluster) -> None:
+    assert [template["spec"]["containers"][0]["name"] for template in templates(cluster)] == ["ray-head", "ray-worker"]
+
+
+def test_the_gateway_can_join_ray_beside_it(cluster, gateway) -> None:
+    head = next(templates(cluster))["spec"]
+    assert head["shareProcessNamespace"] is True
+    assert {"name": "ray", "mountPath": "/tmp/ray"} in gateway["volumeMounts"]
+    assert {"name": "ray", "mountPath": "/tmp/ray"} in head["containers"][0]["volumeMounts"]
+
+
+def test_the_gateway_drains_before_ray_ends(cluster) -> None:
+    head = next(templates(cluster))["spec"]
+    _, wait_s = head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    rays_own_s = 30  # in which a node drains
+    assert int(wait_s) + rays_own_s < head["terminationGracePeriodSeconds"]
+
+
+def test_the_gateway_is_asked_whether_it_serves(cluster, gateway) -> None:
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert gateway[probe]["grpc"]["port"] == ports(cluster)["grpc"] == 50051
+
+
+def test_memory_is_requested_as_it_is_limited(cluster) -> None:
+    for container in containers(cluster):
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert requests["memory"] == limits["memory"]
+        assert requests.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu")
+
+
+def test_nobody_is_root_or_may_become_it(manifests, cluster) -> None:
+    assert only(manifests, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for template in templates(cluster):
+        context = template["spec"]["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] == 1000
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert template["spec"]["automountServiceAccountToken"] is False
+    for container in containers(cluster):
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def test_no_worker_goes_because_it_looks_idle(cluster) -> None:
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+    assert not cluster["spec"].get("enableInTreeAutoscaling")
+
+
+def test_ray_and_the_gateway_have_the_token_of_the_one_secret(manifests, cluster, gateway) -> None:
+    secret = only(manifests, "Secret")
+    assert base64.b64decode(secret["data"]["auth_token"]).decode() == 64 * "a"
+    name = secret["metadata"]["name"]
+    assert cluster["spec"]["authOptions"] == {"mode": "token", "secretName": name}
+    variables = {variable["name"]: variable for variable in gateway["env"]}
+    assert variables["RAY_AUTH_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": name, "key": "auth_token"}}
+    assert variables["RAY_AUTH_MODE"]["value"] == "token"
+
+
+def test_no_token_is_checked_in() -> None:
+    assert "auth_token=" not in "".join(file.read_text("utf-8") for file in (DEPLOY / "kubernetes").rglob("*.yaml"))
+
+
+def test_selectors_mean_the_pods_of_this_cluster(manifests, cluster) -> None:
+    pods = {"ray.io/cluster": cluster["metadata"]["name"]}  # the operator's label
+    assert only(manifests, "Service")["spec"]["selector"] == {**pods, "ray.io/node-type": "head"}
+    assert only(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].items() >= pods.items()
+    for kind, field in (("NetworkPolicy", "podSelector"), ("PodMonitor", "selector")):
+        assert only(manifests, kind)["spec"][field] == {"matchLabels": pods}
+
+
+def test_ports_have_the_names_of_ports_of_the_pods(manifests, cluster) -> None:
+    known = ports(cluster)
+    assert (known["grpc"], known["page"]) == (50051, 50052)
+    for port in only(manifests, "Service")["spec"]["ports"]:
+        assert known[port["targetPort"]] == port["port"]
+    for endpoint in only(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"]:
+        assert endpoint["port"] in known
+    for rule in only(manifests, "NetworkPolicy")["spec"]["ingress"]:
+        assert all(port["port"] in known for port in rule.get("ports", ()))
+
+
+def test_only_ray_itself_gets_in_everywhere_and_nothing_gets_out(manifests) -> None:
+    spec = only(manifests, "NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    for rule in spec["ingress"]:
+        assert rule.get("ports") or rule["from"] == [{"podSelector": spec["podSelector"]}]
+    for rule in spec["egress"]:
+        assert rule["to"] == [{"podSelector": spec["podSelector"]}] or {port["port"] for port in rule["ports"]} == {53}
+
+
+def test_volumes_are_there_for_those_who_mount_them(manifests, cluster) -> None:
+    claims = {manifest["metadata"]["name"] for manifest in manifests if manifest["kind"] == "PersistentVolumeClaim"}
+    claimed: set[str] = set()
+    for template in templates(cluster):
+        volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+        claimed |= {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
+        for container in template["spec"]["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= {*volumes}
+    assert claimed == claims
+
+
+def test_shards_on_gpus_fit_on_those_of_the_workers(cluster, gateway) -> None:
+    options = dict(option.split("=") for option in gateway["args"][2:])
+    (group,) = cluster["spec"]["workerGroupSpecs"]
+    gpus = group["replicas"] * int(
+        group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0)
+    )
+    assert int(options["--shards"]) * float(options.get("--gpus-per-shard", 0)) <= gpus

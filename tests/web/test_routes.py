@@ -1,0 +1,160 @@
+"""What the page's server answers, over real HTTP and a real gRPC channel."""
+
+from __future__ import annotations
+
+import io
+import socket
+
+import pytest
+import requests
+from PIL import Image
+
+from sampler_client.client import SamplerClient
+from sampler_service.errors import ConfigError
+from sampler_service.web.server import WebServer
+from tests.served import ServedService
+from tests.web.conftest import N, Trainer, Web
+
+
+def test_the_page_and_its_files_are_there_and_may_load_nothing_from_elsewhere(web: Web):
+    page = web.get("/")
+    assert "static/main.js" in page.text
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    assert "http" not in page.text.replace("http-equiv", "")
+    script = web.get("/static/main.js")
+    assert (script.status_code, script.headers["Content-Type"].split(";")[0]) == (200, "text/javascript")
+    assert web.get("/static/vendor/echarts.common.min.js").status_code == 200
+    assert web.get("/static/../server.py").status_code == 404
+    assert web.get("/healthz").text == "ok\n"
+
+
+def test_a_service_without_runs_says_so(web: Web, served: ServedService):
+    web.look()
+    said = web.json("/api/runs")
+    assert (said["runs"], said["lost"], said["service"]) == ([], "", served.address)
+
+
+def test_the_overview_and_a_run_agree_with_the_service(web: Web, trainer: Trainer, client: SamplerClient):
+    web.look()
+    web.look()
+    (glance,) = web.json("/api/runs")["runs"]
+    run = web.json("/api/runs/seen")
+    said = client.statistics("seen", detail=True)
+    for figure in ("run", "examples", "policy", "epoch", "num_clusters", "reported_rows"):
+        assert glance[figure] == run["statistics"][figure] == getattr(said, figure)
+    assert len(run["statistics"]["detail"]["clusters"]) == 4
+    assert run["statistics"]["detail"]["weights"]["edges"][0] is None, "JSON has no infinity"
+    assert run["statistics"]["progress"] is None, "nor NaN"
+    assert run["statistics"]["batches_by_policy"] == dict(said.batches_by_policy)
+    columns = run["history"]["columns"]
+    assert columns["epoch_coverage"][-1] == said.epoch_coverage
+    known = {"generation": run["history"]["generation"], "count": len(columns["time"])}
+    assert web.json("/api/runs/seen", **known)["history"]["start"] == known["count"]
+
+
+def test_a_run_whose_name_has_slashes_is_found(web: Web, served: ServedService):
+    trainer = Trainer(served.address, run="team/a-b")
+    trainer.epoch(0, steps=2)
+    assert web.json("/api/runs/team/a-b")["statistics"]["run"] == "team/a-b"
+    assert web.json("/api/runs/team/a-b/examples", order="most_drawn")["examples"]
+    assert web.json("/api/runs/team/a-b/explain", id=3)["example"]["example_id"] == 3
+    trainer.session.close()
+
+
+def test_examples_and_why_they_were_drawn(web: Web, trainer: Trainer):
+    hardest = web.json("/api/runs/seen/examples", order="hardest", count=3)["examples"]
+    assert [example["loss"] for example in hardest] == [6.0, 6.0, 6.0]
+    why = web.json("/api/runs/seen/explain", id=hardest[0]["example_id"])
+    assert "gradient_clustering" in " ".join(why["why"])
+    assert len(why["neighbours"]) == 8
+
+
+def test_previews_are_images_texts_and_errors(web: Web, trainer: Trainer):
+    path = "/api/runs/seen/preview"
+    image = web.get(path, id=7)
+    assert image.headers["Content-Type"] == "image/png"
+    assert Image.open(io.BytesIO(image.content)).getpixel((5, 5)) == 7
+    text = web.get(path, id=1)
+    assert (text.text, text.headers["Content-Type"]) == ("a text", "text/plain; charset=utf-8")
+    assert Image.open(io.BytesIO(web.get(path, id=3).content)).size == (128, 64), "large ones are made smaller"
+    failed = web.get(path, id=2)
+    assert failed.status_code == 500
+    assert failed.json()["error"] == "the preview of example 2 of 'pictures' failed: OSError: no such file: 2.png"
+
+
+def test_what_has_no_preview_is_not_found(web: Web, served: ServedService):
+    trainer = Trainer(served.address, run="plain", dataset="numbers")
+    assert web.get("/api/runs/plain/preview", id=0).json() == {"error": "there are no previews of dataset 'numbers'"}
+    trainer.session.close()
+    server = WebServer(served.address, host="127.0.0.1", port=0)
+    answer = Web(server).get("/api/runs/plain/preview", id=0)
+    server.stop()
+    assert (answer.status_code, answer.json()) == (404, {"error": "this service was started without --previews"})
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/api/runs/nobody", 404, "unknown run 'nobody'"),
+        ("/api/runs/seen/explain?id=x", 400, "id must be a whole number, got 'x'"),
+        ("/api/runs/seen/explain", 400, "id must be a whole number"),
+        (f"/api/runs/seen/explain?id={N}", 400, f"example {N} is not one of run 'seen'; its ids are 0 to {N - 1}"),
+        ("/api/runs/seen/examples?order=best", 400, "order must be one of"),
+        ("/api/runs/seen/examples?count=9999", 400, "count must be 1 to 1000, got 9999"),
+    ],
+)
+def test_a_question_without_an_answer_says_why(web: Web, trainer: Trainer, path, status, words):
+    answer = web.get(path)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]
+
+
+def test_it_is_read_only(web: Web, trainer: Trainer, client: SamplerClient):
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        assert requests.request(method, web.url + "/api/runs/seen", timeout=10).status_code == 405
+    assert client.runs() == ["seen"]
+
+
+def test_a_run_that_is_closed_while_somebody_looks_is_gone_and_says_so(web: Web, trainer: Trainer, client):
+    web.look()
+    client.close_run("seen")
+    answer = web.get("/api/runs/seen")
+    assert (answer.status_code, "was closed" in answer.json()["error"]) == (410, True)
+    web.look()
+    assert web.json("/api/runs")["runs"] == []
+
+
+def test_a_service_that_is_away_is_said_to_be_and_found_again(web: Web, trainer: Trainer, served: ServedService):
+    web.look()
+    served.stop()
+    web.look()
+    said = web.json("/api/runs")
+    assert said["lost"]
+    assert [run["run"] for run in said["runs"]] == ["seen"], "what was seen last stays"
+    assert web.get("/api/runs/seen").status_code == 503
+    assert "sampler_up 0.0" in web.get("/metrics").text
+    served.restart()
+    web.look()
+    said = web.json("/api/runs")
+    assert (said["lost"], said["runs"]) == ("", [])
+    assert "sampler_up 1.0" in web.get("/metrics").text
+
+
+def test_a_run_that_begins_anew_has_no_negative_rates(web: Web, trainer: Trainer, served: ServedService):
+    web.look()
+    web.look()
+    served.restart()
+    again = Trainer(served.address)
+    again.epoch(0, steps=2)
+    web.look()
+    web.look()
+    rates = web.json("/api/runs/seen")["history"]["columns"]["examples_per_s"]
+    assert min(rate for rate in rates if rate is not None) >= 0
+    again.session.close()
+
+
+def test_a_taken_port_and_a_factory_that_is_not_there_are_errors(served: ServedService):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="--page-port"):
+        WebServer(served.address, host="127.0.0.1", port=taken.getsockname()[1])
+    with pytest.raises(ConfigError, match=r"--previews 'tests\.web\.conftest:nothing'"):
+        WebServer(served.address, host="127.0.0.1", port=0, previews="tests.web.conftest:nothing")
