@@ -122,7 +122,10 @@ SETTINGS = {
     for setting in (
         Setting(name="digits_mlp", data="", model="mlp", limit=None, steps=600, batch_size=32, evaluations=25),
         # methods.md 14: 20 000 images, 784-256-10, 1500 steps of 64
-        Setting(name="mnist_mlp", data="mnist", model="mlp", limit=20_000, steps=1500),
+        Setting(
+            name="mnist_mlp", data="mnist", model="mlp", limit=20_000, steps=1500,
+            learning_rates=(0.05, 0.1, 0.2, 0.3, 0.5),
+        ),
         Setting(name="mnist_cnn", data="mnist", model="cnn", limit=20_000, steps=1500, threads=2),
         Setting(
             name="cifar_cnn", data="cifar10", model="cnn", limit=10_000, steps=2000, threads=2,
