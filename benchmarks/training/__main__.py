@@ -14,25 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.training.cells import SEARCH_SEED, Plan, Results, count, run_all
 from benchmarks.training.loop import Curve, train
 from benchmarks.training.methods import METHODS, make_method, setup
-from benchmarks.training.ours import OURS
-from benchmarks.training.peers import PEERS
 from benchmarks.training.report import write_report
 from benchmarks.training.tasks import CONDITIONS, SETTINGS, Setting, check_data, make_task, with_condition
 from sampler_service.embedded import running_service
 from trainer_examples.data import DataError
 
-DEEP = ("shuffle", "infobatch (peer)", "presampling (peer)", "infobatch", "two_stage", "two_stage in half", "auto")
+DEEP = ("shuffle", "infobatch (peer)", "presampling (peer)", "infobatch", "two_stage", "auto")
 """what is run where a run takes minutes: the baseline, and what saves passes or chooses by them"""
-
-WHOLE = [*PEERS, *OURS]
-"""methods with all of the task's steps"""
 
 COMMITTED = (
     # task, conditions, methods; first those whose seconds are quoted
-    ("mnist_mlp", ("clean",), [*WHOLE, "shuffle in a quarter", "two_stage in a quarter"]),
+    ("mnist_mlp", ("clean",), METHODS),
     ("cifar_cnn_short", ("clean",), ("shuffle", "shuffle (service)", "two_stage", "auto")),
     ("cifar_cnn", ("clean",), DEEP),
-    ("mnist_mlp", ("noise40", "longtail", "dup90", "dup50", "noise20"), WHOLE),
+    ("mnist_mlp", ("noise40", "longtail", "dup90", "dup50", "noise20"), METHODS),
 )
 """The grid behind the committed results: some 600 runs with three seeds, about 3 hours on two otherwise idle cores
 (half for the MLP, half for the CNN), and two to three times as long on busy ones."""
@@ -65,7 +60,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     if options.full:
         grid = [(name, CONDITIONS, METHODS) for name in SETTINGS]
     elif options.tasks:
-        grid = [(name, options.conditions, WHOLE) for name in options.tasks]
+        grid = [(name, options.conditions, METHODS) for name in options.tasks]
     else:
         grid = COMMITTED
     return [

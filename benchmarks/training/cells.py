@@ -1,8 +1,7 @@
 """Which runs there are, and their results so far: one line of JSON each, so that a stopped benchmark goes on.
 
-Every method gets the same learning rates to try, on a seed of their own; its best one is then run with the seeds that
-count. Best is the lowest training loss at the end for a task that is judged by loss, for others the highest accuracy
-on examples that are neither trained nor tested on.
+Every method gets the same learning rates to try, on a seed of their own; its best one, by the accuracy at the end on
+examples that are neither trained nor tested on, is then run with the seeds that count.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Results:
     def best_rate(self, task: str, method: str) -> float | None:
         """The learning rate that did best on the search seed; None when none was tried."""
         tried = self.searched(task, method)
-        return min(tried, key=lambda curve: merit(task, curve)).learning_rate if tried else None
+        return max(tried, key=merit).learning_rate if tried else None
 
     def searched(self, task: str, method: str) -> list[Curve]:
         """The runs on the search seed."""
@@ -75,11 +74,9 @@ class Results:
         return list(dict.fromkeys(key[0] for key in self._curves))
 
 
-def merit(task: str, curve: Curve) -> float:
-    """What a learning rate is chosen by; lower is better. With wrong labels a low training loss is no merit."""
-    if curve.diverged:
-        return math.inf
-    return -curve.accuracies[-1] if "noise" in task or "longtail" in task or "cifar" in task else curve.losses[-1]
+def merit(curve: Curve) -> float:
+    """What a learning rate is chosen by: accuracy. A low training loss is no merit where it comes of wrong labels."""
+    return -math.inf if curve.diverged else curve.accuracies[-1]
 
 
 def key_of(curve: Curve) -> Key:
