@@ -228,7 +228,6 @@ def _load(url: str, loads: int) -> list[float]:
     chromium = shutil.which("chromium")
     if chromium is None:
         raise FileNotFoundError("no Chromium on PATH to load the page in: install Debian's `chromium`")
-    drawn = "document.querySelectorAll('.tile').length && document.querySelector('[data-chart=map] canvas')"
     times = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -236,7 +235,8 @@ def _load(url: str, loads: int) -> list[float]:
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             began = time.perf_counter()
             page.goto(url)
-            page.wait_for_function(drawn, polling=20)
+            page.locator(".tile").first.wait_for()
+            page.locator("[data-chart=map] canvas").wait_for()
             times.append(1e3 * (time.perf_counter() - began))
             page.context.close()
         browser.close()
