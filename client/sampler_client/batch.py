@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,14 @@ class Taken(Protocol):
     def usable(self) -> NDArray[np.bool_]:
         """(b,) rows whose gradient could be told"""
         ...
+
+
+class _Snapshot(NamedTuple):
+    """`Taken`, as it was at one moment."""
+
+    sketches: NDArray[Any]
+    norms: NDArray[np.float32]
+    usable: NDArray[np.bool_]
 
 
 class Sketcher(Protocol):
@@ -280,7 +288,9 @@ def _captured(sketcher: Any, coefficients: Any) -> Callable[[], Taken]:
     if hasattr(sketcher, "capture"):
         return sketcher.capture(coefficients).resolve
     taken = sketcher.take(coefficients)
-    return lambda: taken
+    # Read now: the report is sent later, and the sketcher may hand over itself, with the next batch's values by then.
+    snapshot = _Snapshot(taken.sketches, taken.norms, taken.usable)
+    return lambda: snapshot
 
 
 def _deferred(values: Any) -> Callable[[], NDArray[np.float32]]:

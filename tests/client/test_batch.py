@@ -171,6 +171,27 @@ def test_a_report_waits_for_no_sketch():
     assert reported[0].resolve().unusable == 1
 
 
+class SelfSketcher:
+    """Hands over itself, with what the latest batch left in it."""
+
+    def backward(self, value: float) -> None:
+        self.sketches = np.full((3, 4), value, np.float16)
+        self.norms = np.full(3, value, np.float32)
+        self.usable = np.ones(3, bool)
+
+    def take(self, _coefficients, /):
+        return self
+
+
+def test_sketches_are_reported_as_they_were_though_the_sketcher_has_gone_on():
+    reported, sketcher = [], SelfSketcher()
+    sketcher.backward(1.0)
+    batch_of(WEIGHTS, report=reported.append).report(torch.ones(3), sketcher)
+    sketcher.backward(2.0)
+    rows = reported[0].resolve()
+    assert np.unique(rows.sketches).tolist() == np.unique(rows.norms).tolist() == [1.0]
+
+
 @pytest.mark.parametrize("losses", [torch.ones(3), np.ones(3, np.float32)], ids=["tensor", "array"])
 def test_losses_that_are_changed_after_the_report_are_reported_as_they_were(losses):
     reported = []
