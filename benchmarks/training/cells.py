@@ -1,21 +1,19 @@
 """Which runs there are, and their results so far: one line of JSON each, so that a stopped benchmark goes on.
 
-Every method gets the same learning rates to try, on a seed of their own; its best one, by the accuracy at the end on
-examples that are neither trained nor tested on, is then run with the seeds that count.
+Every method runs with every learning rate and seed. What counts are its runs at its best rate: the one with the
+highest mean accuracy, over the seeds, at the end and on examples that are neither trained nor tested on.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 
 from benchmarks.training.loop import Curve
 from benchmarks.training.tasks import Setting
-
-SEARCH_SEED = 1000
-"""the learning rates are compared on this seed, which is not among those that count"""
 
 Key = tuple[str, str, float, int]
 """task, method, learning rate, seed"""
@@ -52,19 +50,15 @@ class Results:
         return self._curves.get(key)
 
     def of(self, task: str, method: str, seeds: range) -> list[Curve]:
-        """The runs that count: at the method's best rate, one for each seed that is there."""
-        rate = self.best_rate(task, method)
-        found = [self._curves.get((task, method, rate, seed)) for seed in seeds] if rate is not None else []
-        return [curve for curve in found if curve is not None]
+        """The runs that count: at the method's best rate, one for each seed; none while the search is under way."""
+        tried = self.searched(task, method, seeds)
+        return max(tried.values(), key=merit) if tried else []
 
-    def best_rate(self, task: str, method: str) -> float | None:
-        """The learning rate that did best on the search seed; None when none was tried."""
-        tried = self.searched(task, method)
-        return max(tried, key=merit).learning_rate if tried else None
-
-    def searched(self, task: str, method: str) -> list[Curve]:
-        """The runs on the search seed."""
-        return [c for k, c in self._curves.items() if (k[0], k[1], k[3]) == (task, method, SEARCH_SEED)]
+    def searched(self, task: str, method: str, seeds: range) -> dict[float, list[Curve]]:
+        """The runs of each learning rate that ran with all of the seeds."""
+        rates = sorted({key[2] for key in self._curves if key[:2] == (task, method)})
+        runs = {rate: [self._curves.get((task, method, rate, seed)) for seed in seeds] for rate in rates}
+        return {rate: [c for c in found if c is not None] for rate, found in runs.items() if None not in found}
 
     def methods(self, task: str) -> list[str]:
         """Methods with any run of a task, in the order in which they came."""
@@ -74,9 +68,9 @@ class Results:
         return list(dict.fromkeys(key[0] for key in self._curves))
 
 
-def merit(curve: Curve) -> float:
+def merit(curves: Sequence[Curve]) -> float:
     """What a learning rate is chosen by: accuracy. A low training loss is no merit where it comes of wrong labels."""
-    return -math.inf if curve.diverged else curve.accuracies[-1]
+    return -math.inf if any(curve.diverged for curve in curves) else mean(curve.validation for curve in curves)
 
 
 def key_of(curve: Curve) -> Key:
@@ -88,40 +82,28 @@ Plan = Sequence[tuple[Setting, Sequence[str]]]
 
 
 def run_all(results: Results, plan: Plan, seeds: range, run: Callable[[Setting, str, float, int], Curve]) -> None:
-    """Make every run that is missing, task after task: first the searches, then the seeds.
+    """Make every run that is missing, task after task.
 
     Methods take turns, so that a machine that gets slower gets slower for all.
     """
-    for setting, methods in plan:
-        for rate in setting.learning_rates:
-            for method in methods:
-                _make(results, (setting, method, rate, SEARCH_SEED), run)
-        for seed in seeds:
-            for method in methods:
-                best = results.best_rate(setting.key, method)
-                assert best is not None, "the search came first"
-                _make(results, (setting, method, best, seed), run)
+    for wanted in _cells(plan, seeds):
+        setting, method, rate, seed = wanted
+        if results.find((setting.key, method, rate, seed)) is None:
+            results.add(run(*wanted))
 
 
 def count(results: Results, plan: Plan, seeds: range) -> tuple[int, int]:
     """How many runs of a plan there are, and how many there will be."""
-    there = total = 0
+    cells = [(setting.key, method, rate, seed) for setting, method, rate, seed in _cells(plan, seeds)]
+    return sum(results.find(cell) is not None for cell in cells), len(cells)
+
+
+def _cells(plan: Plan, seeds: range) -> Iterator[tuple[Setting, str, float, int]]:
     for setting, methods in plan:
-        for method in methods:
-            rates = {curve.learning_rate for curve in results.searched(setting.key, method)}
-            searched = rates.issuperset(setting.learning_rates)
-            there += len(rates.intersection(setting.learning_rates))
-            there += len(results.of(setting.key, method, seeds)) if searched else 0
-            total += len(setting.learning_rates) + len(seeds)
-    return there, total
-
-
-def _make(
-    results: Results, wanted: tuple[Setting, str, float, int], run: Callable[[Setting, str, float, int], Curve]
-) -> None:
-    setting, method, rate, seed = wanted
-    if results.find((setting.key, method, rate, seed)) is None:
-        results.add(run(*wanted))
+        for seed in seeds:
+            for rate in setting.learning_rates:
+                for method in methods:
+                    yield setting, method, rate, seed
 
 
 def _plain(value: object) -> object:

@@ -67,7 +67,7 @@ class Method(Protocol):
         ...
 
     def settle(self) -> None:
-        """Do what is still under way, before an evaluation stops the clock: nothing is to be done for free."""
+        """Do what is still under way before an evaluation stops the clock."""
         ...
 
     def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:
@@ -85,6 +85,10 @@ class Curve:
     seed: int
     setup: str = ""
     """of what else the run depended on; see `methods.setup`"""
+    session: str = ""
+    """of the benchmark: seconds of different sessions, between which a machine changes, are not compared"""
+    validation: float = math.nan
+    """accuracy at the end on the validation set, by which learning rates are chosen"""
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     forwarded: list[int] = field(default_factory=list)
@@ -165,6 +169,7 @@ def train(task: Task, method: Method, name: str, *, learning_rate: float, seed: 
         _evaluate(curve, model, task, taken + 1, seconds, forwarded, backpropagated)
     method.close()
     curve.notes = method.notes | {"opening_s": opening_s}
+    curve.validation = _accuracy(model, task.validation, task.num_classes)
     return curve
 
 
@@ -177,9 +182,15 @@ def _evaluate(
     curve.backpropagated.append(backpropagated)
     logits = predict(model, task.train)
     curve.losses.append(float(functional.cross_entropy(logits, task.train.labels)))
-    right_n = predict(model, task.test).argmax(1) == task.test.labels
-    per_class = [float(right_n[task.test.labels == k].float().mean()) for k in range(task.num_classes)]
-    curve.accuracies.append(sum(per_class) / len(per_class))
+    curve.accuracies.append(_accuracy(model, task.test, task.num_classes))
+
+
+def _accuracy(model: nn.Module, examples: Examples, classes: int) -> float:
+    """The mean over the classes that there are of each one's accuracy."""
+    right_n = predict(model, examples).argmax(1) == examples.labels
+    of_class = [right_n[examples.labels == k] for k in range(classes)]
+    per_class = [float(right.float().mean()) for right in of_class if len(right)]
+    return sum(per_class) / len(per_class)
 
 
 @torch.no_grad()

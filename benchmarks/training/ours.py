@@ -1,4 +1,7 @@
-"""The service's policies, through a real service in processes of its own, as a user's three lines have them."""
+"""The service's policies, through a real service in processes of its own, as a user's three lines have them.
+
+Its `rho_loss` is not among them: with the same reference losses it chooses what the peer of that name does.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,8 @@ _POLICIES = {"shuffle (service)": "shuffle"} | {
     for name in (
         "gradient_clustering", "importance", "infobatch", "selective_backprop", "trimmed_loss", "two_stage", "auto",
     )
-    if name in POLICIES
-}  # fmt: skip
-"""policy of the service by the method's name, of those that this service has"""
+} | {"two_stage, similar": "two_stage"}  # fmt: skip
+"""policy of the service by the method's name"""
 
 _SKETCHED = {"gradient_clustering", "importance"}
 """policies whose trainer sends gradient sketches"""
@@ -34,13 +36,16 @@ _SKETCHED = {"gradient_clustering", "importance"}
 _SCORED = {"two_stage", "auto"}
 """policies with a second stage"""
 
+_SIMILAR = "two_stage, similar"
+"""candidates in the order of their sketches, so that like ones are rarely kept together"""
+
 
 class Ours:
     """One run of a policy. The budget are steps, or epochs for a policy whose epochs get shorter."""
 
     def __init__(self, task: Task, name: str, *, address: str, seed: int) -> None:
         self.task, self.address, self.seed = task, address, seed
-        self.policy = _POLICIES[name]
+        self.name, self.policy = name, _POLICIES[name]
         self.notes: dict[str, Any] = {}
         self._run = f"training-{uuid.uuid4().hex[:12]}"
         self._sketcher: sampler.GradientSketcher | None = None
@@ -49,7 +54,7 @@ class Ours:
         """Attach; the service starts processes for the run, which takes a second or two whatever its length."""
         batch_size = self.task.setting.batch_size
         loader: DataLoader[Any] = DataLoader(self.task.train, batch_size, shuffle=True, collate_fn=as_fetched)
-        options: dict[str, Any] = {"two_stage": model} if self.policy in _SCORED else {}
+        options: dict[str, Any] = {"two_stage": _second_stage(self.name, model)} if self.policy in _SCORED else {}
         if self.policy in _SKETCHED:
             self._sketcher = sampler.GradientSketcher(model, dim=64)
         self._loader = sampler.attach(
@@ -114,13 +119,22 @@ class Ours:
         self._loader.flush()
 
     def after(self, step: Step, losses: Tensor, logits: Tensor) -> None:  # noqa: ARG002
-        if self.policy not in _SCORED:  # the scores of all candidates were reported when they were chosen from
-            step.handle.report(losses, self._sketcher)
+        step.handle.report(losses, self._sketcher)
 
 
 OURS = tuple(_POLICIES)
 
 
 def options(name: str) -> dict[str, float | str | bool]:
-    """The options of a method's policy, which all runs leave at their defaults."""
-    return asdict(POLICIES[_POLICIES[name]]())
+    """The options of a method's policy and of its second stage, which all runs leave at their defaults."""
+    chosen = asdict(POLICIES[_POLICIES[name]]())
+    if _POLICIES[name] in _SCORED:
+        stage = _second_stage(name, nn.Linear(1, 1))
+        chosen |= {"candidates": stage.candidates, "mix": stage.mix, "order": stage.order}
+    return chosen
+
+
+def _second_stage(name: str, model: nn.Module) -> sampler.TwoStage:
+    if name == _SIMILAR:
+        return sampler.TwoStage(sampler.LastLayerScorer(model, sketch_dim=64), order="similar")
+    return sampler.TwoStage(model)

@@ -1,7 +1,8 @@
 """The alternatives, each after its paper and its authors' code, in process and without a service's overhead.
 
 Formulas: `methods.md` 9. Hyper-parameters are the papers', and are named in the tables; the learning rate alone is
-searched, as for our policies. All read the examples through the same DataLoader as the service's policies do.
+searched, as for our policies. All read the examples through the same DataLoader as the service's policies do, and
+score in the precision in which those do.
 
 Shapes: n examples, b batch, p presampled examples.
 """
@@ -9,7 +10,6 @@ Shapes: n examples, b batch, p presampled examples.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -20,7 +20,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from benchmarks.training.loop import EVALUATION_ROWS, Step
-from benchmarks.training.tasks import Examples, Task, as_fetched
+from benchmarks.training.tasks import Examples, Task, as_fetched, stream
+from sampler_client.pytorch.two_stage.scorer import fast_precision
 
 
 def fetch(examples: Examples, order: np.ndarray, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -38,7 +39,7 @@ class _Peer:
         self.train = task.train
         self.batch_size = task.setting.batch_size
         self.total = task.setting.steps
-        self.rng = np.random.default_rng(seed)
+        self.rng = stream("peers", seed)
         self.notes: dict[str, Any] = {}
 
     def open(self, model: nn.Module) -> None:
@@ -73,7 +74,7 @@ class InfoBatch(_Peer):
     """Qin et al., ICLR 2024, arXiv 2303.04947: each epoch drops half of what is below the mean loss, and weighs the
     rest.
 
-    Its budget are epochs, as in the paper; they are shorter than full ones but for the last eighth.
+    Its budget are epochs, as in the paper. Those that begin in the last eighth of it are full ones: of five, none.
     """
 
     hyper = ("prune_ratio", "delta")
@@ -122,7 +123,7 @@ class SelectiveBackprop(_Peer):
     window = 1024
 
     def steps(self, model: nn.Module) -> Iterator[Step]:
-        recent: deque[float] = deque(maxlen=self.window)
+        recent, place = np.full(self.window, np.inf), 0
         kept: list[tuple[Tensor, Tensor]] = []
         seen = forwarded = taken = 0
         for _, x, y in self.shuffled(self.batch_size):
@@ -131,10 +132,12 @@ class SelectiveBackprop(_Peer):
                 yield Step(x, y, taken / self.total)
                 taken += 1
             else:
-                losses = _losses(model, x, y)
+                losses = _losses(model, x, y).numpy()
                 forwarded += len(y)
-                recent.extend(losses.tolist())
-                percentile = np.searchsorted(np.sort(recent), losses.numpy(), side="right") / len(recent)
+                recent[(place + np.arange(len(y))) % self.window] = losses
+                place += len(y)
+                rank = np.searchsorted(np.sort(recent), losses, side="right")
+                percentile = rank / min(place, self.window)
                 chosen = torch.from_numpy(self.rng.random(len(y)) < percentile**self.beta)
                 kept.append((x[chosen], y[chosen]))
                 if sum(len(labels) for _, labels in kept) < self.batch_size:
@@ -179,8 +182,7 @@ class Presampling(_Peer):
                 yield Step(x, y, taken / self.total, handle="plain")
                 continue
             _, x, y = next(wide)
-            with torch.inference_mode():
-                score = _last_layer(model(x), y).double().numpy()
+            score = _last_layer(_scoring_logits(model, x), y).double().numpy()
             if not np.isfinite(score).all():  # it diverges, and is told so by its losses
                 yield Step(x[: self.batch_size], y[: self.batch_size], taken / self.total, forwarded=len(y))
                 continue
@@ -312,8 +314,16 @@ PEERS = {
 
 
 @torch.inference_mode()
+def _scoring_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """(b, classes) float32 of a pass that nothing is trained by, as fast as our own passes of that kind."""
+    precision = fast_precision(model, x.device)
+    with torch.autocast(x.device.type, precision, enabled=precision is not None):
+        return model(x).float()
+
+
 def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return functional.cross_entropy(model(x), y, reduction="none")
+    """(b,) of a scoring pass."""
+    return functional.cross_entropy(_scoring_logits(model, x), y, reduction="none")
 
 
 def _last_layer(logits: Tensor, y: Tensor) -> Tensor:

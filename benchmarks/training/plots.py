@@ -76,18 +76,18 @@ def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
     seeds = max((len(runs) for runs in curves.values()), default=0)
     figure.suptitle(
         f"{task}: median and range over seeds ({seeds}), each method at its best learning rate; dashed: peers, in "
-        "process; thin line: where shuffle ends"
+        "process; dash-dotted: variants; thin line: where shuffle ends"
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _style(method: str) -> dict[str, Any]:
-    family = method.replace(" (peer)", "").replace(" (service)", "")
+    family = method.replace(" (peer)", "").replace(" (service)", "").partition(", ")[0]
     return {
         "color": _COLORS.get(family, "tan"),
         "linewidth": 2.4 if method in _WIDE else 1.4,
-        "linestyle": "--" if "(peer)" in method else ":" if "(service)" in method else "-",
+        "linestyle": "--" if "(peer)" in method else ":" if "(service)" in method else "-." if "," in method else "-",
         "zorder": 3 if method in _WIDE else 2,
     }
 

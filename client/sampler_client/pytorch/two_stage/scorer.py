@@ -81,7 +81,7 @@ class LastLayerScorer:
         self.model = unwrapped(model)
         self.device = next((value.device for value in self.model.parameters()), torch.device("cpu"))
         self._forward = forward or _default_forward
-        self._autocast = _fast_precision(self.model, self.device) if autocast == "auto" else autocast
+        self._autocast = fast_precision(self.model, self.device) if autocast == "auto" else autocast
         self._on_trial = autocast == "auto" and self._autocast is not None
         self._ignore_index = ignore_index
         self._head_name, self._head = _find_head(self.model, head)
@@ -230,7 +230,7 @@ def _default_forward(model: nn.Module, item: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fast_precision(model: nn.Module, device: torch.device) -> torch.dtype | None:
+def fast_precision(model: nn.Module, device: torch.device) -> torch.dtype | None:
     """bfloat16 where the device computes in it, rather than emulating it, and the model is not in something else."""
     if any(value.dtype != torch.float32 for value in model.parameters()):
         return None
