@@ -205,12 +205,12 @@ class SamplerClient:
             MessageTooLarge: one of them is over the limit of both ends; nothing was sent.
         """
         what = "send reports"
-        messages = list(reports)
-        for message in messages:  # before the first is sent: grpc would refuse one in the middle
-            check_size(message.ByteSize(), f"{what}: the report of batch {message.batch_id}")
+        reports = list(reports)
+        for report in reports:  # before the first is sent: grpc would refuse one in the middle
+            check_size(report.ByteSize(), f"{what}: the report of batch {report.batch_id}")
         with grpc_errors(what, self.address):
             stub = pb_grpc.ReportsStub(self.channel())
-            return stub.Send(iter(messages), timeout=self.timeouts.report_s)
+            return stub.Send(wire.bundle_reports(reports), timeout=self.timeouts.report_s)
 
     def publish(self, session: str, step: int, data: bytes) -> pb.PublishResponse:
         """Send the weights of a model, a safetensors file, to the scorers of a run.

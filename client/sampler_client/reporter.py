@@ -218,7 +218,8 @@ class Reporter:
                 self._queue.popleft()
                 self.dropped += 1
             self._queue.append(rows)
-            self._changed.notify_all()
+            if len(self._queue) == 1:  # it waits for the first alone: each waking would take the training step's time
+                self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="sampler-reporter", daemon=True)
                 self._thread.start()

@@ -6,7 +6,7 @@ Shapes: b examples of a batch, r reported rows, d sketch length.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,15 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest message either end sends or accepts; gRPC's own default of 4 MiB is too small for big reports."""
 
 CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES + 64),  # what a bundle adds to a report
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + 64),
 )
 
 MAX_REPORT_ROWS = 65536
 """Rows in one Report; a larger batch is sent as several reports."""
+
+BUNDLE_BYTES = 1024 * 1024
+"""of reports in one message, where there are several"""
 
 WEIGHTS_CHUNK_BYTES = 1024 * 1024
 """of a model's weights in one message"""
@@ -98,6 +101,19 @@ def encode_report(  # noqa: PLR0913 - keyword-only, the fields of the message
         scores=scores,
         stage=stage,
     )
+
+
+def bundle_reports(reports: Iterable[pb.Report]) -> Iterator[pb.ReportBundle]:
+    """The same reports in few messages: bundles of up to a megabyte, or of one report that is larger."""
+    bundle, size = pb.ReportBundle(), 0
+    for report in reports:
+        if bundle.reports and size + report.ByteSize() > BUNDLE_BYTES:
+            yield bundle
+            bundle, size = pb.ReportBundle(), 0
+        bundle.reports.append(report)
+        size += report.ByteSize()
+    if bundle.reports:
+        yield bundle
 
 
 def encode_weights(session: str, step: int, data: bytes) -> Iterator[pb.WeightsChunk]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from urllib.parse import unquote
 
 import grpc
@@ -133,11 +134,11 @@ class ReportsServicer(pb_grpc.ReportsServicer):
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def Send(self, request_iterator: Iterator[pb.Report], context: grpc.ServicerContext):  # noqa: N802
+    def Send(self, request_iterator: Iterator[pb.ReportBundle], context: grpc.ServicerContext):  # noqa: N802
         summary = pb.ReportSummary()
         with errors_as_status(context):
             session, waiting, malformed = "", [], []  # a report that is refused is lost, the ones beside it are not
-            for message in request_iterator:
+            for message in chain.from_iterable(bundle.reports for bundle in request_iterator):
                 if waiting and (message.session != session or len(waiting) >= REPORTS_PER_CALL):
                     malformed += self._hand_on(session, waiting, summary)
                     waiting = []

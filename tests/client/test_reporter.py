@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import sampler_client as sampler
+from sampler_client import wire
+from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.session import Session
 from sampler_service.errors import Stale
@@ -322,6 +324,16 @@ def test_a_report_larger_than_one_message_allows_goes_in_pieces(monkeypatch):
     pieces = rows(7, count=25).messages("r:x")
     assert [len(piece.example_ids) // 8 for piece in pieces] == [10, 10, 5]
     assert [piece.batch_id for piece in pieces] == [7, 0, 0]  # a second piece with it would be a repeat
+
+
+def test_reports_travel_in_bundles_of_a_megabyte_and_a_larger_one_alone(monkeypatch):
+    monkeypatch.setattr(wire, "BUNDLE_BYTES", 1000)
+    sizes = [100, 800, 300, 5000, 10, 10]
+    reports = [pb.Report(batch_id=i + 1, losses=bytes(size)) for i, size in enumerate(sizes)]
+    bundles = list(wire.bundle_reports(iter(reports)))
+    assert [[report.batch_id for report in bundle.reports] for bundle in bundles] == [[1, 2], [3], [4], [5, 6]]
+    assert [report for bundle in bundles for report in bundle.reports] == reports
+    assert not list(wire.bundle_reports([]))
 
 
 def test_a_reporter_that_never_reports_starts_no_thread():

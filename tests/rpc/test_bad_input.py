@@ -230,7 +230,7 @@ def test_a_session_that_was_taken_over_is_stale_in_every_call(service_address: s
         error = failure(RawStream(channel, hello(old)), service_address)
         assert isinstance(error, Stale) and "left or taken over; join again" in str(error)
         with pytest.raises(grpc.RpcError) as caught:
-            pb_grpc.ReportsStub(channel).Send(iter([report_message(old, [1])]), timeout=5)
+            pb_grpc.ReportsStub(channel).Send(iter([pb.ReportBundle(reports=[report_message(old, [1])])]), timeout=5)
         assert isinstance(from_rpc(caught.value, "send", ""), Stale)
         pb_grpc.RunsStub(channel).Leave(pb.LeaveRequest(session=old), timeout=5)
         good = RawStream(channel, hello(heir), START, CREDIT)

@@ -77,7 +77,7 @@ def test_a_malformed_report_is_refused_in_words_and_those_around_it_are_applied(
             setattr(bad, name, value)
     around = [report_message(token, [i]) for i in range(40)]
     with raw_channel(service_address) as channel, pytest.raises(grpc.RpcError) as caught:
-        pb_grpc.ReportsStub(channel).Send(iter([*around[:20], bad, *around[20:]]), timeout=5)
+        pb_grpc.ReportsStub(channel).Send(iter([pb.ReportBundle(reports=[*around[:20], bad, *around[20:]])]), timeout=5)
     error = from_rpc(caught.value, "send", service_address)
     assert isinstance(error, ConfigError)
     with pytest.raises(ConfigError, match=words):

@@ -291,6 +291,12 @@ class EpochEnd(_message.Message):
     epoch: int
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
+class ReportBundle(_message.Message):
+    __slots__ = ("reports",)
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    reports: _containers.RepeatedCompositeFieldContainer[Report]
+    def __init__(self, reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ...) -> None: ...
+
 class Report(_message.Message):
     __slots__ = ("session", "batch_id", "step", "example_ids", "losses", "norms", "sketches", "scores", "stage")
     SESSION_FIELD_NUMBER: _ClassVar[int]

@@ -588,7 +588,7 @@ class ReportsStub(object):
         """
         self.Send = channel.stream_unary(
                 '/sampler.v1.Reports/Send',
-                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.Report.SerializeToString,
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.ReportBundle.SerializeToString,
                 response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.ReportSummary.FromString,
                 _registered_method=True)
         self.Fence = channel.unary_unary(
@@ -624,7 +624,7 @@ def add_ReportsServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Send': grpc.stream_unary_rpc_method_handler(
                     servicer.Send,
-                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.Report.FromString,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.ReportBundle.FromString,
                     response_serializer=sampler__client_dot___pb_dot_sampler__pb2.ReportSummary.SerializeToString,
             ),
             'Fence': grpc.unary_unary_rpc_method_handler(
@@ -660,7 +660,7 @@ class Reports(object):
             request_iterator,
             target,
             '/sampler.v1.Reports/Send',
-            sampler__client_dot___pb_dot_sampler__pb2.Report.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.ReportBundle.SerializeToString,
             sampler__client_dot___pb_dot_sampler__pb2.ReportSummary.FromString,
             options,
             channel_credentials,
