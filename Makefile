@@ -41,11 +41,11 @@ proto: setup  ## regenerate the protobuf code; the virtual path makes its import
 test-hosts: setup  ## only the test across hosts, which are namespaces of this machine; as root
 	$(BIN)/python -m pytest tests/cluster/test_hosts.py
 
-BENCHMARKS := variance convex sketching serving staleness draws monitoring
+BENCHMARKS := variance convex sketching serving staleness scorers draws monitoring
 
 bench: $(BENCHMARKS:%=bench-%)  ## every benchmark but training and hosts
 
-bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -draws, -monitoring, -hosts (as root)
+bench-%: setup  ## one benchmark: bench-variance, -convex, -sketching, -serving, -staleness, -scorers, -draws, -monitoring, -hosts (as root)
 	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json
 
 bench-training: setup  ## samplers against shuffled epochs, about 3 hours; DATA=folder with mnist/ and cifar10/
