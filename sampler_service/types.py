@@ -196,7 +196,8 @@ class Report:
     norms: Float32 | None
     sketches: Sketches | None
     scores: bool = False
-    """Of a scoring pass over the batch's candidates; the report of the batch itself may follow."""
+    """Of a scoring pass over the batch's candidates, whose losses count for nothing; the report of the batch itself may
+    follow."""
     stage: Stage | None = None
     """What the second stage measured."""
 

@@ -215,7 +215,6 @@ class Batch:
     def report_scores(
         self,
         *,
-        losses: NDArray[np.float32] | None,
         norms: NDArray[np.float32],
         sketches: NDArray[np.float32] | None,
         stage: pb.Stage,
@@ -223,7 +222,7 @@ class Batch:
         """Queue what a scoring pass showed of all candidates.
 
         Args:
-            losses, norms: (c,).
+            norms: (c,).
             sketches: (c, d) or None.
             stage: what the second stage measured.
         """
@@ -233,7 +232,6 @@ class Batch:
             batch_id=self.batch_id,
             step=self.run_step,
             example_ids=self.example_ids,
-            losses=losses,
             norms=norms,
             sketches=sketches,
             scores=True,

@@ -19,9 +19,9 @@ from tests.client.conftest import BATCH, QUICK, STEPS, N
 from tests.served import ServedService
 
 
-def pairs(num_workers: int = 0, **options) -> DataLoader:
+def pairs(num_workers: int = 0, size: int = N, **options) -> DataLoader:
     """(id, label) of N examples: what comes out says which example it is."""
-    dataset = TensorDataset(torch.arange(N, dtype=torch.float32).unsqueeze(1), torch.arange(N) % 3)
+    dataset = TensorDataset(torch.arange(size, dtype=torch.float32).unsqueeze(1), torch.arange(size) % 3)
     spawn = {"multiprocessing_context": "spawn"} if num_workers else {}
     return DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=num_workers, **spawn, **options)
 
@@ -77,6 +77,27 @@ def test_all_candidates_are_reported_and_large_scores_are_seen_more_often(served
     assert 0.9 * 12 * STEPS * 3 * BATCH < said.reported_rows == accepted
     small, large = (sum(seen[i] for i in range(N) if i % 7 == r) / len(range(r, N, 7)) for r in (0, 6))
     assert large > 2 * small
+
+
+def test_losses_are_those_that_were_trained_with(served, monkeypatch):
+    """With smoothed labels the scorer's plain loss is another; of candidates that were not kept none is known."""
+    always(monkeypatch)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3))
+    trained: dict[int, float] = {}
+    with attach(pairs(), served, model) as loader:
+        for _ in range(3):
+            (x, y), batch = next(iter(loader))
+            losses = functional.cross_entropy(model(x / N), y, reduction="none", label_smoothing=0.3)
+            batch.report(losses)
+            trained |= dict(zip(batch.example_ids.tolist(), losses.tolist(), strict=True))
+        loader.flush()
+        assert not loader.reports.rejected
+    table = served.service._samplers["r"]._table
+    expected = [trained.get(i, np.nan) for i in range(N)]
+    np.testing.assert_array_equal(table.loss_n, np.array(expected, np.float32))
+    np.testing.assert_array_equal(table.step_n >= 0, np.isfinite(expected))
+    assert np.isfinite(table.norm_n).sum() > len(trained)
 
 
 def test_the_weighted_batches_estimate_the_mean_of_all_examples(served, monkeypatch):
@@ -345,29 +366,27 @@ def test_sketches_of_a_sketcher_and_of_a_scorer_do_not_mix(served, monkeypatch, 
 def test_auto_begins_with_the_second_stage_and_leaves_it_when_labels_look_wrong(served, monkeypatch):
     always(monkeypatch)
 
-    def scores(item) -> sampler.Scores:
-        wrong = item[0][:, 0] % 3 == 0
-        return sampler.Scores(norms=torch.ones(len(wrong)), losses=torch.where(wrong, 9.0, 0.1))
-
-    with attach(pairs(), served, scores) as loader:
-        assert {batch.policy for _, batch in loader} == {"two_stage"}
-        assert loader.reason == "two_stage: there is a second stage, which measures itself whether it pays"
+    def epoch() -> set[str]:
+        policies = set()
+        for (ids, _), batch in loader:
+            policies.add(batch.policy)
+            batch.report(torch.where(ids[:, 0] % 3 == 0, 9.0, 0.1))
         loader.flush()
+        return policies
+
+    size = 2 * N  # half an epoch is enough to look for modes in
+    with attach(pairs(size=size), served, lambda item: torch.ones(len(item[0]))) as loader:
+        assert epoch() == {"two_stage"}
+        assert loader.reason == "two_stage: there is a second stage, which measures itself whether it pays"
         for _ in range(2):
-            policies = set()
-            for (ids, _), batch in loader:
-                policies.add(batch.policy)
-                batch.report(torch.where(ids[:, 0] % 3 == 0, 9.0, 0.1))
-            loader.flush()
-            assert policies == {"shuffle"}
+            assert epoch() == {"shuffle"}
             assert "% of the examples lie apart, as those of wrong labels do" in loader.reason
         assert loader.second_stage is not None
-        assert loader.second_stage.counts.unscored == 2 * STEPS
+        assert loader.second_stage.counts.unscored == 2 * -(-size // BATCH)
         assert {batch.policy for _, batch in loader} == {"shuffle"}
         # Nothing was reported since: what was known then is no reason to go on.
-        assert {batch.policy for _, batch in loader} == {"two_stage"}
-        loader.flush()
-        assert {batch.policy for _, batch in loader} == {"shuffle"}
+        assert epoch() == {"two_stage"}
+        assert epoch() == {"shuffle"}
         with sampler.SamplerClient(served.address) as client:
             said = client.statistics("r")
         assert (said.policy, said.active_policy) == ("auto", "shuffle")

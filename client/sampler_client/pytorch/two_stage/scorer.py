@@ -20,7 +20,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sampler_client.errors import ConfigError
 from sampler_client.pytorch.projection import gaussian, unwrapped
@@ -37,8 +36,6 @@ class Scores:
 
     norms: Tensor
     """(c,) size of each example's gradient, in any unit but always the same"""
-    losses: Tensor | None = None
-    """(c,)"""
     sketches: Tensor | None = None
     """(c, d)"""
 
@@ -116,19 +113,16 @@ class LastLayerScorer:
     def _scores(self, logits: Tensor, targets: Tensor, inputs: Tensor | None) -> Scores:
         counted = targets != self._ignore_index
         label = targets.where(counted, 0).unsqueeze(-1)
-        log_share = functional.log_softmax(logits.float(), dim=-1)
-        losses = -log_share.gather(-1, label).squeeze(-1) * counted
-        delta = log_share.exp()
+        delta = torch.softmax(logits.float(), dim=-1)
         delta.scatter_add_(-1, label, torch.full_like(delta[..., :1], -1.0))
         if logits.ndim == 3:  # each example's loss is the mean over its positions
             positions = counted.sum(1).clamp(min=1)
-            losses = losses.sum(1) / positions
             delta *= (counted / positions.unsqueeze(1)).unsqueeze(-1)
         else:
             delta *= counted.unsqueeze(-1)
         self._check_head(inputs, logits)
         inputs = None if inputs is None else inputs.float()
-        return Scores(_norms(delta, inputs), losses, self._sketches(delta, inputs))
+        return Scores(_norms(delta, inputs), self._sketches(delta, inputs))
 
     def _check_head(self, inputs: Tensor | None, logits: Tensor) -> None:
         if self._head is None:

@@ -113,7 +113,6 @@ class SecondStage:
         self.counts.candidates += len(batch)
         self._left_at = time.perf_counter()
         batch.report_scores(
-            losses=None if scores.losses is None else _array(scores.losses),
             norms=norm_c,
             sketches=sketch_cd,
             stage=pb.Stage(
