@@ -102,6 +102,8 @@ class Intake:
                 report = replace(report, losses=None)  # of the evaluation mode: those of the table are trained with
             else:
                 trainer.leases.pop(report.batch_id, None)
+                if report.evidence is not None:
+                    self._rates.stage.witness.add(report.evidence)
             fitting.append(report)
             self._remember(report)
         blocks, accepted = [], 0

@@ -6,6 +6,8 @@ and under both stages, and what the step's parts cost. Steps needed go with the 
     ratio(c) cost(c) < SHUFFLED,    ratio(c) = second moment over that of uniform draws,    cost(c) = seconds over those
                              of a step without candidates.
 
+All of it by the scores, which only measure what they measure: `witness.py` holds them against what was trained on.
+
 Source: the gate of Katharopoulos and Fleuret, arXiv 1803.00942, section 3.3, with the measured cost in the place of
 their 1:2 for a forward and a backward pass; the interpolation between numbers of candidates is ours.
 """
@@ -17,6 +19,7 @@ from collections import deque
 from statistics import median
 
 from sampler_service.types import Stage
+from sampler_service.witness import Witness
 
 WINDOW = 8
 """scored steps that a decision looks back on"""
@@ -26,7 +29,8 @@ ENOUGH = 4
 
 PROBE_FIRST, PROBE_EVERY, PROBE_GROWTH = 16, 256, 1.5
 """A run that stands aside still scores some steps now and then, to see whether it would pay by now: after so many steps
-at first, at last, and by how much the pauses grow. Probes of ENOUGH steps at twice the cost then take 1.6 % of it."""
+at first, at last, and by how much the pauses grow. Probes of ENOUGH steps at twice the cost then take 1.6 % of it.
+Where scores are in doubt it takes more steps to clear them, and pauses are longer in proportion."""
 
 SHUFFLED = 0.85
 """The price of standing aside. What is measured are draws, of which uniform ones would be 1; but a run that stands
@@ -49,6 +53,8 @@ class StageMonitor:
         self._shuffles = shuffles
         self.candidates = most
         """for each example of a batch, at present; 1: the run stands aside"""
+        self.witness = Witness()
+        """takes what training steps say of the choices"""
         self._steps: deque[Stage] = deque(maxlen=WINDOW)
         self._at = most
         self._measured = math.nan, math.nan  # ratio and cost of all candidates, when it was last decided
@@ -92,13 +98,17 @@ class StageMonitor:
             return self.candidates
         if self._probing > 0:
             self._probing -= steps
-            if self._probing <= 0:
+            if self._probing <= 0 or (self.witness.doubts and self.witness.heard_enough):
+                self._probing = 0
                 self._aside, self._pause = 0, min(int(PROBE_GROWTH * self._pause), PROBE_EVERY)
             return self.most
         self._aside += steps
-        if self._aside >= self._pause:
-            self._probing = ENOUGH
+        probe = self.witness.steps_needed if self.witness.doubts else ENOUGH
+        if self._aside >= self._pause * probe // ENOUGH:
+            self._probing = probe
             self._steps.clear()  # what was measured long ago would outvote the probe
+            if self.witness.doubts:
+                self.witness.forget()
         return 1
 
     @property
@@ -106,6 +116,8 @@ class StageMonitor:
         """Why the run stands aside, in words."""
         if self.most == 1:
             return "one candidate for each example leaves nothing to choose"
+        if self.witness.doubts:
+            return self.witness.finding
         ratio, cost = self._measured
         return (
             f"choosing among {self.most} candidates for each example would leave {ratio:.2f} of the variance at "
@@ -115,10 +127,13 @@ class StageMonitor:
     def decide(self) -> int:
         """The number of candidates that should reach the goal soonest, 1 … most."""
         if len(self._steps) >= ENOUGH:
+            left = {c: self.ratio(c) * self.witness.flattery for c in range(2, self.most + 1)}
             alone = SHUFFLED if self._shuffles else self.ratio(1)
-            prices = {1: alone} | {c: self.ratio(c) * self.cost(c) for c in range(2, self.most + 1)}
-            self._measured = self.ratio(self.most), self.cost(self.most)
+            prices = {1: alone} | {c: ratio * self.cost(c) for c, ratio in left.items()}
+            self._measured = left[self.most], self.cost(self.most)
             best = min(prices, key=prices.__getitem__)  # a NaN is no minimum, and fails the comparison
             if prices[best] < MARGIN * prices[self.candidates]:
                 self.candidates = best
+        if self.witness.doubts:
+            self.candidates = 1
         return self.candidates

@@ -200,6 +200,8 @@ class Report:
     follow."""
     stage: Stage | None = None
     """What the second stage measured."""
+    evidence: Evidence | None = None
+    """What the training step says of the second stage's choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,3 +257,18 @@ class Stage:
     """the same of a draw by the proposals alone"""
     chosen: float
     """the same of both stages together"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Second moments of what a trainer's step showed of the rows that its second stage had chosen."""
+
+    rows: int
+    uniform: float
+    """mean(w v^2), v being gradient norms or losses above the least of the batch: under uniform draws"""
+    chosen: float
+    """mean((w v)^2): of what was done"""
+    by_norms: bool
+    scored_uniform: float
+    """the same two by the scores of its candidates"""
+    scored_chosen: float

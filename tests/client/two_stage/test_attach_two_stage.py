@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,6 +176,49 @@ def test_where_scoring_does_not_pay_the_run_shuffles_says_so_and_looks_again(ser
         assert loader.second_stage is not None
         assert loader.second_stage.counts.unscored == policies["shuffle"] > policies["two_stage"] > 6
         assert "of the variance" in said.reason or said.active_policy == "two_stage"
+
+
+@pytest.mark.parametrize("witness", ["losses", "gradient norms"])
+def test_scores_that_have_nothing_to_do_with_the_gradients_are_found_out(served, monkeypatch, witness):
+    monkeypatch.setattr("sampler_service.stages.StageMonitor.cost", lambda *_: 1.05)  # no clock
+    torch.manual_seed(0)
+    loss_n, lottery_n = torch.randn(N).exp(), torch.rand(N) ** 8
+    sketcher = _NormsAlone(loss_n) if witness == "gradient norms" else None
+
+    def last_policies(run: str, score_n: torch.Tensor) -> tuple[set[str], pb.GetStatisticsResponse]:
+        stage = TwoStage(lambda item: score_n[item[0][:, 0].long()])
+        with sampler.attach(
+            pairs(), served.address, run=run, two_stage=stage, policy="two_stage", sketch_dim=1, timeouts=QUICK
+        ) as loader:
+            policies: list[str] = []
+            for _ in range(14):
+                for (ids, _labels), batch in loader:
+                    policies.append(batch.policy)
+                    if sketcher is not None:
+                        sketcher.ids = batch.example_ids
+                    batch.report(loss_n[ids[:, 0].long()], sketcher)
+                loader.flush()
+            with sampler.SamplerClient(served.address) as client:
+                return set(policies[-STEPS:]), client.statistics(run)
+
+    policies, said = last_policies("right", loss_n)
+    assert policies == {"two_stage"}
+    assert said.trained_ratio < 0.9
+    policies, said = last_policies("lottery", lottery_n)
+    assert policies == {"shuffle"}
+    assert said.trained_ratio > 1.1
+    assert f"by the {witness} of what was trained on" in said.reason and "measure something else" in said.reason
+
+
+class _NormsAlone:
+    """A sketcher whose gradients have the norms of a table."""
+
+    def __init__(self, norm_n: torch.Tensor) -> None:
+        self._norm_n, self.ids = norm_n.numpy(), np.empty(0, np.int64)
+
+    def take(self, _coefficients=None):
+        norms = self._norm_n[self.ids]
+        return SimpleNamespace(sketches=norms[:, None], norms=norms, usable=np.ones(len(norms), bool))
 
 
 def test_one_candidate_switches_it_off(served):

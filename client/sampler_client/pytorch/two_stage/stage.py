@@ -112,19 +112,16 @@ class SecondStage:
         self.counts.scored += 1
         self.counts.candidates += len(batch)
         self._left_at = time.perf_counter()
-        batch.report_scores(
-            norms=norm_c,
-            sketches=sketch_cd,
-            stage=pb.Stage(
-                scoring=self._left_at - began,
-                training=max(trained_s, 0.0),
-                waiting=waited_s,
-                uniform=choice.moments.uniform,
-                proposed=choice.moments.proposed,
-                chosen=choice.moments.chosen,
-            ),
+        stage = pb.Stage(
+            scoring=self._left_at - began,
+            training=max(trained_s, 0.0),
+            waiting=waited_s,
+            uniform=choice.moments.uniform,
+            proposed=choice.moments.proposed,
+            chosen=choice.moments.chosen,
         )
-        return item, batch.kept(choice.index, choice.weights)
+        batch.report_scores(norms=norm_c, sketches=sketch_cd, stage=stage)
+        return item, batch.kept(choice.index, choice.weights, stage)
 
     def _scored(self, item: Any, batch: Batch) -> Scores:
         what = f"scoring the {len(batch)} candidates of batch {batch.batch_id}"
