@@ -152,7 +152,9 @@ def test_losses_of_a_scoring_pass_are_not_taken_whatever_a_client_sends():
     trainer = lent(sampler)
     batch = trainer.received[0]
     trained = report_of(batch, step=0)
-    sampler.report(trainer.session, [replace(trained, step=1, scores=True, losses=9 * np.ones_like(trained.losses))])
+    losses = np.array([9, 9, np.nan, 9], np.float32)
+    summary = sampler.report(trainer.session, [replace(trained, step=1, scores=True, losses=losses)])
+    assert not summary.rejected, "nor is one that is no number a reason against its norm"
     ids = batch.rows.example_ids
     assert np.isnan(sampler._table.loss_n).all() and np.isnan(sampler._shards.columns().loss_n).all()
     np.testing.assert_array_equal(sampler._table.norm_n[ids], trained.norms)

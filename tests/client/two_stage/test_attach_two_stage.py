@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -273,6 +274,19 @@ def test_scores_of_another_shape_are_named(served, wrong):
     with (
         attach(pairs(), served, TwoStage(lambda _item: wrong)) as loader,
         pytest.raises(sampler.ScoringError, match=r"norms of shape .*, expected \(24,\)"),
+    ):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(24), torch.ones(5, 8), torch.ones(24, 2, 4)])
+def test_sketches_of_another_shape_are_named(served, wrong):
+    shape = re.escape(str(tuple(wrong.shape)))
+    with (
+        attach(pairs(), served, lambda _item: sampler.Scores(torch.ones(24), wrong), sketch_dim=8) as loader,
+        pytest.raises(
+            sampler.ScoringError,
+            match=rf"24 candidates of batch \d+: .* sketches of shape {shape}, expected \(24, sketch_dim\)",
+        ),
     ):
         next(iter(loader))
 

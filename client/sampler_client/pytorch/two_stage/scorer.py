@@ -56,7 +56,8 @@ class LastLayerScorer:
     Args:
         model: as it is trained.
         head: name of the linear layer whose output are the logits; by default the last `nn.Linear` of the model. "":
-            none, scores are those of the logits alone.
+            none, scores are the norms ||delta|| of the logits' gradients alone. So they are, with a warning, where the
+            model has no `nn.Linear`, as when a convolution makes the logits.
         forward: how to get logits and targets from an item; default `(model(inputs), targets)` of an (inputs,
             targets) pair, or `model(**inputs)` of a mapping with "labels", as Hugging Face has it.
         autocast: dtype to run the forward pass in; None: as the model is. "auto": bfloat16 for a float32 model where
@@ -84,6 +85,8 @@ class LastLayerScorer:
         self._head_name, self._head = _find_head(self.model, head)
         self._inputs: Tensor | None = None
         self.sketch_dim = sketch_dim
+        self.autocast_failed = 0
+        """passes that failed in the precision of "auto", at most one: the model is scored as it is from then on"""
         self._projections: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, item: Any, /) -> Scores:
@@ -92,16 +95,21 @@ class LastLayerScorer:
         Raises:
             ConfigError: logits or targets of a wrong shape, or logits that are not the head's output.
         """
-        if self._on_trial:
-            self._on_trial = False
-            try:
-                return self._pass(item)
-            except ConfigError:  # of the item, whatever the precision
+        try:
+            scores = self._pass(item)
+        except (ConfigError, MemoryError, torch.OutOfMemoryError):  # whatever the precision
+            raise
+        except Exception as error:
+            if not self._on_trial:
                 raise
-            except Exception as error:
-                log.info("scoring in %s failed, now as the model is: %s", self._autocast, error)
-                self._autocast = None
-        return self._pass(item)
+            log.warning(
+                "scoring in %s failed, now as the model is, which takes longer: %s: %s",
+                *(self._autocast, type(error).__name__, error),
+            )
+            self._autocast, self.autocast_failed = None, 1
+            scores = self._pass(item)
+        self._on_trial = False
+        return scores
 
     def _pass(self, item: Any) -> Scores:
         with torch.no_grad(), evaluating(self.model), self._head_inputs(), self._precision():
@@ -242,7 +250,13 @@ def _find_head(model: nn.Module, name: str | None) -> tuple[str, nn.Linear | Non
         if name not in linear:
             raise ConfigError(f"head {name!r} is no nn.Linear of the model; there are {sorted(linear)}")
         return name, linear[name]
-    return next(reversed(linear.items())) if linear else ("", None)
+    if not linear:
+        log.warning(
+            '%s has no nn.Linear: it is scored by its logits alone; head="" says that this is meant',
+            type(model).__name__,
+        )
+        return "", None
+    return next(reversed(linear.items()))
 
 
 def _check(logits: Tensor, targets: Tensor) -> None:

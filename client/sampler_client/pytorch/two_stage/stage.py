@@ -38,6 +38,8 @@ class StageCounts:
     """candidates whose score was NaN, infinite or negative; each got the mean of the others"""
     blind: int = 0
     """batches without any usable score, chosen by the first stage alone"""
+    autocast_failed: int = 0
+    """passes of a `LastLayerScorer` that failed in bfloat16; it scores in the model's own precision since"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class SecondStage:
             order_c=self._order_of(sketch_cd, batch),
         )
         item = take_rows(item, torch.from_numpy(choice.index), len(batch))
+        self.counts.autocast_failed = getattr(self.scorer, "autocast_failed", 0)
         self.counts.scored += 1
         self.counts.candidates += len(batch)
         self._left_at = time.perf_counter()
@@ -133,9 +136,13 @@ class SecondStage:
             raise ScoringError(f"{what}: {type(error).__name__}: {error}") from error
         if not isinstance(scores, Scores):
             scores = Scores(norms=scores)
-        shape = tuple(getattr(scores.norms, "shape", ()))
-        if shape != (len(batch),):
-            raise ScoringError(f"{what}: the scorer returned norms of shape {shape}, expected ({len(batch)},)")
+        shape, c = tuple(getattr(scores.norms, "shape", ())), len(batch)
+        if shape != (c,):
+            raise ScoringError(f"{what}: the scorer returned norms of shape {shape}, expected ({c},)")
+        if scores.sketches is not None:
+            shape = tuple(getattr(scores.sketches, "shape", ()))
+            if len(shape) != 2 or shape[0] != c:
+                raise ScoringError(f"{what}: the scorer returned sketches of shape {shape}, expected ({c}, sketch_dim)")
         return scores
 
     def _usable(self, norm_c: NDArray[np.float32]) -> NDArray[np.float32]:
