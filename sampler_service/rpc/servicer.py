@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from urllib.parse import unquote
@@ -277,6 +278,7 @@ def _stage(message: pb.Stage) -> Stage:
         uniform=message.uniform,
         proposed=message.proposed,
         chosen=message.chosen,
+        signal=message.signal if message.HasField("signal") else math.nan,
     )
 
 
