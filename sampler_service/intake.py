@@ -97,19 +97,24 @@ class Intake:
                 # Taken before the trainer published; those of a sketcher are of other layers, in another unit.
                 rejected["other_unit"] += len(report.example_ids)
                 report = replace(report, norms=None, sketches=None)
-            fitting.append(report)
             if report.scores:
                 self._heed(report)
+                report = replace(report, losses=None)  # of the evaluation mode: those of the table are trained with
             else:
                 trainer.leases.pop(report.batch_id, None)
+                if report.evidence is not None:
+                    self._rates.stage.witness.add(report.evidence)
+            fitting.append(report)
             self._remember(report)
         blocks, accepted = [], 0
         for group in reports.together(fitting):
-            block, sound, reasons = reports.sound_rows(group, self._config.num_examples, self._table.step_n)
+            scores = group[0].scores
+            known_n = self._table.gradient_step_n if scores else self._table.step_n
+            block, sound, reasons = reports.sound_rows(group, self._config.num_examples, known_n)
             rejected.update(reasons)
             accepted += sound
             self._watch(group)
-            self._table.apply(block)
+            self._table.apply(block, trained=not scores)
             if block.sketches is not None:
                 self.fresh_rows += sound
                 self._rates.sketched = True

@@ -226,6 +226,7 @@ class Observer:
             "candidates": stage.candidates,
             "stage_ratio": stage.ratio(stage.candidates),
             "stage_cost": stage.cost(stage.candidates),
+            "trained_ratio": stage.witness.ratio,
             "uniform_share": self.rates.uniform_share,
             "scorers": self.scores.alive(now),
             "scored_rows": self.scores.rows,

@@ -111,7 +111,7 @@ class PresentRates:
             weight_r: (r,) weights of the proposals.
         """
         if report.stage is not None and batch.keep:
-            self.stage.add(report.stage, round(len(batch.rows) / batch.keep))
+            self.stage.add(report.stage, round(len(batch.rows) / batch.keep), batch.global_batch_size)
         rates = self.chosen.rates if self.chosen else None
         if isinstance(rates, WeightedDraw) and self.chosen and report.norms is not None and sound_r.any():
             probability_r = rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples

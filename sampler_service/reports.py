@@ -102,8 +102,8 @@ def misfit(config: RunConfig, report: Report, now: int) -> str:
 
 
 def together(received: Iterable[Report]) -> Iterator[list[Report]]:
-    """Neighbours that can be taken in as one, in order: of the same columns, none of an earlier step than the ones
-    before it, and of TOGETHER_ROWS rows at most (or a single report)."""
+    """Neighbours, in order, that can be taken in as one: of the same columns, scores apart from what was trained on, no
+    earlier step than those before it, and of TOGETHER_ROWS rows at most (or a single report)."""
     group: list[Report] = []
     rows = 0
     for report in received:
@@ -116,8 +116,9 @@ def together(received: Iterable[Report]) -> Iterator[list[Report]]:
         yield group
 
 
-def _columns(report: Report) -> tuple[bool, bool, np.dtype | None]:
-    return report.losses is None, report.norms is None, None if report.sketches is None else report.sketches.dtype
+def _columns(report: Report) -> tuple[bool, bool, bool, np.dtype | None]:
+    dtype = None if report.sketches is None else report.sketches.dtype
+    return report.scores, report.losses is None, report.norms is None, dtype
 
 
 def sound_rows(group: Sequence[Report], num_examples: int, step_n: Int64) -> tuple[ReportBlock, int, dict[str, int]]:

@@ -45,7 +45,7 @@ class Table:
 
         Args:
             block: sound rows.
-            trained: they come from trainers; the norms and sketches of a scorer make no loss look fresh.
+            trained: they were trained on; the norms and sketches of a scoring pass make no loss look fresh.
         """
         ids = block.example_ids
         known_r = ~np.isnan(block.losses)
@@ -55,7 +55,8 @@ class Table:
         step_r = np.broadcast_to(block.step, len(ids))
         if block.sketches is not None:
             known_r = np.ones(len(ids), dtype=bool)
-        self.gradient_step_n[ids[known_r]] = step_r[known_r]
+        rows = ids[known_r]
+        self.gradient_step_n[rows] = np.maximum(self.gradient_step_n[rows], step_r[known_r])
         if trained:
             self.step_n[ids] = np.maximum(self.step_n[ids], step_r)
         self.step = max(self.step, int(np.max(block.step, initial=0)))

@@ -196,9 +196,12 @@ class Report:
     norms: Float32 | None
     sketches: Sketches | None
     scores: bool = False
-    """Of a scoring pass over the batch's candidates; the report of the batch itself may follow."""
+    """Of a scoring pass over the batch's candidates, whose losses count for nothing; the report of the batch itself may
+    follow."""
     stage: Stage | None = None
     """What the second stage measured."""
+    evidence: Evidence | None = None
+    """What the training step says of the second stage's choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,3 +257,20 @@ class Stage:
     """the same of a draw by the proposals alone"""
     chosen: float
     """the same of both stages together"""
+    signal: float = float("nan")
+    """squared norm of the mean gradient, without bias and so perhaps negative; NaN when the scorer can't tell"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Second moments of what a trainer's step showed of the rows that its second stage had chosen."""
+
+    rows: int
+    uniform: float
+    """mean(w v^2), v being gradient norms or losses above the least of the batch: under uniform draws"""
+    chosen: float
+    """mean((w v)^2): of what was done"""
+    by_norms: bool
+    scored_uniform: float
+    """the same two by the scores of its candidates"""
+    scored_chosen: float

@@ -165,6 +165,7 @@ class RunStatistics:
     candidates: int
     stage_ratio: float
     stage_cost: float
+    trained_ratio: float
     uniform_share: float
     median_age_steps: float
     p99_age_steps: float

@@ -34,6 +34,7 @@ def random_report(rng: np.random.Generator) -> Report:
         step=int(rng.choice([*range(6), 2**40])),
         example_ids=rng.integers(-1, N + 1, size),
         losses=None if without[0] else losses,
+        scores=bool(rng.random() < 0.3),
         norms=None if without[1] else norms,
         sketches=None if without[2] else sketches,
     )
@@ -81,9 +82,9 @@ def test_reports_taken_in_together_never_go_back_in_time_nor_change_their_column
 
     big = reports.TOGETHER_ROWS
     received = [of(3), of(3), of(5), of(4), of(4, losses=None), of(4, losses=None, sketches=np.ones((1, DIM), "f4"))]
-    received += [of(6), of(6, rows=big), of(6, rows=big + 1), of(7)]
+    received += [of(6), of(6, rows=big), of(6, rows=big + 1), of(7), of(7, scores=True)]
     groups = list(reports.together(received))
-    assert [len(group) for group in groups] == [3, 1, 1, 1, 1, 1, 1, 1]
+    assert [len(group) for group in groups] == [3, 1, 1, 1, 1, 1, 1, 1, 1]
     assert [report for group in groups for report in group] == received
 
 
@@ -144,3 +145,19 @@ def test_rows_that_a_shard_missed_are_neither_accepted_nor_fresh(monkeypatch):
     statistics = sampler.statistics()
     assert (statistics.reported_rows, statistics.rejected_rows) == (8, {"shard_away": 4})
     assert sampler._intake.fresh_rows == 6, "the last report had no sketches to lose"
+
+
+def test_losses_of_a_scoring_pass_are_not_taken_whatever_a_client_sends():
+    sampler = make_sampler(N, policy="two_stage")
+    trainer = lent(sampler)
+    batch = trainer.received[0]
+    trained = report_of(batch, step=0)
+    losses = np.array([9, 9, np.nan, 9], np.float32)
+    summary = sampler.report(trainer.session, [replace(trained, step=1, scores=True, losses=losses)])
+    assert not summary.rejected, "nor is one that is no number a reason against its norm"
+    ids = batch.rows.example_ids
+    assert np.isnan(sampler._table.loss_n).all() and np.isnan(sampler._shards.columns().loss_n).all()
+    np.testing.assert_array_equal(sampler._table.norm_n[ids], trained.norms)
+    summary = trainer.report(batch)
+    assert not summary.rejected, "a later scoring pass makes no loss old"
+    np.testing.assert_array_equal(sampler._table.loss_n[ids], trained.losses)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
 from sampler_service.stages import ENOUGH, PROBE_EVERY, SHUFFLED, WINDOW, StageMonitor
-from sampler_service.types import Stage
+from sampler_service.types import Evidence, Stage
+from sampler_service.witness import FEWEST_ROWS, FEWEST_STEPS
 
 
 def measured(*, chosen: float, proposed: float = 1.0, scoring_s: float = 0.001, training_s: float = 0.002) -> Stage:
@@ -122,3 +124,115 @@ def test_a_gain_that_shuffled_epochs_have_too_is_none():
     monitor = after(measured(chosen=0.37, proposed=1.0, scoring_s=0.003, training_s=0.002))
     assert SHUFFLED < monitor.ratio(3) * monitor.cost(3) < 1
     assert monitor.decide() == 1
+
+
+def noisy(*signals: float, batch: int = 64, chosen: float = 0.4) -> StageMonitor:
+    """Steps of which the scorer told the squared norm of the mean gradient, of a second moment of 1."""
+    monitor = StageMonitor(3)
+    for signal in signals:
+        monitor.add(replace(measured(chosen=chosen), signal=signal), 3, batch)
+    return monitor
+
+
+def test_the_noise_of_a_batch_is_its_variance_over_its_squared_gradient():
+    monitor = noisy(*[0.2] * WINDOW)
+    assert monitor.signal == pytest.approx(0.2)
+    assert monitor.noise == pytest.approx((0.8 / 64) / (0.2 + 0.8 / 64))
+    # ||m||^2 + variance / B with and without the choice, of the simple model of steps
+    assert monitor.steps_needed(0.4) == pytest.approx((0.2 + 0.2 / 64) / (0.2 + 0.8 / 64))
+    assert monitor.steps_needed(1.0) == 1.0
+
+
+def test_estimates_of_the_signal_are_averaged_before_they_are_cut():
+    assert noisy(0.5, -0.3, 0.5, -0.3).signal == pytest.approx(0.1)
+    assert noisy(0.1, -0.3, 0.1, -0.3).signal == 0.0
+    assert noisy(3.0, 3.0).signal == 1.0
+    assert noisy(3.0, 3.0).noise == 0.0 and noisy(3.0, 3.0).steps_needed(0.4) == 1.0
+
+
+def test_without_a_signal_steps_go_with_the_second_moment():
+    for monitor in (noisy(*[math.nan] * WINDOW), noisy(*[0.0] * WINDOW)):
+        assert monitor.noise == 1.0 and monitor.steps_needed(0.4) == pytest.approx(0.4)
+        assert "noise" not in monitor.reason
+    assert noisy(0.2, math.nan).signal == pytest.approx(0.2), "what is known is told by those that tell"
+
+
+def test_early_in_training_there_is_little_noise_to_save_and_later_there_is():
+    early = noisy(*[0.1] * WINDOW)
+    assert early.decide() == 1
+    assert "leave 0.40 of the variance, where a step is 12% noise, at 1.50 times" in early.reason
+    late = noisy(*[0.001] * WINDOW)
+    assert late.decide() == 3
+    assert noisy(*[0.1] * WINDOW, batch=2).decide() == 3, "small batches are noisy from the start"
+
+
+def test_a_ragged_last_batch_does_not_change_the_noise():
+    monitor = noisy(*[0.1] * (WINDOW - 1))
+    before = monitor.noise
+    monitor.add(replace(measured(chosen=0.4), signal=0.1), 3, 2)
+    assert monitor.noise == pytest.approx(before)
+
+
+def seen(ratio: float, *, rows: int = 64, by_norms: bool = False, scored: float = 0.2) -> Evidence:
+    """A batch of which training showed this ratio where the scores said `scored`."""
+    return Evidence(rows=rows, uniform=1.0, chosen=ratio, by_norms=by_norms, scored_uniform=1.0, scored_chosen=scored)
+
+
+def disproved(rows: int = 64) -> StageMonitor:
+    """Scores that promise much, and were found out."""
+    monitor = after(measured(chosen=0.2))
+    assert monitor.plan(1) == 3
+    for _ in range(FEWEST_ROWS // rows):
+        monitor.add(measured(chosen=0.2), 3)
+        monitor.witness.add(seen(1.4, rows=rows))
+    return monitor
+
+
+def test_scores_that_measure_something_else_close_the_gate_whatever_they_promise():
+    monitor = disproved()
+    assert monitor.plan(1) == 1
+    assert "by the losses of what was trained on, the choice leaves 1.40 of the variance" in monitor.reason
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_scores_in_doubt_are_probed_until_there_is_enough_to_tell(rows):
+    monitor = disproved(rows)
+    planned = [monitor.plan(1) for _ in range(200 * FEWEST_ROWS // rows)]
+    runs = [(candidates, len(list(group))) for candidates, group in itertools.groupby(planned)]
+    needed = FEWEST_ROWS // rows
+    assert {steps for candidates, steps in runs[:-1] if candidates == 3} == {needed}
+    assert runs[0] == (1, 16 * needed // ENOUGH), "in proportion"
+    assert sum(planned) < 1.2 * len(planned), "and it costs no more than others"
+
+
+def test_a_scorer_that_becomes_right_is_found_out_at_the_next_probe():
+    monitor = disproved()
+    while monitor.plan(1) == 1:
+        pass
+    for step in range(FEWEST_STEPS):
+        monitor.add(measured(chosen=0.2), 3)
+        monitor.witness.add(seen(0.6))
+        assert monitor.decide() == (3 if step == FEWEST_STEPS - 1 else 1)
+
+
+def test_a_probe_that_found_enough_against_the_scores_ends():
+    monitor = disproved()
+    while monitor.plan(1) == 1:
+        pass
+    for _ in range(FEWEST_STEPS):
+        monitor.witness.add(seen(1.4, rows=128))  # as of two ranks
+    assert [monitor.plan(1) for _ in range(3)] == [3, 1, 1]
+
+
+def test_gradient_norms_correct_the_price():
+    """What the scores promise would pay, what the norms found does not; and the other way round."""
+    monitor = after(measured(chosen=0.4))
+    for _ in range(FEWEST_STEPS):
+        monitor.witness.add(seen(0.9, scored=0.4, by_norms=True))
+    assert monitor.decide() == 1
+    assert "leave 0.90 of the variance" in monitor.reason
+    assert monitor.ratio(3) == pytest.approx(0.4), "by the scores"
+    shy = after(measured(chosen=0.9))
+    for _ in range(FEWEST_STEPS):
+        shy.witness.add(seen(0.2, scored=0.9, by_norms=True))
+    assert shy.decide() > 1

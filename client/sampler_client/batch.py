@@ -82,6 +82,7 @@ class Batch:
         "_first_step",
         "_message",
         "_report",
+        "_stage",
         "_steps_per_epoch",
         "cluster_ids",
         "example_ids",
@@ -103,6 +104,7 @@ class Batch:
         self._steps_per_epoch = steps_per_epoch
         self._first_step = first_step  # of the epoch that was resumed inside: `step` counts from there
         self._coefficients: Any = None
+        self._stage: pb.Stage | None = None  # what the second stage measured when it chose these
         self.norms_from_scorer = False  # of a two-stage run: a sketcher's are of other layers, in another unit
         self.sketches_from_scorer = False  # likewise: the products of one's with the other's mean nothing
         self.example_ids = wire.to_array(message.example_ids, np.int64, "example_ids")
@@ -200,8 +202,14 @@ class Batch:
         scale = np.float32(self.world_size / self.global_batch_size)
         return (losses * losses.new_tensor(self.weights * scale)).sum()
 
-    def kept(self, index: NDArray[np.intp], weights: NDArray[np.float32]) -> Batch:
-        """The handle of those candidates that are trained on, (b,) places among them and their final weights."""
+    def kept(self, index: NDArray[np.intp], weights: NDArray[np.float32], stage: pb.Stage) -> Batch:
+        """The handle of those candidates that are trained on.
+
+        Args:
+            index: (b,) places among them.
+            weights: (b,) final ones.
+            stage: what the second stage measured.
+        """
         batch = Batch(self._message, self._report, self._steps_per_epoch, self._first_step)
         batch.example_ids, batch.cluster_ids = self.example_ids[index], self.cluster_ids[index]
         # What both stages together give an example: w p = 1/n before and after, up to the weight of either stage.
@@ -209,13 +217,13 @@ class Batch:
         batch.weights = weights
         for array in (batch.example_ids, batch.cluster_ids, batch.probabilities, batch.weights):
             array.flags.writeable = False
+        batch._stage = stage
         batch.norms_from_scorer, batch.sketches_from_scorer = True, self.sketches_from_scorer
         return batch
 
     def report_scores(
         self,
         *,
-        losses: NDArray[np.float32] | None,
         norms: NDArray[np.float32],
         sketches: NDArray[np.float32] | None,
         stage: pb.Stage,
@@ -223,7 +231,7 @@ class Batch:
         """Queue what a scoring pass showed of all candidates.
 
         Args:
-            losses, norms: (c,).
+            norms: (c,).
             sketches: (c, d) or None.
             stage: what the second stage measured.
         """
@@ -233,7 +241,6 @@ class Batch:
             batch_id=self.batch_id,
             step=self.run_step,
             example_ids=self.example_ids,
-            losses=losses,
             norms=norms,
             sketches=sketches,
             scores=True,
@@ -277,6 +284,8 @@ class Batch:
             losses=_deferred(values),
             sketches=None if sketcher is None else _captured(sketcher, self._coefficients),
             scored=self.norms_from_scorer,
+            weights=self.weights,
+            stage=self._stage,
         )
         self._coefficients = None
         if self._report is not None:

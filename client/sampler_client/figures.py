@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PREFIX = "sampler/"
 
 _PLAIN = (
-    *("variance_ratio", "stage_ratio", "stage_cost", "effective_sample_ratio", "progress"),
+    *("variance_ratio", "stage_ratio", "trained_ratio", "stage_cost", "effective_sample_ratio", "progress"),
     *("epoch_coverage", "window_coverage", "sketch_coverage", "never_drawn"),
     *("median_age_steps", "p99_age_steps", "median_lead", "p99_lead"),
     *("epoch", "trainers", "num_clusters", "candidates", "leases_expired", "shards_away", "scorers"),

@@ -30,6 +30,7 @@ from sampler_client.errors import (
     ServiceUnavailable,
     SketchError,
 )
+from sampler_client.evidence import evidence_of
 
 if TYPE_CHECKING:
     from sampler_client.batch import Taken
@@ -56,6 +57,8 @@ class ReportRows:
     """of a scoring pass over the batch's candidates, not of its training step"""
     stage: pb.Stage | None = None
     """what the second stage measured"""
+    evidence: pb.Evidence | None = None
+    """what the training step says of the second stage's choice"""
 
     def resolve(self) -> ReportRows:
         """The rows themselves: nothing of them is under way."""
@@ -99,6 +102,7 @@ class ReportRows:
                     sketches=None if self.sketches is None else self.sketches[piece],
                     scores=self.scores,
                     stage=self.stage if start == 0 else None,
+                    evidence=self.evidence if start == 0 else None,
                 )
             )
         return pieces
@@ -115,6 +119,10 @@ class PendingReport:
     sketches: Callable[[], Taken] | None = None
     scored: bool = False
     """the run's norms come from scoring passes: those of the sketcher are of other layers, in another unit"""
+    weights: NDArray[np.float32] | None = None
+    """(r,) that the losses are trained with"""
+    stage: pb.Stage | None = None
+    """what the second stage measured when it chose the rows; None: it did not"""
 
     def resolve(self) -> ReportRows:
         """Wait for the device and fetch what it has.
@@ -126,10 +134,13 @@ class PendingReport:
             rows = ReportRows(
                 batch_id=self.batch_id, step=self.step, example_ids=self.example_ids, losses=self.losses()
             )
-            if self.sketches is None:
-                return rows
-            taken = self.sketches()
-            rows = rows.with_sketches(taken.sketches, taken.norms, taken.usable)
+            usable = slice(None)
+            if self.sketches is not None:
+                taken = self.sketches()
+                rows, usable = rows.with_sketches(taken.sketches, taken.norms, taken.usable), taken.usable
+            if self.stage is not None and self.weights is not None and rows.losses is not None:
+                evidence = evidence_of(self.stage, self.weights[usable], loss_r=rows.losses, norm_r=rows.norms)
+                rows = replace(rows, evidence=evidence)
             return replace(rows, norms=None) if self.scored else rows
         except Exception as error:
             raise SketchError(

@@ -88,6 +88,7 @@ def encode_report(  # noqa: PLR0913 - keyword-only, the fields of the message
     sketches: NDArray[Any] | None,
     scores: bool = False,
     stage: pb.Stage | None = None,
+    evidence: pb.Evidence | None = None,
 ) -> pb.Report:
     """One Report message from arrays of r rows; sketches are (r, d) float16 or float32."""
     return pb.Report(
@@ -100,6 +101,7 @@ def encode_report(  # noqa: PLR0913 - keyword-only, the fields of the message
         sketches=None if sketches is None else encode_array(sketches),
         scores=scores,
         stage=stage,
+        evidence=evidence,
     )
 
 

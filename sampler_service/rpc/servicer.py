@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
@@ -21,7 +22,7 @@ from sampler_service.leases import Group
 from sampler_service.policies import POLICIES
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
-from sampler_service.types import Report, Stage
+from sampler_service.types import Evidence, Report, Stage
 
 NEIGHBOURS = 8
 EXAMPLES = 24
@@ -266,6 +267,7 @@ def _report(message: pb.Report) -> Report:
         sketches=sketches,
         scores=message.scores,
         stage=_stage(message.stage) if message.HasField("stage") else None,
+        evidence=_evidence(message.evidence) if message.HasField("evidence") else None,
     )
 
 
@@ -277,4 +279,16 @@ def _stage(message: pb.Stage) -> Stage:
         uniform=message.uniform,
         proposed=message.proposed,
         chosen=message.chosen,
+        signal=message.signal if message.HasField("signal") else math.nan,
+    )
+
+
+def _evidence(message: pb.Evidence) -> Evidence:
+    return Evidence(
+        rows=message.rows,
+        uniform=message.uniform,
+        chosen=message.chosen,
+        by_norms=message.by_norms,
+        scored_uniform=message.scored_uniform,
+        scored_chosen=message.scored_chosen,
     )

@@ -44,6 +44,7 @@ _GAUGES = {
     "sampler_sketch_coverage_ratio": ("sketch_coverage", "share of the examples that have a sketch"),
     "sampler_variance_ratio": ("variance_ratio", "variance of a batch gradient over that of an i.i.d. batch"),
     "sampler_stage_variance_ratio": ("stage_ratio", "second moment of a draw by both stages over a uniform one's"),
+    "sampler_stage_trained_ratio": ("trained_ratio", "the same by what was trained on, whatever the scores say"),
     "sampler_stage_cost_ratio": ("stage_cost", "seconds of a step with scoring over one without"),
     "sampler_stage_candidates": ("candidates", "candidates for each example of a batch; 1: no second stage"),
     "sampler_effective_sample_size_ratio": ("effective_sample_ratio", "effective sample size of a draw over the set"),

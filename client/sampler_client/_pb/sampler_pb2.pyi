@@ -298,7 +298,7 @@ class ReportBundle(_message.Message):
     def __init__(self, reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("session", "batch_id", "step", "example_ids", "losses", "norms", "sketches", "scores", "stage")
+    __slots__ = ("session", "batch_id", "step", "example_ids", "losses", "norms", "sketches", "scores", "stage", "evidence")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +308,7 @@ class Report(_message.Message):
     SKETCHES_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     session: str
     batch_id: int
     step: int
@@ -317,23 +318,42 @@ class Report(_message.Message):
     sketches: Array
     scores: bool
     stage: Stage
-    def __init__(self, session: _Optional[str] = ..., batch_id: _Optional[int] = ..., step: _Optional[int] = ..., example_ids: _Optional[bytes] = ..., losses: _Optional[bytes] = ..., norms: _Optional[bytes] = ..., sketches: _Optional[_Union[Array, _Mapping]] = ..., scores: bool = ..., stage: _Optional[_Union[Stage, _Mapping]] = ...) -> None: ...
+    evidence: Evidence
+    def __init__(self, session: _Optional[str] = ..., batch_id: _Optional[int] = ..., step: _Optional[int] = ..., example_ids: _Optional[bytes] = ..., losses: _Optional[bytes] = ..., norms: _Optional[bytes] = ..., sketches: _Optional[_Union[Array, _Mapping]] = ..., scores: bool = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ...) -> None: ...
 
 class Stage(_message.Message):
-    __slots__ = ("scoring", "training", "waiting", "uniform", "proposed", "chosen")
+    __slots__ = ("scoring", "training", "waiting", "uniform", "proposed", "chosen", "signal")
     SCORING_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     UNIFORM_FIELD_NUMBER: _ClassVar[int]
     PROPOSED_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
     scoring: float
     training: float
     waiting: float
     uniform: float
     proposed: float
     chosen: float
-    def __init__(self, scoring: _Optional[float] = ..., training: _Optional[float] = ..., waiting: _Optional[float] = ..., uniform: _Optional[float] = ..., proposed: _Optional[float] = ..., chosen: _Optional[float] = ...) -> None: ...
+    signal: float
+    def __init__(self, scoring: _Optional[float] = ..., training: _Optional[float] = ..., waiting: _Optional[float] = ..., uniform: _Optional[float] = ..., proposed: _Optional[float] = ..., chosen: _Optional[float] = ..., signal: _Optional[float] = ...) -> None: ...
+
+class Evidence(_message.Message):
+    __slots__ = ("rows", "uniform", "chosen", "by_norms", "scored_uniform", "scored_chosen")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    UNIFORM_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    BY_NORMS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_UNIFORM_FIELD_NUMBER: _ClassVar[int]
+    SCORED_CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    uniform: float
+    chosen: float
+    by_norms: bool
+    scored_uniform: float
+    scored_chosen: float
+    def __init__(self, rows: _Optional[int] = ..., uniform: _Optional[float] = ..., chosen: _Optional[float] = ..., by_norms: bool = ..., scored_uniform: _Optional[float] = ..., scored_chosen: _Optional[float] = ...) -> None: ...
 
 class Array(_message.Message):
     __slots__ = ("dtype", "shape", "data")
@@ -383,7 +403,7 @@ class GetStatisticsRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., detail: bool = ...) -> None: ...
 
 class GetStatisticsResponse(_message.Message):
-    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes", "shards", "shards_away", "shards_lost", "candidates", "stage_ratio", "stage_cost", "uniform_share", "median_age_steps", "p99_age_steps", "median_lead", "p99_lead", "scorers", "scored_rows", "weights_version", "weights_step", "scorer_error", "progress", "epoch_coverage", "window_coverage", "never_drawn", "leases", "batches_by_policy", "waited_seconds", "ranks", "shard", "detail")
+    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes", "shards", "shards_away", "shards_lost", "candidates", "stage_ratio", "stage_cost", "uniform_share", "median_age_steps", "p99_age_steps", "median_lead", "p99_lead", "scorers", "scored_rows", "weights_version", "weights_step", "scorer_error", "progress", "epoch_coverage", "window_coverage", "never_drawn", "leases", "batches_by_policy", "waited_seconds", "ranks", "shard", "detail", "trained_ratio")
     class RejectedRowsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -448,6 +468,7 @@ class GetStatisticsResponse(_message.Message):
     RANKS_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_RATIO_FIELD_NUMBER: _ClassVar[int]
     run: str
     dataset: str
     num_examples: int
@@ -498,7 +519,8 @@ class GetStatisticsResponse(_message.Message):
     ranks: _containers.RepeatedCompositeFieldContainer[RankStatistics]
     shard: _containers.RepeatedCompositeFieldContainer[ShardStatistics]
     detail: StatisticsDetail
-    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: bool = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., shards_away: _Optional[int] = ..., shards_lost: _Optional[int] = ..., candidates: _Optional[int] = ..., stage_ratio: _Optional[float] = ..., stage_cost: _Optional[float] = ..., uniform_share: _Optional[float] = ..., median_age_steps: _Optional[float] = ..., p99_age_steps: _Optional[float] = ..., median_lead: _Optional[float] = ..., p99_lead: _Optional[float] = ..., scorers: _Optional[int] = ..., scored_rows: _Optional[int] = ..., weights_version: _Optional[int] = ..., weights_step: _Optional[int] = ..., scorer_error: _Optional[str] = ..., progress: _Optional[float] = ..., epoch_coverage: _Optional[float] = ..., window_coverage: _Optional[float] = ..., never_drawn: _Optional[int] = ..., leases: _Optional[int] = ..., batches_by_policy: _Optional[_Mapping[str, int]] = ..., waited_seconds: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[RankStatistics, _Mapping]]] = ..., shard: _Optional[_Iterable[_Union[ShardStatistics, _Mapping]]] = ..., detail: _Optional[_Union[StatisticsDetail, _Mapping]] = ...) -> None: ...
+    trained_ratio: float
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: bool = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., shards_away: _Optional[int] = ..., shards_lost: _Optional[int] = ..., candidates: _Optional[int] = ..., stage_ratio: _Optional[float] = ..., stage_cost: _Optional[float] = ..., uniform_share: _Optional[float] = ..., median_age_steps: _Optional[float] = ..., p99_age_steps: _Optional[float] = ..., median_lead: _Optional[float] = ..., p99_lead: _Optional[float] = ..., scorers: _Optional[int] = ..., scored_rows: _Optional[int] = ..., weights_version: _Optional[int] = ..., weights_step: _Optional[int] = ..., scorer_error: _Optional[str] = ..., progress: _Optional[float] = ..., epoch_coverage: _Optional[float] = ..., window_coverage: _Optional[float] = ..., never_drawn: _Optional[int] = ..., leases: _Optional[int] = ..., batches_by_policy: _Optional[_Mapping[str, int]] = ..., waited_seconds: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[RankStatistics, _Mapping]]] = ..., shard: _Optional[_Iterable[_Union[ShardStatistics, _Mapping]]] = ..., detail: _Optional[_Union[StatisticsDetail, _Mapping]] = ..., trained_ratio: _Optional[float] = ...) -> None: ...
 
 class RankStatistics(_message.Message):
     __slots__ = ("rank", "trainer", "connected", "epoch", "held", "lead", "batches", "examples", "waited_seconds")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +22,9 @@ from tests.client.conftest import BATCH, QUICK, STEPS, N
 from tests.served import ServedService
 
 
-def pairs(num_workers: int = 0, **options) -> DataLoader:
+def pairs(num_workers: int = 0, size: int = N, **options) -> DataLoader:
     """(id, label) of N examples: what comes out says which example it is."""
-    dataset = TensorDataset(torch.arange(N, dtype=torch.float32).unsqueeze(1), torch.arange(N) % 3)
+    dataset = TensorDataset(torch.arange(size, dtype=torch.float32).unsqueeze(1), torch.arange(size) % 3)
     spawn = {"multiprocessing_context": "spawn"} if num_workers else {}
     return DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=num_workers, **spawn, **options)
 
@@ -77,6 +80,27 @@ def test_all_candidates_are_reported_and_large_scores_are_seen_more_often(served
     assert 0.9 * 12 * STEPS * 3 * BATCH < said.reported_rows == accepted
     small, large = (sum(seen[i] for i in range(N) if i % 7 == r) / len(range(r, N, 7)) for r in (0, 6))
     assert large > 2 * small
+
+
+def test_losses_are_those_that_were_trained_with(served, monkeypatch):
+    """With smoothed labels the scorer's plain loss is another; of candidates that were not kept none is known."""
+    always(monkeypatch)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3))
+    trained: dict[int, float] = {}
+    with attach(pairs(), served, model) as loader:
+        for _ in range(3):
+            (x, y), batch = next(iter(loader))
+            losses = functional.cross_entropy(model(x / N), y, reduction="none", label_smoothing=0.3)
+            batch.report(losses)
+            trained |= dict(zip(batch.example_ids.tolist(), losses.tolist(), strict=True))
+        loader.flush()
+        assert not loader.reports.rejected
+    table = served.service._samplers["r"]._table
+    expected = [trained.get(i, np.nan) for i in range(N)]
+    np.testing.assert_array_equal(table.loss_n, np.array(expected, np.float32))
+    np.testing.assert_array_equal(table.step_n >= 0, np.isfinite(expected))
+    assert np.isfinite(table.norm_n).sum() > len(trained)
 
 
 def test_the_weighted_batches_estimate_the_mean_of_all_examples(served, monkeypatch):
@@ -156,6 +180,49 @@ def test_where_scoring_does_not_pay_the_run_shuffles_says_so_and_looks_again(ser
         assert "of the variance" in said.reason or said.active_policy == "two_stage"
 
 
+@pytest.mark.parametrize("witness", ["losses", "gradient norms"])
+def test_scores_that_have_nothing_to_do_with_the_gradients_are_found_out(served, monkeypatch, witness):
+    monkeypatch.setattr("sampler_service.stages.StageMonitor.cost", lambda *_: 1.05)  # no clock
+    torch.manual_seed(0)
+    loss_n, lottery_n = torch.randn(N).exp(), torch.rand(N) ** 8
+    sketcher = _NormsAlone(loss_n) if witness == "gradient norms" else None
+
+    def last_policies(run: str, score_n: torch.Tensor) -> tuple[set[str], pb.GetStatisticsResponse]:
+        stage = TwoStage(lambda item: score_n[item[0][:, 0].long()])
+        with sampler.attach(
+            pairs(), served.address, run=run, two_stage=stage, policy="two_stage", sketch_dim=1, timeouts=QUICK
+        ) as loader:
+            policies: list[str] = []
+            for _ in range(14):
+                for (ids, _labels), batch in loader:
+                    policies.append(batch.policy)
+                    if sketcher is not None:
+                        sketcher.ids = batch.example_ids
+                    batch.report(loss_n[ids[:, 0].long()], sketcher)
+                loader.flush()
+            with sampler.SamplerClient(served.address) as client:
+                return set(policies[-STEPS:]), client.statistics(run)
+
+    policies, said = last_policies("right", loss_n)
+    assert policies == {"two_stage"}
+    assert said.trained_ratio < 0.9
+    policies, said = last_policies("lottery", lottery_n)
+    assert policies == {"shuffle"}
+    assert said.trained_ratio > 1.1
+    assert f"by the {witness} of what was trained on" in said.reason and "measure something else" in said.reason
+
+
+class _NormsAlone:
+    """A sketcher whose gradients have the norms of a table."""
+
+    def __init__(self, norm_n: torch.Tensor) -> None:
+        self._norm_n, self.ids = norm_n.numpy(), np.empty(0, np.int64)
+
+    def take(self, _coefficients=None):
+        norms = self._norm_n[self.ids]
+        return SimpleNamespace(sketches=norms[:, None], norms=norms, usable=np.ones(len(norms), bool))
+
+
 def test_one_candidate_switches_it_off(served):
     with attach(pairs(), served, TwoStage(by_id, candidates=1)) as loader:
         seen = sorted(i for (ids, _), _ in loader for i in ids[:, 0].tolist())
@@ -208,6 +275,19 @@ def test_scores_of_another_shape_are_named(served, wrong):
     with (
         attach(pairs(), served, TwoStage(lambda _item: wrong)) as loader,
         pytest.raises(sampler.ScoringError, match=r"norms of shape .*, expected \(24,\)"),
+    ):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(24), torch.ones(5, 8), torch.ones(24, 2, 4)])
+def test_sketches_of_another_shape_are_named(served, wrong):
+    shape = re.escape(str(tuple(wrong.shape)))
+    with (
+        attach(pairs(), served, lambda _item: sampler.Scores(torch.ones(24), wrong), sketch_dim=8) as loader,
+        pytest.raises(
+            sampler.ScoringError,
+            match=rf"24 candidates of batch \d+: .* sketches of shape {shape}, expected \(24, sketch_dim\)",
+        ),
     ):
         next(iter(loader))
 
@@ -345,29 +425,27 @@ def test_sketches_of_a_sketcher_and_of_a_scorer_do_not_mix(served, monkeypatch, 
 def test_auto_begins_with_the_second_stage_and_leaves_it_when_labels_look_wrong(served, monkeypatch):
     always(monkeypatch)
 
-    def scores(item) -> sampler.Scores:
-        wrong = item[0][:, 0] % 3 == 0
-        return sampler.Scores(norms=torch.ones(len(wrong)), losses=torch.where(wrong, 9.0, 0.1))
-
-    with attach(pairs(), served, scores) as loader:
-        assert {batch.policy for _, batch in loader} == {"two_stage"}
-        assert loader.reason == "two_stage: there is a second stage, which measures itself whether it pays"
+    def epoch() -> set[str]:
+        policies = set()
+        for (ids, _), batch in loader:
+            policies.add(batch.policy)
+            batch.report(torch.where(ids[:, 0] % 3 == 0, 9.0, 0.1))
         loader.flush()
+        return policies
+
+    size = 2 * N  # half an epoch is enough to look for modes in
+    with attach(pairs(size=size), served, lambda item: torch.ones(len(item[0]))) as loader:
+        assert epoch() == {"two_stage"}
+        assert loader.reason == "two_stage: there is a second stage, which measures itself whether it pays"
         for _ in range(2):
-            policies = set()
-            for (ids, _), batch in loader:
-                policies.add(batch.policy)
-                batch.report(torch.where(ids[:, 0] % 3 == 0, 9.0, 0.1))
-            loader.flush()
-            assert policies == {"shuffle"}
+            assert epoch() == {"shuffle"}
             assert "% of the examples lie apart, as those of wrong labels do" in loader.reason
         assert loader.second_stage is not None
-        assert loader.second_stage.counts.unscored == 2 * STEPS
+        assert loader.second_stage.counts.unscored == 2 * -(-size // BATCH)
         assert {batch.policy for _, batch in loader} == {"shuffle"}
         # Nothing was reported since: what was known then is no reason to go on.
-        assert {batch.policy for _, batch in loader} == {"two_stage"}
-        loader.flush()
-        assert {batch.policy for _, batch in loader} == {"shuffle"}
+        assert epoch() == {"two_stage"}
+        assert epoch() == {"shuffle"}
         with sampler.SamplerClient(served.address) as client:
             said = client.statistics("r")
         assert (said.policy, said.active_policy) == ("auto", "shuffle")
@@ -397,6 +475,37 @@ def test_it_trains_in_mixed_precision(served, monkeypatch):
     assert all(torch.isfinite(value).all() for value in model.parameters())
     assert any(not torch.equal(old, value) for old, value in zip(before, model.parameters(), strict=True))
     assert np.isfinite(served.service._samplers["r"]._table.norm_n).sum() > N / 2
+
+
+def test_the_signal_is_that_of_all_examples_whatever_the_weights_of_the_candidates():
+    """Over all pairs of candidates, each as likely as its proposals make it."""
+    gradient_nd = torch.tensor([[1.0, 2.0], [-0.5, 1.0], [3.0, -1.0], [0.2, 0.1]])
+    chance_n = np.array([0.1, 0.2, 0.3, 0.4])
+    reports: list = []
+
+    def scores(item) -> sampler.Scores:
+        rows = gradient_nd[item[0]]
+        return sampler.Scores(rows.norm(dim=1), square_of_sum=lambda a: (a @ rows).square().sum())
+
+    stage, expected = SecondStage(TwoStage(scores)), 0.0
+    for pair in itertools.product(range(4), repeat=2):
+        ids = np.array(pair)
+        columns = {"weights": (1 / (4 * chance_n[ids])).astype("f4").tobytes(), "example_ids": ids.tobytes()}
+        message = pb.Batch(probabilities=chance_n[ids].astype("f4").tobytes(), keep=1, **columns)
+        message.cluster_ids = np.zeros(2, "i4").tobytes()
+        stage.select((torch.tensor(pair),), sampler.Batch(message, reports.append), 0.0)
+        expected += float(chance_n[ids].prod()) * reports[-1].stage.signal
+    assert expected == pytest.approx(float(gradient_nd.mean(0).square().sum()), rel=1e-5)
+
+
+def test_a_scorer_that_cannot_tell_the_signal_sends_none():
+    reports: list = []
+    columns = {"weights": np.ones(6, "f4").tobytes(), "probabilities": np.ones(6, "f4").tobytes(), "keep": 2}
+    message = pb.Batch(example_ids=np.arange(6).tobytes(), cluster_ids=np.zeros(6, "i4").tobytes(), **columns)
+    for scores in (torch.ones(6), sampler.Scores(torch.ones(6), square_of_sum=lambda _: torch.tensor(torch.nan))):
+        stage = SecondStage(TwoStage(lambda _item, scores=scores: scores))
+        stage.select((torch.zeros(6, 1),), sampler.Batch(message, reports.append), 0.0)
+        assert not reports[-1].stage.HasField("signal")
 
 
 def test_batches_that_were_not_scored_come_on_the_scorers_device_too():

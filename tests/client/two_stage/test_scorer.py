@@ -41,12 +41,11 @@ def head_gradients(model: nn.Module, head: nn.Linear, x: torch.Tensor, y: torch.
     return found
 
 
-def test_norms_and_losses_of_a_classifier_are_exact():
+def test_norms_of_a_classifier_are_exact():
     model, x, y = classifier(), torch.randn(9, 5), torch.randint(4, (9,))
     scores = LastLayerScorer(model, autocast=None)((x, y))
     exact = head_gradients(model, model[4], x, y)  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(scores.norms, torch.stack([g.norm() for g in exact]))
-    torch.testing.assert_close(scores.losses, functional.cross_entropy(model(x), y, reduction="none").detach())
 
 
 def test_sequences_sum_over_their_positions_and_leave_out_what_is_ignored():
@@ -61,10 +60,24 @@ def test_sequences_sum_over_their_positions_and_leave_out_what_is_ignored():
     torch.testing.assert_close(gram, exact_gram, rtol=0, atol=0.05 * float(exact_gram.max()))
 
 
+@pytest.mark.parametrize("head", [None, ""])
+def test_the_square_of_a_sum_of_gradients_is_exact(head):
+    model, x, y = classifier(), torch.randn(9, 5), torch.randint(4, (9,))
+    scores = LastLayerScorer(model, head=head, autocast=None)((x, y))
+    assert scores.square_of_sum is not None
+    coefficients = torch.rand(9) - 0.3
+    if head is None:
+        gradients = torch.stack(head_gradients(model, model[4], x, y))  # pyright: ignore[reportArgumentType]
+    else:
+        gradients = torch.softmax(model.eval()(x), 1).detach() - functional.one_hot(y, 4)
+    exact = (coefficients @ gradients).square().sum()
+    torch.testing.assert_close(scores.square_of_sum(coefficients), exact)
+    assert LastLayerScorer(Tagger())((torch.zeros(2, 3, dtype=torch.long),) * 2).square_of_sum is None
+
+
 def test_an_example_without_any_target_counts_nothing():
     scores = LastLayerScorer(Tagger())((torch.zeros(1, 3, dtype=torch.long), torch.full((1, 3), -100)))
-    assert scores.losses is not None
-    assert (float(scores.norms), float(scores.losses)) == (0.0, 0.0)
+    assert float(scores.norms) == 0.0
 
 
 def test_the_model_comes_back_as_it_was():
@@ -115,19 +128,52 @@ def test_by_default_scores_are_in_half_precision_where_the_processor_computes_in
     torch.testing.assert_close(double.float(), exact)
 
 
-def test_a_model_that_half_precision_breaks_is_scored_as_it_is(monkeypatch):
-    class Strict(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out = super().forward(x)
-            if out.dtype != torch.float32:
-                raise TypeError("float32 only")
-            return out
+class Strict(nn.Linear):
+    """Fails in half precision."""
 
+    def __init__(self, error: Exception) -> None:
+        super().__init__(5, 4)
+        self._error = error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        if out.dtype != torch.float32:
+            raise self._error
+        return out
+
+
+def test_a_model_that_half_precision_breaks_is_scored_as_it_is_and_it_is_said(monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    model, x, y = Strict(5, 4), torch.randn(6, 5), torch.randint(4, (6,))
+    model, x, y = Strict(TypeError("float32 only")), torch.randn(6, 5), torch.randint(4, (6,))
     scorer = LastLayerScorer(model)
     for _ in range(2):
         torch.testing.assert_close(scorer((x, y)).norms, LastLayerScorer(model, autocast=None)((x, y)).norms)
+    assert scorer.autocast_failed == 1
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"
+    assert "scoring in torch.bfloat16 failed, now as the model is" in warning.getMessage()
+    assert "TypeError: float32 only" in warning.getMessage()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), MemoryError("out of memory")])
+def test_want_of_memory_is_no_reason_to_score_in_a_precision_that_takes_more(monkeypatch, error):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    scorer, item = LastLayerScorer(Strict(error)), (torch.randn(6, 5), torch.randint(4, (6,)))
+    for _ in range(2):
+        with pytest.raises(type(error), match="out of memory"):
+            scorer(item)
+    assert scorer.autocast_failed == 0
+
+
+def test_what_fails_after_a_pass_that_worked_is_no_matter_of_precision(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    model, item = nn.Linear(5, 4), (torch.randn(6, 5), torch.randint(4, (6,)))
+    scorer = LastLayerScorer(model)
+    scorer(item)
+    model.register_forward_hook(lambda *_: {}["no such key"])
+    with pytest.raises(KeyError):
+        scorer(item)
+    assert scorer.autocast_failed == 0
 
 
 def test_mappings_of_inputs_with_labels():
@@ -144,13 +190,20 @@ def test_mappings_of_inputs_with_labels():
     torch.testing.assert_close(by_name.norms, LastLayerScorer(model)((x, y)).norms)
 
 
-def test_without_a_linear_head_the_logits_alone_are_the_score():
+def test_without_a_linear_head_the_logits_alone_are_the_score_and_it_is_said(caplog):
     model = nn.Conv1d(1, 4, 5)
     x, y = torch.randn(6, 1, 5), torch.randint(4, (6,))
     forward = lambda m, item: (m(item[0]).squeeze(-1), item[1])  # noqa: E731
     scores = LastLayerScorer(model, forward=forward, autocast=None)((x, y))
     delta = torch.softmax(model(x).squeeze(-1), 1) - functional.one_hot(y, 4)
     torch.testing.assert_close(scores.norms, delta.norm(dim=1).detach())
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "Conv1d has no nn.Linear: it is scored by its logits alone"
+    ]
+    caplog.clear()
+    again = LastLayerScorer(model, forward=forward, autocast=None, head="")((x, y))
+    assert torch.equal(again.norms, scores.norms)
+    assert not caplog.records, "it was asked for"
 
 
 @pytest.mark.parametrize(

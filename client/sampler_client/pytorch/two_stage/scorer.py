@@ -13,6 +13,7 @@ Shapes: c candidates, t positions, k classes, h inputs of the head, d sketch len
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sampler_client.errors import ConfigError
 from sampler_client.pytorch.projection import gaussian, unwrapped
@@ -37,10 +37,11 @@ class Scores:
 
     norms: Tensor
     """(c,) size of each example's gradient, in any unit but always the same"""
-    losses: Tensor | None = None
-    """(c,)"""
     sketches: Tensor | None = None
     """(c, d)"""
+    square_of_sum: Callable[[Tensor], Tensor] | None = None
+    """||sum_j a_j g_j||^2, (), of coefficients a (c,) on the device of the norms, which are those of g. By it the
+    service tells how much of a step is noise, and does not pay for less of it where there is little."""
 
 
 class Scorer(Protocol):
@@ -59,7 +60,8 @@ class LastLayerScorer:
     Args:
         model: as it is trained.
         head: name of the linear layer whose output are the logits; by default the last `nn.Linear` of the model. "":
-            none, scores are those of the logits alone.
+            none, scores are the norms ||delta|| of the logits' gradients alone. So they are, with a warning, where the
+            model has no `nn.Linear`, as when a convolution makes the logits.
         forward: how to get logits and targets from an item; default `(model(inputs), targets)` of an (inputs,
             targets) pair, or `model(**inputs)` of a mapping with "labels", as Hugging Face has it.
         autocast: dtype to run the forward pass in; None: as the model is. "auto": bfloat16 for a float32 model where
@@ -87,6 +89,8 @@ class LastLayerScorer:
         self._head_name, self._head = _find_head(self.model, head)
         self._inputs: Tensor | None = None
         self.sketch_dim = sketch_dim
+        self.autocast_failed = 0
+        """passes that failed in the precision of "auto", at most one: the model is scored as it is from then on"""
         self._projections: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, item: Any, /) -> Scores:
@@ -95,16 +99,21 @@ class LastLayerScorer:
         Raises:
             ConfigError: logits or targets of a wrong shape, or logits that are not the head's output.
         """
-        if self._on_trial:
-            self._on_trial = False
-            try:
-                return self._pass(item)
-            except ConfigError:  # of the item, whatever the precision
+        try:
+            scores = self._pass(item)
+        except (ConfigError, MemoryError, torch.OutOfMemoryError):  # whatever the precision
+            raise
+        except Exception as error:
+            if not self._on_trial:
                 raise
-            except Exception as error:
-                log.info("scoring in %s failed, now as the model is: %s", self._autocast, error)
-                self._autocast = None
-        return self._pass(item)
+            log.warning(
+                "scoring in %s failed, now as the model is, which takes longer: %s: %s",
+                *(self._autocast, type(error).__name__, error),
+            )
+            self._autocast, self.autocast_failed = None, 1
+            scores = self._pass(item)
+        self._on_trial = False
+        return scores
 
     def _pass(self, item: Any) -> Scores:
         with torch.no_grad(), evaluating(self.model), self._head_inputs(), self._precision():
@@ -116,19 +125,18 @@ class LastLayerScorer:
     def _scores(self, logits: Tensor, targets: Tensor, inputs: Tensor | None) -> Scores:
         counted = targets != self._ignore_index
         label = targets.where(counted, 0).unsqueeze(-1)
-        log_share = functional.log_softmax(logits.float(), dim=-1)
-        losses = -log_share.gather(-1, label).squeeze(-1) * counted
-        delta = log_share.exp()
+        delta = torch.softmax(logits.float(), dim=-1)
         delta.scatter_add_(-1, label, torch.full_like(delta[..., :1], -1.0))
         if logits.ndim == 3:  # each example's loss is the mean over its positions
             positions = counted.sum(1).clamp(min=1)
-            losses = losses.sum(1) / positions
             delta *= (counted / positions.unsqueeze(1)).unsqueeze(-1)
         else:
             delta *= counted.unsqueeze(-1)
         self._check_head(inputs, logits)
         inputs = None if inputs is None else inputs.float()
-        return Scores(_norms(delta, inputs), losses, self._sketches(delta, inputs))
+        # Of sequences the sum would take as much memory as the head's gradient, which may be that of a vocabulary.
+        square = None if logits.ndim == 3 else functools.partial(_square_of_sum, delta, inputs)
+        return Scores(_norms(delta, inputs), self._sketches(delta, inputs), square)
 
     def _check_head(self, inputs: Tensor | None, logits: Tensor) -> None:
         if self._head is None:
@@ -212,6 +220,13 @@ def _norms(delta: Tensor, inputs: Tensor | None) -> Tensor:
     return gram.sum((1, 2)).clamp(min=0).sqrt()
 
 
+def _square_of_sum(delta: Tensor, inputs: Tensor | None, coefficients: Tensor) -> Tensor:
+    """||sum_j a_j delta_j (h_j, 1)^T||^2, (), of (c, k), (c, h) and (c,)."""
+    scaled = delta * coefficients.unsqueeze(1)
+    square = scaled.sum(0).square().sum()
+    return square if inputs is None else square + (scaled.T @ inputs).square().sum()
+
+
 def _default_forward(model: nn.Module, item: Any) -> tuple[Tensor, Tensor]:
     if isinstance(item, Mapping) and "labels" in item:
         output = model(**{key: value for key, value in item.items() if key != "labels"})
@@ -248,7 +263,13 @@ def _find_head(model: nn.Module, name: str | None) -> tuple[str, nn.Linear | Non
         if name not in linear:
             raise ConfigError(f"head {name!r} is no nn.Linear of the model; there are {sorted(linear)}")
         return name, linear[name]
-    return next(reversed(linear.items())) if linear else ("", None)
+    if not linear:
+        log.warning(
+            '%s has no nn.Linear: it is scored by its logits alone; head="" says that this is meant',
+            type(model).__name__,
+        )
+        return "", None
+    return next(reversed(linear.items()))
 
 
 def _check(logits: Tensor, targets: Tensor) -> None:

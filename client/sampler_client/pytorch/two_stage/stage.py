@@ -5,6 +5,7 @@ Shapes: c candidates, b kept, d sketch length.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,6 +39,8 @@ class StageCounts:
     """candidates whose score was NaN, infinite or negative; each got the mean of the others"""
     blind: int = 0
     """batches without any usable score, chosen by the first stage alone"""
+    autocast_failed: int = 0
+    """passes of a `LastLayerScorer` that failed in bfloat16; it scores in the model's own precision since"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,24 +111,23 @@ class SecondStage:
             rng=np.random.default_rng(batch.choice_seed),
             order_c=self._order_of(sketch_cd, batch),
         )
+        signal = _signal(scores, batch.weights)
         item = take_rows(item, torch.from_numpy(choice.index), len(batch))
+        self.counts.autocast_failed = getattr(self.scorer, "autocast_failed", 0)
         self.counts.scored += 1
         self.counts.candidates += len(batch)
         self._left_at = time.perf_counter()
-        batch.report_scores(
-            losses=None if scores.losses is None else _array(scores.losses),
-            norms=norm_c,
-            sketches=sketch_cd,
-            stage=pb.Stage(
-                scoring=self._left_at - began,
-                training=max(trained_s, 0.0),
-                waiting=waited_s,
-                uniform=choice.moments.uniform,
-                proposed=choice.moments.proposed,
-                chosen=choice.moments.chosen,
-            ),
+        stage = pb.Stage(
+            scoring=self._left_at - began,
+            training=max(trained_s, 0.0),
+            waiting=waited_s,
+            uniform=choice.moments.uniform,
+            proposed=choice.moments.proposed,
+            chosen=choice.moments.chosen,
+            signal=signal,
         )
-        return item, batch.kept(choice.index, choice.weights)
+        batch.report_scores(norms=norm_c, sketches=sketch_cd, stage=stage)
+        return item, batch.kept(choice.index, choice.weights, stage)
 
     def _scored(self, item: Any, batch: Batch) -> Scores:
         what = f"scoring the {len(batch)} candidates of batch {batch.batch_id}"
@@ -137,9 +139,13 @@ class SecondStage:
             raise ScoringError(f"{what}: {type(error).__name__}: {error}") from error
         if not isinstance(scores, Scores):
             scores = Scores(norms=scores)
-        shape = tuple(getattr(scores.norms, "shape", ()))
-        if shape != (len(batch),):
-            raise ScoringError(f"{what}: the scorer returned norms of shape {shape}, expected ({len(batch)},)")
+        shape, c = tuple(getattr(scores.norms, "shape", ())), len(batch)
+        if shape != (c,):
+            raise ScoringError(f"{what}: the scorer returned norms of shape {shape}, expected ({c},)")
+        if scores.sketches is not None:
+            shape = tuple(getattr(scores.sketches, "shape", ()))
+            if len(shape) != 2 or shape[0] != c:
+                raise ScoringError(f"{what}: the scorer returned sketches of shape {shape}, expected ({c}, sketch_dim)")
         return scores
 
     def _usable(self, norm_c: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -159,6 +165,20 @@ class SecondStage:
         if sketch_cd is None:
             raise ConfigError('order="similar" needs sketches; give LastLayerScorer a sketch_dim, such as 64')
         return similar_together(batch.weights[:, None] * np.nan_to_num(sketch_cd), leaf=len(batch) // batch.keep)
+
+
+def _signal(scores: Scores, weight_c: NDArray[np.float32]) -> float | None:
+    """||mean gradient||^2 without bias, so perhaps negative; None when the scorer can't tell.
+
+    Of c draws with E[w g] = m, ||sum w g||^2 is c squares ||w g||^2 and c (c - 1) products, each ||m||^2 on average.
+    """
+    if scores.square_of_sum is None or len(weight_c) < 2:
+        return None
+    with torch.no_grad():
+        weights = torch.tensor(weight_c, device=scores.norms.device)
+        rest = scores.square_of_sum(weights) - (weights * scores.norms).square().sum()
+    signal = float(rest) / (len(weight_c) * (len(weight_c) - 1))
+    return signal if math.isfinite(signal) else None
 
 
 def _array(values: Any) -> NDArray[np.float32]:
