@@ -319,7 +319,7 @@ class Sampler:
                 return  # they are of sketches that were forgotten meanwhile
             self._intake.fresh_rows -= fresh_rows  # only now: a refresh that failed is due again
             self._dropped_rate &= not dropped_rate
-            self._table.install(partition.cluster_n, partition.sse_k)
+            self._table.install(partition.cluster_n, partition.sse_k, partition.scatter)
             self._observer.clustered(partition)
             self._intake.clustered_at = self._table.version
             self._monitor.reset()

@@ -177,6 +177,7 @@ def table(num_examples: int, **columns) -> TableView:
 
 
 THREE_STRATA = np.int32([0, 1, NO_CLUSTER, NO_CLUSTER])
+AGED = {"step": 3, "epoch_steps": 2, "step_n": np.arange(4)}
 CASES = {
     # each: policy, its options, number of examples, batch size, batches planned, columns that differ
     "shuffle": ("shuffle", {}, 4, 3, 1, {}),
@@ -194,9 +195,11 @@ CASES = {
         {"norm_n": np.float32([0, np.nan, 1, 7])},
     ),
     "importance, one dominates": ("importance", {"gate": 1, "alpha": 0.1}, 3, 2, 2, {}),
+    "equal, aged": ("gradient_clustering", {"half_life": 1}, 4, 2, 2, AGED),
+    "importance, aged": ("importance", {"gate": 1, "half_life": 1}, 4, 2, 2, AGED),
     "infobatch": ("infobatch", {"prune_ratio": 0.4}, 4, 2, 1, {}),
     "two_stage": ("two_stage", {"alpha": 0.2, "propose": "norm"}, 4, 2, 2, {}),
-    "two_stage, aged": ("two_stage", {}, 4, 2, 1, {"step": 3, "epoch_steps": 2, "step_n": np.arange(4)}),
+    "two_stage, aged": ("two_stage", {}, 4, 2, 1, AGED),
 }
 
 
