@@ -13,6 +13,7 @@ Shapes: n examples.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -289,7 +290,7 @@ class Sampler:
             policy = self._rates.policy
             if "cluster" not in policy.needs | getattr(policy, "uses", frozenset()):
                 return None
-            ratio = self._observer.measured_ratio()
+            ratio = self._observer.measured_ratio() if self._rates.by_clusters else math.nan
             first = not self._table.cluster_sse_k.size  # also after they were forgotten
             if not first:
                 self._rates.judge(ratio)

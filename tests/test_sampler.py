@@ -321,41 +321,7 @@ def test_rates_of_draws_stay_until_a_sixteenth_of_the_examples_was_reported_anew
     assert new_rates(0, 3), "a fence makes what was reported before it count at once"
 
 
-# --- what auto picks ---
-
-
-def losses(values: np.ndarray, step: int) -> ReportBlock:
-    n = len(values)
-    return ReportBlock(
-        example_ids=np.arange(n),
-        losses=values.astype(np.float32),
-        norms=np.full(n, np.nan, np.float32),
-        sketches=None,
-        step=step,
-    )
-
-
 APART = np.where(np.arange(400) % 3 == 0, 9.0, 0.1)
-
-
-def test_clusters_that_do_no_good_keep_no_other_policy_from_acting():
-    rates = (sampler := make_sampler(400, policy="auto", policy_options={"prune": "yes"}))._rates
-    rates.sketched = True
-    assert rates.choose(0, 0).reason.startswith("shuffle: 0 % of clustered sketches")
-    rates.judge(0.95)
-    assert "variance ratio is 0.95" in rates.choose(0, 1).reason
-    table_of(sampler).apply(losses(APART, 1))
-    chosen = rates.choose(1, 0)
-    assert (chosen.policy, chosen.reason[:13]) == ("trimmed_loss", "trimmed_loss:")
-    assert rates.choose(1, 1).reason == chosen.reason
-
-
-def test_auto_picks_again_as_soon_as_there_are_sketches():
-    rates = make_sampler(400, policy="auto")._rates
-    assert "nothing is known" in rates.choose(0, 0).reason
-    rates.sketched = True
-    assert "clustered sketches" in rates.choose(0, 1).reason
-    assert rates.policy.name == "gradient_clustering"
 
 
 def test_what_trimmed_loss_leaves_out_stays_out_however_many_epochs_pass():

@@ -6,7 +6,7 @@ for more, which makes the rates flatter where the table knows less.
 
 Source: `methods.md` 14 (ours); mixing with uniform draws as in `importance.py`.
 
-Shapes: n examples, k clusters.
+Shapes: n examples.
 """
 
 from __future__ import annotations
