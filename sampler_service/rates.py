@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from dataclasses import replace
 
 from sampler_service.config import RunConfig
@@ -28,6 +29,9 @@ far cheaper; after `max_lead` steps less will do"""
 KEPT_RATES = 2
 """of the epochs that ranks are in; each is some arrays of n"""
 
+RECENT = 1024
+"""planned steps of which it is known how old their rates were"""
+
 FIXED = 0.5
 """the share of uniform draws of policies that do not adapt it"""
 
@@ -49,6 +53,9 @@ class PresentRates:
         self.stage = StageMonitor(config.candidates, shuffles=isinstance(policy, TwoStage | Auto))
         fixed = policy.alpha if isinstance(policy, TwoStage) else 0.0 if isinstance(policy, Auto) else FIXED
         self.mix = MixTuner(fixed)
+        self.ages: deque[int] = deque(maxlen=RECENT)
+        """of the latest drawn steps, how many had been planned since their rates were made; 0 where nothing was
+        reported since"""
         self.chosen: Chosen | None = None
         """the present rates; None before the first batch"""
         self.steps_per_epoch = 0
@@ -83,6 +90,9 @@ class PresentRates:
             if self.chosen is not None and known.reason not in ("", self.chosen.reason):
                 log.info("run %s: %s", self._config.run, known.reason)
         self._served[key] = known, made_at, rows
+        if not isinstance(known.rates, Sweep):  # an order that is fixed when the epoch begins does not grow old
+            current = known.table_version == self._table.version
+            self.ages.extend([0 if current else self._steps - made_at] * min(steps, RECENT))
         self._steps += steps
         if len(self._served) > KEPT_RATES:
             del self._served[next(iter(self._served))]  # asked for the longest ago

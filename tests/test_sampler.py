@@ -321,6 +321,31 @@ def test_rates_of_draws_stay_until_a_sixteenth_of_the_examples_was_reported_anew
     assert new_rates(0, 3), "a fence makes what was reported before it count at once"
 
 
+def test_the_age_of_rates_is_told():
+    """Steps that were planned since the rates were made; none while nothing was reported."""
+    sampler = make_sampler(1600, policy="importance", policy_options={"gate": "1"}, max_lead=6)
+    rates, table, values = sampler._rates, table_of(sampler), np.ones(1600, np.float32)
+    table.apply(ReportBlock(example_ids=np.arange(1600), losses=values, norms=values, sketches=None, step=0))
+    for _ in range(3):
+        rates.choose(0, 1)
+    assert list(rates.ages) == [0, 0, 0]
+    row = ReportBlock(example_ids=np.arange(1), losses=values[:1], norms=values[:1], sketches=None, step=0)
+    for _ in range(5):
+        table.apply(row)
+        rates.choose(0, 1)
+    assert list(rates.ages) == [0, 0, 0, 3, 4, 5, 0, 1]
+    rates.choose(0, 3)
+    assert list(rates.ages)[8:] == [2, 2, 2], "of those planned at once, the later ones are older by their lead"
+    said = sampler.statistics()
+    assert (said.median_rates_age_steps, said.p99_rates_age_steps) == (2.0, 5.0)
+
+
+def test_an_order_fixed_for_the_epoch_has_no_age_of_rates():
+    (trainer,) = join_all(make_sampler(N))
+    train(trainer, 1)
+    assert np.isnan(trainer.sampler.statistics().p99_rates_age_steps)
+
+
 APART = np.where(np.arange(400) % 3 == 0, 9.0, 0.1)
 
 
