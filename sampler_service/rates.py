@@ -165,7 +165,8 @@ class PresentRates:
     def _made(self, progress: float, pick: Pick, candidates: int) -> Chosen:
         view, said = self._view(), ""
         if isinstance(pick.policy, TwoStage) and candidates == 1:
-            pick, said = pick.otherwise or Pick(Shuffle()), self.stage.reason
+            said = self.stage.reason
+            pick = Pick(pick.policy) if self.stage.proposes else pick.otherwise or Pick(Shuffle())
         policy = replace(pick.policy, alpha=self.mix.alpha) if isinstance(pick.policy, TwoStage) else pick.policy
         if self._stale and "cluster" in policy.needs:
             rates = Shuffle().rates(view, progress=0.0)

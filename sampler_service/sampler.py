@@ -345,7 +345,7 @@ class Sampler:
         columns = self._shards.columns(self._timeout_s)
         with self._lock:
             self._table.restore(columns.loss_n, columns.norm_n, columns.step_n)
-            self._intake.scored = scored
+            self._intake.scored = self._rates.stage.kept_fresh = scored
             self._rates.sketched = stock.sketched > 0 and not scored
             self._intake.fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
 
@@ -387,7 +387,7 @@ class Sampler:
                     self._rates.sketched = False
                     self._rates.clusters_changed()
                     self._intake.fresh_rows = 0
-                self._intake.scored = True
+                self._intake.scored = self._rates.stage.kept_fresh = True
 
     @property
     def _now(self) -> int:

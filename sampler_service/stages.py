@@ -50,8 +50,16 @@ class StageMonitor:
         self.candidates = most
         """for each example of a batch, at present; 1: the run stands aside"""
         self._steps: deque[Stage] = deque(maxlen=WINDOW)
+        self.kept_fresh = False
+        """whether scorers beside the trainer keep scores fresh, so that proposals stay good without scoring passes"""
+        self.proposes = False
+        """whether a run that stands aside, and would shuffle, had better draw by its proposals alone"""
         self._at = most
-        self._measured = math.nan, math.nan  # ratio and cost of all candidates, when it was last decided
+        self._measured = (
+            math.nan,
+            math.nan,
+            math.nan,
+        )  # ratio and cost of all candidates, ratio of none, last decided on
         self._aside, self._probing, self._pause = 0, 0, PROBE_FIRST
 
     def add(self, stage: Stage, candidates: int) -> None:
@@ -106,18 +114,20 @@ class StageMonitor:
         """Why the run stands aside, in words."""
         if self.most == 1:
             return "one candidate for each example leaves nothing to choose"
-        ratio, cost = self._measured
+        ratio, cost, proposed = self._measured
+        alone = f", and proposals alone leave {proposed:.2f}" if self.proposes else ""
         return (
             f"choosing among {self.most} candidates for each example would leave {ratio:.2f} of the variance at "
-            f"{cost:.2f} times the cost of a step"
+            f"{cost:.2f} times the cost of a step{alone}"
         )
 
     def decide(self) -> int:
         """The number of candidates that should reach the goal soonest, 1 … most."""
         if len(self._steps) >= ENOUGH:
-            alone = SHUFFLED if self._shuffles else self.ratio(1)
+            self.proposes = self._shuffles and self.kept_fresh and self.ratio(1) < MARGIN * SHUFFLED
+            alone = self.ratio(1) if self.proposes or not self._shuffles else SHUFFLED
             prices = {1: alone} | {c: self.ratio(c) * self.cost(c) for c in range(2, self.most + 1)}
-            self._measured = self.ratio(self.most), self.cost(self.most)
+            self._measured = self.ratio(self.most), self.cost(self.most), self.ratio(1)
             best = min(prices, key=prices.__getitem__)  # a NaN is no minimum, and fails the comparison
             if prices[best] < MARGIN * prices[self.candidates]:
                 self.candidates = best

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -125,6 +127,23 @@ def test_a_second_stage_that_pays_again_acts_again():
     assert trainer.take_acked().batches[0].policy == "importance"
     stand_aside(rates, RICH)
     assert trainer.take_acked().batches[0].policy == "two_stage"
+
+
+@pytest.mark.parametrize("policy", ["auto", "two_stage"])
+def test_where_scorers_keep_scores_fresh_proposals_alone_stand_in(policy):
+    sampler = make_sampler(N, policy=policy, candidates=2)
+    (trainer,) = join_all(sampler, batch=8)
+    rates = report_all(sampler, 0)
+    trainer.start(0)
+    stand_aside(rates, replace(POOR, proposed=0.5))
+    assert trainer.take_acked().batches[0].policy == ("importance" if policy == "auto" else "shuffle")
+    sampler.published(1, 0)
+    sampler.fence()
+    (batch,) = trainer.take_acked().batches
+    assert (batch.policy, batch.keep, len(batch.rows)) == ("two_stage", 0, 8)
+    assert sampler.statistics().reason.startswith("two_stage: choosing among 2 candidates")
+    assert "and proposals alone leave 0.50" in sampler.statistics().reason
+    assert any(b.keep for _ in range(20) for b in trainer.take_acked().batches), "it never probed"
 
 
 def test_norms_that_have_grown_old_meanwhile_give_way_to_shuffling():
