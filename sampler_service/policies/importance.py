@@ -58,9 +58,10 @@ class Importance:
         share_n = _share(view, fresh_n)
         if self.gate > 1 and _tau(share_n) < self.gate:
             return shuffled(len(view))
-        known_n = known(view, "norm")
-        sharp = (1 - self.alpha) * (float(fresh_n[known_n].mean()) if known_n.any() else 0.0)
-        return WeightedDraw(probability_n=sharp * share_n + (1 - sharp) / len(view))
+        sharp = (1 - self.alpha) * float(fresh_n.sum()) / max(1, np.count_nonzero(known(view, "norm")))
+        share_n *= sharp
+        share_n += (1 - sharp) / len(view)
+        return WeightedDraw(probability_n=share_n)
 
     def aside(self, view: TableView) -> str:
         tau = self.tau(view)
@@ -80,6 +81,9 @@ def _tau(share_n: Float64) -> float:
 
 def _share(view: TableView, fresh_n: Float64) -> Float64:
     """s_i / sum(s)."""
-    score_n = aged_norms(view, fresh_n)
-    total = float(score_n.sum())
-    return score_n / total if total > 0 else np.full(len(view), 1 / len(view))
+    share_n = aged_norms(view, fresh_n)
+    total = float(share_n.sum())
+    if not total > 0:
+        return np.full(len(view), 1 / len(view))
+    share_n /= total
+    return share_n
