@@ -177,6 +177,7 @@ class Run:
             step_n=columns.step_n,
             cluster_n=self.cluster_n,
             cluster_sse_k=self.sse_k,
+            epoch_steps=NUM // self.sampler.batch,
             step=step,
         )
 

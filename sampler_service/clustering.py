@@ -50,6 +50,12 @@ class Partition:
     def __len__(self) -> int:
         return len(self.size_k)
 
+    @property
+    def scatter(self) -> float:
+        """Sum of squared distances of all clustered sketches to the mean of them all."""
+        away_kd = self.mean_kd - self.size_k @ self.mean_kd / max(1, self.size_k.sum())
+        return float(self.sse_k.sum() + self.size_k @ np.einsum("kd,kd->k", away_kd, away_kd))
+
 
 def recluster(
     shards: Shards,

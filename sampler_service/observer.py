@@ -34,11 +34,11 @@ from sampler_service.table import ALL, Table
 from sampler_service.telemetry import (
     COUNTS,
     POWERS,
+    count_quantile,
     effective_sample_ratio,
     expected_draws,
     histogram,
     lead_histogram,
-    lead_quantile,
     mean_by,
     measured_ratio,
     principal_axes,
@@ -116,6 +116,7 @@ class Observer:
         stock = self.shards.stock(self.timeout_s)
         with self.lock:
             chosen, leads = self.rates.chosen, Counter(delivery.leads if delivery else ())
+            rates_ages = Counter(self.rates.ages)
             numbers = self._numbers(delivery, stock, refreshes)
         age_r = self.table.ages(self._sample, gradients=self.intake.scored)
         median, p99 = np.quantile(age_r, (0.5, 0.99)) if len(age_r) else (NAN, NAN)
@@ -125,8 +126,10 @@ class Observer:
             mean_age_steps=float(age_r.mean()) if len(age_r) else NAN,
             median_age_steps=float(median),
             p99_age_steps=float(p99),
-            median_lead=lead_quantile(leads, 0.5),
-            p99_lead=lead_quantile(leads, 0.99),
+            median_lead=count_quantile(leads, 0.5),
+            p99_lead=count_quantile(leads, 0.99),
+            median_rates_age_steps=count_quantile(rates_ages, 0.5),
+            p99_rates_age_steps=count_quantile(rates_ages, 0.99),
             detail=self._detail(chosen, leads, age_r) if detail else None,
         )
 

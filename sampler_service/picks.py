@@ -24,6 +24,7 @@ class Picks:
         self._candidates = candidates
         self._picks: dict[int, Pick] = {}
         self._rows = 0  # reported when it was last asked
+        self._sketched = False  # the same
         self.latest = Pick(policy)
 
     def of(
@@ -34,7 +35,7 @@ class Picks:
         begins: bool,
         rows: int,
         sketched: bool,
-        stale_clusters: bool,
+        ratio: float,
     ) -> Pick:
         """The policy of an epoch, and why.
 
@@ -44,7 +45,7 @@ class Picks:
             begins: whether the epoch begins just now.
             rows: reported since the run began.
             sketched: whether trainers report sketches.
-            stale_clusters: whether the present clusters were measured to do no good.
+            ratio: share of a batch's variance that the present clusters were measured to leave; NaN: not measured.
         """
         if not isinstance(self._policy, Auto):
             return self.latest
@@ -58,15 +59,17 @@ class Picks:
             sketched=sketched,
             noisy=noisy,
             fresh=rows > self._rows or not noisy,
-            stale_clusters=stale_clusters,
+            ratio=ratio,
         )
         self._picks.pop(epoch, None)  # so that it is the newest
         self._picks[epoch] = self.latest = pick
-        self._rows = rows
+        self._rows, self._sketched = rows, sketched
         if len(self._picks) > KEPT_PICKS:
             del self._picks[next(iter(self._picks))]
         return pick
 
     def _sees_more(self, pick: Pick, sketched: bool) -> bool:
-        """Whether the first sketches came in an epoch that shuffled for want of any."""
-        return sketched and self._candidates == 1 and pick.policy.name == "shuffle" and not pick.noisy
+        """Whether the first sketches came in an epoch that shuffled, or would without its second stage, for want of
+        any."""
+        alone = pick.otherwise or pick
+        return sketched and not self._sketched and alone.policy.name == "shuffle" and not pick.noisy

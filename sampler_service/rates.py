@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import deque
 from dataclasses import replace
 
 from sampler_service.config import RunConfig
 from sampler_service.leases import Chosen
 from sampler_service.mixing import MixTuner
 from sampler_service.picks import Picks
-from sampler_service.policies import Auto, Pick, Policy, TwoStage, choose, make_policy
+from sampler_service.policies import REDUNDANT, Auto, Pick, Policy, Shuffle, TwoStage, choose
 from sampler_service.stages import StageMonitor
 from sampler_service.table import Table
 from sampler_service.telemetry import stratum_sizes
-from sampler_service.types import Batch, Bool, Float32, Report, Sweep, TableView, WeightedDraw
+from sampler_service.types import Batch, Bool, Float32, Report, StratifiedDraw, Sweep, TableView, WeightedDraw
 
 log = logging.getLogger(__name__)
-
-WORST_RATIO = 0.9
-"""above this measured variance ratio the partition is stale and the policy stands aside (methods of staleness)"""
 
 RATES_ROWS_PER_STEP = 1 << 17
 """examples per step at which new rates may be made: bounds their cost per batch, whatever n is"""
@@ -29,6 +28,9 @@ far cheaper; after `max_lead` steps less will do"""
 
 KEPT_RATES = 2
 """of the epochs that ranks are in; each is some arrays of n"""
+
+RECENT = 1024
+"""planned steps of which it is known how old their rates were"""
 
 FIXED = 0.5
 """the share of uniform draws of policies that do not adapt it"""
@@ -47,10 +49,13 @@ class PresentRates:
         self._served: dict[tuple[float, Pick, int], tuple[Chosen, int, int]] = {}
         self._steps = 0  # planned
         self._picks = Picks(policy, config.candidates)
-        self._aside = ""
+        self._ratio = math.nan  # measured of the present clusters
         self.stage = StageMonitor(config.candidates, shuffles=isinstance(policy, TwoStage | Auto))
         fixed = policy.alpha if isinstance(policy, TwoStage) else 0.0 if isinstance(policy, Auto) else FIXED
         self.mix = MixTuner(fixed)
+        self.ages: deque[int] = deque(maxlen=RECENT)
+        """of the latest drawn steps, how many had been planned since their rates were made; 0 where nothing was
+        reported since"""
         self.chosen: Chosen | None = None
         """the present rates; None before the first batch"""
         self.steps_per_epoch = 0
@@ -61,6 +66,11 @@ class PresentRates:
     def uniform_share(self) -> float:
         """Of the proposals, at present; NaN for a policy that does not adapt it."""
         return self.mix.alpha if isinstance(self.policy, TwoStage) else float("nan")
+
+    @property
+    def by_clusters(self) -> bool:
+        """Whether the present rates draw by the clusters: the variance ratio of other draws says nothing of them."""
+        return self.chosen is not None and isinstance(self.chosen.rates, StratifiedDraw)
 
     @property
     def policy(self) -> Policy:
@@ -80,6 +90,9 @@ class PresentRates:
             if self.chosen is not None and known.reason not in ("", self.chosen.reason):
                 log.info("run %s: %s", self._config.run, known.reason)
         self._served[key] = known, made_at, rows
+        if not isinstance(known.rates, Sweep):  # an order that is fixed when the epoch begins does not grow old
+            current = known.table_version == self._table.version
+            self.ages.extend([0 if current else self._steps - made_at] * min(steps, RECENT))
         self._steps += steps
         if len(self._served) > KEPT_RATES:
             del self._served[next(iter(self._served))]  # asked for the longest ago
@@ -92,13 +105,15 @@ class PresentRates:
 
     def judge(self, ratio: float) -> None:
         """Stand aside when the measured variance ratio says that the clusters do no good; until there are others."""
-        if ratio > WORST_RATIO and not self._aside:
-            self._aside = f"shuffle: the measured variance ratio is {ratio:.2f}, above {WORST_RATIO}"
+        if math.isnan(ratio) or self._stale or not self.by_clusters:
+            return
+        self._ratio = ratio
+        if self._stale:
             self.outdate()
 
     def clusters_changed(self) -> None:
         """What was measured of the old clusters holds no more."""
-        self._aside = ""
+        self._ratio = math.nan
         self.outdate()
 
     def heed(self, report: Report, batch: Batch, sound_r: Bool, weight_r: Float32) -> None:
@@ -112,10 +127,15 @@ class PresentRates:
         """
         if report.stage is not None and batch.keep:
             self.stage.add(report.stage, round(len(batch.rows) / batch.keep), batch.global_batch_size)
-        rates = self.chosen.rates if self.chosen else None
-        if isinstance(rates, WeightedDraw) and self.chosen and report.norms is not None and sound_r.any():
-            probability_r = rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples
-            self.mix.add(probability_r, weight_r[sound_r], report.norms[sound_r], alpha=self.chosen.alpha)
+        chosen = self.chosen if self.chosen and self.chosen.policy == TwoStage.name else None
+        if chosen and isinstance(chosen.rates, WeightedDraw) and report.norms is not None and sound_r.any():
+            probability_r = chosen.rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples
+            self.mix.add(probability_r, weight_r[sound_r], report.norms[sound_r], alpha=chosen.alpha)
+
+    @property
+    def _stale(self) -> bool:
+        """Whether the present clusters were measured to do no good."""
+        return self._ratio > REDUNDANT
 
     def _serves(self, known: Chosen, pick: Pick, age: int, changed: int, *, begins: bool) -> bool:
         """Whether rates do for the next steps that were made so many steps, and so many reported rows, ago."""
@@ -129,38 +149,40 @@ class PresentRates:
         return age < most and changed < CHANGED_SHARE * n
 
     def _in_force(self, epoch: int, *, begins: bool) -> Pick:
-        """The policy of an epoch; what was measured of the clusters of another one holds no more."""
-        before = self.policy
-        pick = self._picks.of(
+        """The policy of an epoch."""
+        return self._picks.of(
             epoch,
             self._view,
             begins=begins,
             rows=self._table.rows,
             sketched=self.sketched,
-            stale_clusters=bool(self._aside),
+            ratio=self._ratio,
         )
-        if self.policy != before:
-            self._aside = ""
-        return pick
 
     def _view(self) -> TableView:
         return self._table.view(max(1, self.steps_per_epoch))
 
     def _made(self, progress: float, pick: Pick, candidates: int) -> Chosen:
-        view = self._view()
-        policy, aside = pick.policy, self._aside if "cluster" in pick.policy.needs else ""
-        if isinstance(policy, TwoStage):
-            policy = replace(policy, alpha=self.mix.alpha)
-            aside = f"shuffle: {self.stage.reason}" if candidates == 1 else ""
-        if aside:
-            rates, reason = make_policy("shuffle", {}).rates(view, progress=0.0), aside
+        view, said = self._view(), ""
+        if isinstance(pick.policy, TwoStage) and candidates == 1:
+            said = self.stage.reason
+            if self.stage.witness.doubts:  # norms and sketches in the table may be the doubted scorer's
+                pick = Pick(Shuffle())
+            else:
+                pick = Pick(pick.policy) if self.stage.proposes else pick.otherwise or Pick(Shuffle())
+        policy = replace(pick.policy, alpha=self.mix.alpha) if isinstance(pick.policy, TwoStage) else pick.policy
+        if self._stale and "cluster" in policy.needs:
+            rates = Shuffle().rates(view, progress=0.0)
+            aside = f"shuffle: the measured variance ratio is {self._ratio:.2f}, above {REDUNDANT}"
         else:
             max_age = int(self._config.fresh_epochs * max(1, self.steps_per_epoch))
-            rates, reason = choose(policy, view, min_coverage=None, max_age=max_age, progress=progress)
+            rates, aside = choose(policy, view, min_coverage=None, max_age=max_age, progress=progress)
+        name, _, why = (aside or f"{policy.name}: {pick.why}").partition(": ")
+        why = "; ".join(part for part in (said, why) if part)
         return Chosen(
             rates=rates,
-            policy="shuffle" if reason else policy.name,
-            reason=reason or (f"{policy.name}: {pick.why}" if pick.why else ""),
+            policy=name,
+            reason=f"{name}: {why}" if why else "",
             table_version=view.version,
             cluster_n=view.cluster_n,
             size_k=stratum_sizes(rates),

@@ -13,6 +13,7 @@ Shapes: n examples.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -289,7 +290,7 @@ class Sampler:
             policy = self._rates.policy
             if "cluster" not in policy.needs | getattr(policy, "uses", frozenset()):
                 return None
-            ratio = self._observer.measured_ratio()
+            ratio = self._observer.measured_ratio() if self._rates.by_clusters else math.nan
             first = not self._table.cluster_sse_k.size  # also after they were forgotten
             if not first:
                 self._rates.judge(ratio)
@@ -319,7 +320,7 @@ class Sampler:
                 return  # they are of sketches that were forgotten meanwhile
             self._intake.fresh_rows -= fresh_rows  # only now: a refresh that failed is due again
             self._dropped_rate &= not dropped_rate
-            self._table.install(partition.cluster_n, partition.sse_k)
+            self._table.install(partition.cluster_n, partition.sse_k, partition.scatter)
             self._observer.clustered(partition)
             self._intake.clustered_at = self._table.version
             self._monitor.reset()
@@ -344,7 +345,7 @@ class Sampler:
         columns = self._shards.columns(self._timeout_s)
         with self._lock:
             self._table.restore(columns.loss_n, columns.norm_n, columns.step_n)
-            self._intake.scored = scored
+            self._intake.scored = self._rates.stage.kept_fresh = scored
             self._rates.sketched = stock.sketched > 0 and not scored
             self._intake.fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
 
@@ -386,7 +387,7 @@ class Sampler:
                     self._rates.sketched = False
                     self._rates.clusters_changed()
                     self._intake.fresh_rows = 0
-                self._intake.scored = True
+                self._intake.scored = self._rates.stage.kept_fresh = True
 
     @property
     def _now(self) -> int:

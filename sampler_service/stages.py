@@ -66,8 +66,13 @@ class StageMonitor:
         """takes what training steps say of the choices"""
         self._steps: deque[Stage] = deque(maxlen=WINDOW)
         self._batches: deque[int] = deque(maxlen=WINDOW)  # examples of their global batches
+        self.kept_fresh = False
+        """whether scorers beside the trainer keep scores fresh, so that proposals stay good without scoring passes"""
+        self.proposes = False
+        """whether a run that stands aside, and would shuffle, had better draw by its proposals alone"""
         self._at = most
-        self._measured = math.nan, math.nan, 1.0  # ratio and cost of all candidates and noise, when it was last decided
+        # Ratio and cost of all candidates, noise, and the ratio of the proposals alone, when it was last decided.
+        self._measured = math.nan, math.nan, 1.0, math.nan
         self._aside, self._probing, self._pause = 0, 0, PROBE_FIRST
 
     def add(self, stage: Stage, candidates: int, batch: int = 1) -> None:
@@ -150,22 +155,24 @@ class StageMonitor:
             return "one candidate for each example leaves nothing to choose"
         if self.witness.doubts:
             return self.witness.finding
-        ratio, cost, noise = self._measured
+        ratio, cost, noise, proposed = self._measured
         of_noise = "" if noise == 1 else f", where a step is {noise:.0%} noise,"
+        alone = f", and proposals alone leave {proposed:.2f}" if self.proposes else ""
         return (
             f"choosing among {self.most} candidates for each example would leave {ratio:.2f} of the variance{of_noise} "
-            f"at {cost:.2f} times the cost of a step"
+            f"at {cost:.2f} times the cost of a step{alone}"
         )
 
     def decide(self) -> int:
         """The number of candidates that should reach the goal soonest, 1 … most."""
         if len(self._steps) >= ENOUGH:
             left = {c: self.ratio(c) * self.witness.flattery for c in range(2, self.most + 1)}
-            alone = SHUFFLED if self._shuffles else self.ratio(1)
+            self.proposes = self._shuffles and self.kept_fresh and self.ratio(1) < MARGIN * SHUFFLED
+            alone = self.ratio(1) if self.proposes or not self._shuffles else SHUFFLED
             prices = {1: self.steps_needed(alone)} | {
                 c: self.steps_needed(ratio) * self.cost(c) for c, ratio in left.items()
             }
-            self._measured = left[self.most], self.cost(self.most), self.noise
+            self._measured = left[self.most], self.cost(self.most), self.noise, self.ratio(1)
             best = min(prices, key=prices.__getitem__)  # a NaN is no minimum, and fails the comparison
             if prices[best] < MARGIN * prices[self.candidates]:
                 self.candidates = best

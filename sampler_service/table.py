@@ -34,6 +34,7 @@ class Table:
         self.gradient_step_n: Int64 = np.full(num_examples, NEVER, dtype=np.int64)
         self.cluster_n: Int32 = np.full(num_examples, NO_CLUSTER, dtype=np.int32)
         self.cluster_sse_k: Float64 = np.empty(0, dtype=np.float64)
+        self.cluster_scatter = np.nan
         self.reference_loss_n: Float32 | None = None
         self.step = 0
         self.version = 0
@@ -82,12 +83,14 @@ class Table:
         self.gradient_step_n[:] = NEVER
         self.cluster_n = np.full_like(self.cluster_n, NO_CLUSTER)  # batches that were planned keep the old ones
         self.cluster_sse_k = np.empty(0, dtype=np.float64)
+        self.cluster_scatter = np.nan
         self.version += 1
 
-    def install(self, cluster_n: Int32, cluster_sse_k: Float64) -> None:
-        """Take a new partition in."""
+    def install(self, cluster_n: Int32, cluster_sse_k: Float64, cluster_scatter: float) -> None:
+        """Take a new partition in: of each example, the scatter of each cluster, and the overall one."""
         self.cluster_n = cluster_n.copy()
         self.cluster_sse_k = cluster_sse_k
+        self.cluster_scatter = cluster_scatter
         self.version += 1
 
     def set_reference(self, reference_loss_n: Float32) -> None:
@@ -103,6 +106,7 @@ class Table:
             step_n=self.step_n,
             cluster_n=self.cluster_n,
             cluster_sse_k=self.cluster_sse_k,
+            cluster_scatter=self.cluster_scatter,
             gradient_step_n=self.gradient_step_n,
             reference_loss_n=self.reference_loss_n,
             epoch_steps=epoch_steps,

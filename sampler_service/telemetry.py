@@ -79,13 +79,13 @@ def mean_by(cluster_r: Int32, value_r: Float32, num_clusters: int) -> Float64:
     return np.divide(sum_k, count_k, out=np.full(num_clusters, np.nan), where=count_k > 0)
 
 
-def lead_quantile(leads: Counter[int], share: float) -> float:
-    """The lead that `share` of the batches did not exceed when they were lent; NaN before the first."""
-    below, wanted = 0, share * leads.total()
-    for lead, count in sorted(leads.items()):
+def count_quantile(times: Counter[int], share: float) -> float:
+    """The value that `share` of those counted do not exceed; NaN of none."""
+    below, wanted = 0, share * times.total()
+    for value, count in sorted(times.items()):
         below += count
         if below >= wanted:
-            return float(lead)
+            return float(value)
     return float("nan")
 
 

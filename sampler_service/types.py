@@ -5,6 +5,7 @@ Shapes: n examples, r reported rows, d sketch length, k clusters or strata, b ba
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import cache
 
@@ -54,6 +55,8 @@ class TableView:
     """Cluster of the example's sketch, 0 … k-1; NO_CLUSTER (-1) when it has no sketch."""
     cluster_sse_k: Float64
     """Scatter of every cluster, sum of squared distances to its mean; its length is k."""
+    cluster_scatter: float = math.nan
+    """The same of all clustered sketches, to the mean of them all; NaN without clusters."""
     gradient_step_n: Int64 | None = None
     """Trainer step at which the norm or sketch was taken, NEVER (-1) when there is none; None: as `step_n`. It is
     older than that where trainers report losses alone and scorers the rest."""

@@ -171,6 +171,9 @@ class RunStatistics:
     p99_age_steps: float
     median_lead: float
     p99_lead: float
+    median_rates_age_steps: float
+    """of the latest drawn batches, the steps planned since their rates were made; a batch is older by its lead"""
+    p99_rates_age_steps: float
     scorers: int
     scored_rows: int
     weights_version: int

@@ -321,41 +321,32 @@ def test_rates_of_draws_stay_until_a_sixteenth_of_the_examples_was_reported_anew
     assert new_rates(0, 3), "a fence makes what was reported before it count at once"
 
 
-# --- what auto picks ---
+def test_the_age_of_rates_is_told():
+    """Steps that were planned since the rates were made; none while nothing was reported."""
+    sampler = make_sampler(1600, policy="importance", policy_options={"gate": "1"}, max_lead=6)
+    rates, table, values = sampler._rates, table_of(sampler), np.ones(1600, np.float32)
+    table.apply(ReportBlock(example_ids=np.arange(1600), losses=values, norms=values, sketches=None, step=0))
+    for _ in range(3):
+        rates.choose(0, 1)
+    assert list(rates.ages) == [0, 0, 0]
+    row = ReportBlock(example_ids=np.arange(1), losses=values[:1], norms=values[:1], sketches=None, step=0)
+    for _ in range(5):
+        table.apply(row)
+        rates.choose(0, 1)
+    assert list(rates.ages) == [0, 0, 0, 3, 4, 5, 0, 1]
+    rates.choose(0, 3)
+    assert list(rates.ages)[8:] == [2, 2, 2], "of those planned at once, the later ones are older by their lead"
+    said = sampler.statistics()
+    assert (said.median_rates_age_steps, said.p99_rates_age_steps) == (2.0, 5.0)
 
 
-def losses(values: np.ndarray, step: int) -> ReportBlock:
-    n = len(values)
-    return ReportBlock(
-        example_ids=np.arange(n),
-        losses=values.astype(np.float32),
-        norms=np.full(n, np.nan, np.float32),
-        sketches=None,
-        step=step,
-    )
+def test_an_order_fixed_for_the_epoch_has_no_age_of_rates():
+    (trainer,) = join_all(make_sampler(N))
+    train(trainer, 1)
+    assert np.isnan(trainer.sampler.statistics().p99_rates_age_steps)
 
 
 APART = np.where(np.arange(400) % 3 == 0, 9.0, 0.1)
-
-
-def test_clusters_that_do_no_good_keep_no_other_policy_from_acting():
-    rates = (sampler := make_sampler(400, policy="auto", policy_options={"prune": "yes"}))._rates
-    rates.sketched = True
-    assert rates.choose(0, 0).reason.startswith("shuffle: 0 % of clustered sketches")
-    rates.judge(0.95)
-    assert "variance ratio is 0.95" in rates.choose(0, 1).reason
-    table_of(sampler).apply(losses(APART, 1))
-    chosen = rates.choose(1, 0)
-    assert (chosen.policy, chosen.reason[:13]) == ("trimmed_loss", "trimmed_loss:")
-    assert rates.choose(1, 1).reason == chosen.reason
-
-
-def test_auto_picks_again_as_soon_as_there_are_sketches():
-    rates = make_sampler(400, policy="auto")._rates
-    assert "nothing is known" in rates.choose(0, 0).reason
-    rates.sketched = True
-    assert "clustered sketches" in rates.choose(0, 1).reason
-    assert rates.policy.name == "gradient_clustering"
 
 
 def test_what_trimmed_loss_leaves_out_stays_out_however_many_epochs_pass():

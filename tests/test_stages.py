@@ -94,6 +94,21 @@ def test_where_standing_aside_is_to_draw_by_the_proposals_these_are_its_price():
     assert monitor.decide() == 1, "but more than the 0.4 that the proposals leave alone"
 
 
+@pytest.mark.parametrize(("proposed", "wanted"), [(0.4, (1, True)), (0.83, (3, False)), (1.2, (3, False))])
+def test_where_scorers_keep_scores_fresh_proposals_alone_have_a_price_of_their_own(proposed, wanted):
+    monitor = after(measured(chosen=0.3, proposed=proposed, scoring_s=0.003, training_s=0.003))
+    assert monitor.decide() > 1 and not monitor.proposes, "0.3 of the variance at twice the cost"
+    monitor.kept_fresh = True
+    assert (monitor.decide(), monitor.proposes) == wanted
+    assert ("proposals alone leave 0.40" in monitor.reason) == monitor.proposes
+
+
+def test_poor_proposals_are_not_drawn_by_while_a_run_stands_aside():
+    monitor = after(measured(chosen=0.9, proposed=0.84))
+    monitor.kept_fresh = True
+    assert (monitor.decide(), monitor.proposes) == (1, False), "0.84 is no better than shuffling's 0.85 by the margin"
+
+
 def test_a_single_candidate_is_no_second_stage():
     monitor = StageMonitor(1)
     assert [monitor.plan(1) for _ in range(2 * PROBE_EVERY)] == [1] * (2 * PROBE_EVERY)

@@ -53,7 +53,7 @@ def test_the_step_of_the_table_is_the_latest_heard_of_even_when_reports_come_lat
 def test_each_change_raises_the_version_by_one():
     table = Table(3)
     table.apply(block([0], losses=[1]))
-    table.install(np.zeros(3, np.int32), np.zeros(1))
+    table.install(np.zeros(3, np.int32), np.zeros(1), 1.0)
     table.set_reference(np.zeros(3, np.float32))
     table.restore(np.zeros(3, np.float32), np.zeros(3, np.float32), np.array([4, NEVER, 2]))
     assert table.version == 4 and table.step == 4
@@ -67,6 +67,6 @@ def test_a_policy_cannot_write_to_what_it_is_shown():
 
 def test_a_partition_is_copied_in():
     table, cluster_n = Table(3), np.zeros(3, np.int32)
-    table.install(cluster_n, np.zeros(1))
+    table.install(cluster_n, np.zeros(1), 1.0)
     cluster_n[:] = 2
     assert table.cluster_n.tolist() == [0, 0, 0]

@@ -33,6 +33,7 @@ _PLAIN = (
     *("variance_ratio", "stage_ratio", "trained_ratio", "stage_cost", "effective_sample_ratio", "progress"),
     *("epoch_coverage", "window_coverage", "sketch_coverage", "never_drawn"),
     *("median_age_steps", "p99_age_steps", "median_lead", "p99_lead"),
+    *("median_rates_age_steps", "p99_rates_age_steps"),
     *("epoch", "trainers", "num_clusters", "candidates", "leases_expired", "shards_away", "scorers"),
 )
 """figures that are written as the statistics have them; ratios are 0 to 1 unless the proto says otherwise"""

@@ -7,6 +7,8 @@ steps is asked for first, and step t gets row t mod `BLOCK_STEPS`.
 Rates that change inside a block end it there, and a shorter one with randomness of its own takes its remaining
 steps. The randomness of the old block would not do: the steps already drawn have told part of it to the reports
 that the new rates were made from, and given those rates the remaining rows would no longer have mean b p_i.
+The same is true of a block that goes on because its steps showed no cause for a change; the error is at most that of
+its rows times the chance of a change in it, which is rare where it follows from values (`DECISIONS.md`).
 
 Shapes: n examples, k strata, s batches, b batch size, m = s b rows.
 """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from sampler_service.errors import ConfigError
-from sampler_service.policies.auto import Auto, Pick
+from sampler_service.policies.auto import REDUNDANT, Auto, Pick
 from sampler_service.policies.contract import Policy, choose, coverage
 from sampler_service.policies.gradient_clustering import GradientClustering
 from sampler_service.policies.importance import Importance
@@ -17,7 +17,18 @@ from sampler_service.policies.shuffle import Shuffle
 from sampler_service.policies.trimmed_loss import TrimmedLoss
 from sampler_service.policies.two_stage import TwoStage
 
-__all__ = ["POLICIES", "Auto", "Pick", "Policy", "TwoStage", "choose", "coverage", "make_policy"]
+__all__ = [
+    "POLICIES",
+    "REDUNDANT",
+    "Auto",
+    "Pick",
+    "Policy",
+    "Shuffle",
+    "TwoStage",
+    "choose",
+    "coverage",
+    "make_policy",
+]
 
 PolicyClass = (
     type[Shuffle]

@@ -1,13 +1,15 @@
 """Auto: picks one of the other policies at the start of each epoch, by what the run can and does measure.
 
-What is picked may still stand aside inside the epoch, as it would when it was asked for by name: two stages when they
-do not pay (`stages.py`), clusters that are stale (`rates.py`).
+What is picked may still stand aside inside the epoch, as it would when it was asked for by name: clusters and norms
+that are stale or even (`rates.py`), and two stages when they do not pay (`stages.py`), for which clusters or norms then
+stand in.
 
 Shapes: n examples.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +26,10 @@ from sampler_service.policies.trimmed_loss import TrimmedLoss
 from sampler_service.policies.two_stage import TwoStage
 from sampler_service.types import Rates, TableView
 
+REDUNDANT = 0.9
+"""share of a batch's variance that clusters may leave; when they are predicted or measured to leave more, they stand
+aside"""
+
 SKEW = 2.0
 """mean loss over median loss from which on most examples are learnt, and pruning them loses little"""
 
@@ -36,14 +42,15 @@ class Pick:
     why: str = ""
     noisy: bool = False
     """labels look wrong"""
+    otherwise: Pick | None = None
+    """what acts while a second stage stands aside; None: shuffling"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Auto:
-    """Picks by signals, in this order: wrong labels, a second stage, gradient sketches, gradient norms, redundancy."""
+    """Picks by signals, in this order: wrong labels, a second stage, redundant gradients, norms, easy examples."""
 
     name: ClassVar[str] = "auto"
-    unbiased: ClassVar[bool] = False  # trimmed_loss is not, and it may be picked
     needs: ClassVar[frozenset[str]] = frozenset()
     kind: ClassVar[Kind] = "draw"
     min_coverage: ClassVar[float] = 0.0
@@ -55,6 +62,11 @@ class Auto:
     def __post_init__(self) -> None:
         if self.prune not in ("yes", "no"):
             raise ConfigError(f"policy {self.name!r}: option 'prune' must be 'yes' or 'no', got {self.prune!r}")
+
+    @property
+    def unbiased(self) -> bool:
+        """Every pick is but trimmed_loss."""
+        return self.prune == "no"
 
     def rates(self, view: TableView, *, progress: float) -> Rates:
         return self.pick(view, candidates=1, sketched=False).policy.rates(view, progress=progress)
@@ -70,7 +82,7 @@ class Auto:
         sketched: bool,
         noisy: bool = False,
         fresh: bool = True,
-        stale_clusters: bool = False,
+        ratio: float = math.nan,
     ) -> Pick:
         """The policy for the epoch that starts.
 
@@ -80,7 +92,7 @@ class Auto:
             sketched: whether trainers report sketches.
             noisy: whether labels looked wrong when it was last asked.
             fresh: whether anything was reported since; without, old evidence of wrong labels is none.
-            stale_clusters: whether the clusters were measured to do no good.
+            ratio: share of a batch's variance that the present clusters were measured to leave; NaN: not measured.
         """
         modes = _wrong_labels(view, noisy) if fresh else None
         if modes is not None:
@@ -88,19 +100,33 @@ class Auto:
             if self.prune == "yes":
                 return Pick(TrimmedLoss(), why, noisy=True)
             return Pick(Shuffle(), f"{why}, and hard examples are no longer preferred", noisy=True)
+        alone = self._one_stage(view, sketched, ratio)
         if candidates > 1:
-            return Pick(TwoStage(), "there is a second stage, which measures itself whether it pays")
-        if sketched and not stale_clusters:
-            return Pick(GradientClustering(), "there are sketches, and their clusters are measured")
+            why = "there is a second stage, which measures itself whether it pays"
+            return Pick(TwoStage(), why, otherwise=alone)
+        return alone
+
+    def _one_stage(self, view: TableView, sketched: bool, ratio: float) -> Pick:
+        """The pick where trainers choose nothing themselves."""
+        said = ""
+        if sketched:
+            clusters = GradientClustering()
+            how, left = ("predicted", clusters.predicted_ratio(view)) if math.isnan(ratio) else ("measured", ratio)
+            if math.isnan(left):
+                return Pick(clusters, "there are sketches, and their clusters are measured")
+            said = f"clusters are {how} to leave {left:.2f} of a batch's variance"
+            if left <= REDUNDANT:
+                return Pick(clusters, f"gradients are redundant: {said}")
+            said = f", and {said}"
         if known(view, "norm").mean() >= Importance.min_coverage:
-            instead = ", and clusters were measured to do no good" if stale_clusters else ""
-            return Pick(Importance(), f"there are gradient norms{instead}")
+            return Pick(Importance(), f"there are gradient norms{said}")
         loss_r = view.loss_n[known(view, "loss")]
         if self.prune == "yes" and len(loss_r):
             mean, middle = float(np.mean(loss_r, dtype=np.float64)), float(np.median(loss_r))
             if mean >= SKEW * middle:
                 return Pick(InfoBatch(), f"most is learnt: the mean loss is {mean:.3g}, the median {middle:.3g}")
-        return Pick(Shuffle(), "nothing is known by which to prefer examples: no second stage, no sketches, no norms")
+        nothing = "there are no gradient norms" if said else "there are neither sketches nor gradient norms"
+        return Pick(Shuffle(), f"nothing is known by which to prefer examples: {nothing}{said}")
 
 
 def _wrong_labels(view: TableView, noisy: bool) -> Modes | None:

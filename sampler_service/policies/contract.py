@@ -36,14 +36,17 @@ class Policy(Protocol):
 
     name: ClassVar[str]
     """How a run asks for the policy."""
-    unbiased: ClassVar[bool]
-    """Whether the weights undo the rates (see above)."""
     needs: ClassVar[frozenset[str]]
     """Columns without which the policy is blind: some of loss, norm, cluster, reference_loss."""
     kind: ClassVar[Kind]
     """What it returns when it does not stand aside."""
     min_coverage: ClassVar[float]
     """Default share of examples with fresh columns below which a run shuffles instead."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the weights undo the rates (see above)."""
+        ...
 
     def rates(self, view: TableView, *, progress: float) -> Rates:
         """Rates for every example of `view`; `progress` is the share of the planned epochs done, 0 … 1."""

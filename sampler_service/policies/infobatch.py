@@ -26,7 +26,7 @@ class InfoBatch:
     """
 
     name: ClassVar[str] = "infobatch"
-    unbiased: ClassVar[bool] = True
+    unbiased = True
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
     kind: ClassVar[Kind] = "sweep"
     min_coverage: ClassVar[float] = 0.0  # examples without a loss are kept: blind it is plain shuffling

@@ -25,7 +25,7 @@ class RhoLoss:
     """
 
     name: ClassVar[str] = "rho_loss"
-    unbiased: ClassVar[bool] = False
+    unbiased = False
     needs: ClassVar[frozenset[str]] = frozenset({"reference_loss"})
     """Losses are not among them: an example without one is seen first, so they come by themselves."""
     kind: ClassVar[Kind] = "sweep"

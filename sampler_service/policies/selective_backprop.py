@@ -23,7 +23,7 @@ class SelectiveBackprop:
     """
 
     name: ClassVar[str] = "selective_backprop"
-    unbiased: ClassVar[bool] = False
+    unbiased = False
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
     kind: ClassVar[Kind] = "sweep"
     min_coverage: ClassVar[float] = 0.0  # the first epoch, with no losses, keeps everything, as in the paper

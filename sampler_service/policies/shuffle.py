@@ -14,7 +14,7 @@ class Shuffle:
     """Every example once an epoch in random order, weight 1."""
 
     name: ClassVar[str] = "shuffle"
-    unbiased: ClassVar[bool] = True
+    unbiased = True
     needs: ClassVar[frozenset[str]] = frozenset()
     kind: ClassVar[Kind] = "sweep"
     min_coverage: ClassVar[float] = 0.0

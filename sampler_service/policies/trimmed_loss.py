@@ -27,7 +27,7 @@ class TrimmedLoss:
     """
 
     name: ClassVar[str] = "trimmed_loss"
-    unbiased: ClassVar[bool] = False
+    unbiased = False
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
     kind: ClassVar[Kind] = "sweep"
     # Of losses that are fresh: what is left out has old ones, by design. Unknown ones are kept.

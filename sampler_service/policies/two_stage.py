@@ -6,7 +6,7 @@ for more, which makes the rates flatter where the table knows less.
 
 Source: `methods.md` 14 (ours); mixing with uniform draws as in `importance.py`.
 
-Shapes: n examples, k clusters.
+Shapes: n examples.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import ClassVar
 import numpy as np
 
 from sampler_service.errors import ConfigError
-from sampler_service.policies.contract import Kind, check_within, known, steps
-from sampler_service.types import NO_CLUSTER, Float64, Rates, TableView, WeightedDraw
+from sampler_service.policies.contract import Kind, check_within, known
+from sampler_service.policies.freshness import aged_norms, fresh_means, freshness
+from sampler_service.types import Float64, Rates, TableView, WeightedDraw
 
 PROPOSALS = ("norm", "cluster", "both")
 
@@ -31,7 +32,7 @@ class TwoStage:
     """Propose example i with p_i = (1 - alpha) s_i / sum(s) + alpha / n; s is its norm, seen through its age."""
 
     name: ClassVar[str] = "two_stage"
-    unbiased: ClassVar[bool] = True
+    unbiased = True
     needs: ClassVar[frozenset[str]] = frozenset()  # without any scores it proposes evenly, and gets some
     uses: ClassVar[frozenset[str]] = frozenset({"cluster"})  # where there are sketches
     kind: ClassVar[Kind] = "draw"
@@ -65,32 +66,10 @@ class TwoStage:
         return ""
 
     def _score(self, view: TableView) -> Float64:
-        """s (n,): norms, shrunk toward the fresh mean of their cluster."""
-        norm_n = view.norm_n.astype(np.float64)
+        """s (n,)."""
         known_n = known(view, "norm")
-        if not known_n.any():
-            return np.ones(len(view))
-        fresh_n = np.zeros(len(view))  # how much each norm says still
-        age_n = view.step - steps(view, "norm")[known_n]
-        fresh_n[known_n] = np.exp2(-age_n / (self.half_life * view.epoch_steps))
-        mean_n = _cluster_means(np.where(known_n, norm_n, 0.0), fresh_n, view)
-        if self.propose == "norm":
-            return np.where(known_n, norm_n, mean_n)
-        if self.propose == "cluster":
-            return mean_n
-        return fresh_n * np.where(known_n, norm_n, 0.0) + (1 - fresh_n) * mean_n
-
-
-def _cluster_means(norm_n: Float64, fresh_n: Float64, view: TableView) -> Float64:
-    """(n,) mean norm of each example's cluster, by freshness; of all examples where it has none or is unknown."""
-    total = float(fresh_n.sum())
-    overall = float((fresh_n * norm_n).sum()) / total if total > 0 else 1.0
-    num_clusters = len(view.cluster_sse_k)
-    if not num_clusters:
-        return np.full(len(view), overall)
-    group_n = np.where(view.cluster_n == NO_CLUSTER, num_clusters, view.cluster_n)
-    sum_k = np.bincount(group_n, fresh_n * norm_n, num_clusters + 1)
-    fresh_k = np.bincount(group_n, fresh_n, num_clusters + 1)
-    # One fresh example's worth of the overall mean: a cluster that nobody has seen of late is like any other.
-    mean_k = (sum_k + overall) / (fresh_k + 1.0)
-    return mean_k[group_n]
+        fresh_n = freshness(view, "norm", half_life=self.half_life)
+        if self.propose == "both" or not known_n.any():
+            return aged_norms(view, fresh_n)
+        mean_n = fresh_means(view, fresh_n)
+        return np.where(known_n, view.norm_n, mean_n) if self.propose == "norm" else mean_n

@@ -20,6 +20,7 @@ from sampler_service.config import RunConfig
 from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.leases import Group
 from sampler_service.policies import POLICIES
+from sampler_service.reports import policy_of
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
 from sampler_service.types import Evidence, Report, Stage
@@ -59,9 +60,7 @@ class RunsServicer(pb_grpc.RunsServicer):
             if config.policy not in POLICIES:
                 raise ConfigError(f"unknown policy {config.policy!r}; choose one of {sorted(POLICIES)}")
             created = self._service.open_run(config)
-            return pb.OpenRunResponse(
-                created=created, unbiased=POLICIES[config.policy].unbiased, policies=sorted(POLICIES)
-            )
+            return pb.OpenRunResponse(created=created, unbiased=policy_of(config).unbiased, policies=sorted(POLICIES))
 
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):

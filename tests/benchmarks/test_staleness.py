@@ -11,3 +11,4 @@ def test_no_batch_is_planned_further_ahead_than_promised(served: ServedService):
     assert row["promised"] == 2 * 2 + 2
     assert 2 * 2 <= row["median"] <= row["p99"] <= row["largest"] <= row["promised"]
     assert sum(row["leads"].values()) == row["batches"] == 94, "an epoch of 1,497 digits"
+    assert row["drawn"] == 0 or row["rates_age_steps"]["largest"] <= row["lead_and_age_steps"]["largest"]

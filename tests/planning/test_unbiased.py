@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import cache
 from math import factorial
 
 import numpy as np
 import pytest
 
+from sampler_client.pytorch.two_stage.choose import chances
 from sampler_service.planning import Planner, draws
 from sampler_service.planning.randomness import Stream
 from sampler_service.policies import POLICIES, make_policy
@@ -142,22 +144,23 @@ def expected_coefficients(
     weigh: Callable = lambda w: w,
     candidates: int = 1,
     keep: Callable | None = None,
+    world: int = 1,
 ) -> np.ndarray:
-    """(steps, n): the expected coefficient of every example in each batch's mean; for sweeps of the epoch's
-    sum / n. `keep` maps the rows of a step to their expected coefficients after a second stage."""
+    """(steps, n): the expected coefficient of every example in each batch's mean over the ranks; for sweeps of the
+    epoch's sum / n. `keep` maps the rows of a rank's step to their expected coefficients after a second stage."""
     choices = Choices()
-    enumerate_choices(monkeypatch, choices, rates, _cuts(rates, batch * candidates))
+    enumerate_choices(monkeypatch, choices, rates, _cuts(rates, batch * world * candidates))
     sweep = isinstance(rates, Sweep)
     expected = np.zeros((1 if sweep else steps, num_examples))
     total = 0.0
     for _ in choices.runs():
         planner = Planner(num_examples, seed=0, drop_last=False)
-        planned = planner.start_epoch(0, rates, batch_size=batch, world=1)
+        planned = planner.start_epoch(0, rates, batch_size=batch, world=world)
         batches = planner.plan(0, planned if sweep else steps, rates, candidates=candidates)
         estimate = np.zeros_like(expected)
-        for step, (rows,) in enumerate(batches):
+        for step, rows in ((step, rows) for step, parts in enumerate(batches) for rows in parts):
             share = weigh(rows.weights) / (num_examples if sweep else len(rows)) if keep is None else keep(rows)
-            np.add.at(estimate[0 if sweep else step], rows.example_ids, share)
+            np.add.at(estimate[0 if sweep else step], rows.example_ids, share / world)
         expected += choices.probability * estimate
         total += choices.probability
     assert total == pytest.approx(1, abs=1e-9), "the enumeration covers everything once"
@@ -177,6 +180,7 @@ def table(num_examples: int, **columns) -> TableView:
 
 
 THREE_STRATA = np.int32([0, 1, NO_CLUSTER, NO_CLUSTER])
+AGED = {"step": 3, "epoch_steps": 2, "step_n": np.arange(4)}
 CASES = {
     # each: policy, its options, number of examples, batch size, batches planned, columns that differ
     "shuffle": ("shuffle", {}, 4, 3, 1, {}),
@@ -194,9 +198,13 @@ CASES = {
         {"norm_n": np.float32([0, np.nan, 1, 7])},
     ),
     "importance, one dominates": ("importance", {"gate": 1, "alpha": 0.1}, 3, 2, 2, {}),
+    "equal, aged": ("gradient_clustering", {"half_life": 1}, 4, 2, 2, AGED),
+    "importance, aged": ("importance", {"gate": 1, "half_life": 1}, 4, 2, 2, AGED),
+    "auto, by norms": ("auto", {}, 4, 2, 2, {}),
+    "auto, of which nothing is known": ("auto", {}, 4, 3, 1, {"norm_n": np.full(4, np.nan, np.float32)}),
     "infobatch": ("infobatch", {"prune_ratio": 0.4}, 4, 2, 1, {}),
     "two_stage": ("two_stage", {"alpha": 0.2, "propose": "norm"}, 4, 2, 2, {}),
-    "two_stage, aged": ("two_stage", {}, 4, 2, 1, {"step": 3, "epoch_steps": 2, "step_n": np.arange(4)}),
+    "two_stage, aged": ("two_stage", {}, 4, 2, 1, AGED),
 }
 
 
@@ -242,24 +250,78 @@ def test_rates_made_from_the_block_they_change_leave_it_unbiased(length, monkeyp
     np.testing.assert_allclose(expected, 1 / 3, rtol=1e-6)
 
 
+def chosen_by(fresh_n: np.ndarray, keep: int) -> Callable:
+    """The trainer's choice of `keep` among the rows it gets, by scores that the service knew nothing of."""
+
+    @cache
+    def expected(ids: tuple[int, ...], weights: tuple[float, ...]) -> np.ndarray:
+        return expected_coefficients_of_choice(fresh_n[list(ids)], np.array(weights), keep, mix=0.2)
+
+    return lambda rows: expected(tuple(rows.example_ids.tolist()), tuple(rows.weights.astype(np.float64).tolist()))
+
+
+EVEN, DOMINATED = np.array([0.1, 9.0, 1.0]), np.array([1.0, 1000.0, 2.0])
+
+
 @pytest.mark.parametrize("propose", ["norm", "cluster", "both"])
-def test_both_stages_together_are_unbiased(propose, monkeypatch):
-    """Every outcome of the service's proposals, and for each every outcome of the trainer's choice, whose scores have
+@pytest.mark.parametrize(
+    ("fresh_n", "batch", "world", "candidates"),
+    [
+        (EVEN, 1, 1, 3),
+        (DOMINATED, 2, 1, 2),  # of four rows, those of one example are kept for certain
+        (EVEN, 1, 2, 2),  # each of two ranks keeps one of two
+    ],
+)
+def test_both_stages_together_are_unbiased(fresh_n, batch, world, candidates, propose, monkeypatch):
+    """Every outcome of the service's proposals, and for each every outcome of the trainers' choices, whose scores have
     nothing to do with what the service knew."""
     view = table(3, step=3, epoch_steps=2, step_n=np.arange(3))
     rates = make_policy("two_stage", {"propose": propose}).rates(view, progress=0)
-    fresh_n = np.array([0.1, 9.0, 1.0])
+    shape = {"num_examples": 3, "batch": batch, "world": world, "candidates": candidates}
+    keep = chosen_by(fresh_n, batch)
+    expected = expected_coefficients(rates, monkeypatch, steps=2 if batch * world == 1 else 1, keep=keep, **shape)
+    np.testing.assert_allclose(expected, 1 / 3, rtol=1e-6)
 
-    def keep(rows) -> np.ndarray:
-        score_c = fresh_n[rows.example_ids]
-        return expected_coefficients_of_choice(score_c, rows.weights.astype(np.float64), 1, mix=0.2)
 
-    expected = expected_coefficients(rates, monkeypatch, num_examples=3, batch=1, steps=2, candidates=3, keep=keep)
+def test_a_dominating_candidate_is_kept_for_certain():
+    assert chances(DOMINATED[[0, 1, 2, 2]], np.ones(4), 2, mix=0.2)[1] == 1
+
+
+@pytest.mark.parametrize(("length", "world"), [(2, 1), (3, 1), (2, 2)])
+def test_a_second_step_that_follows_from_the_first_is_unbiased(length, world, monkeypatch):
+    """What the first step's candidates show decides how many the second one has, and how evenly they are proposed."""
+    monkeypatch.setattr(draws, "BLOCK_STEPS", length)
+    view = table(3, norm_n=np.float32([0, 0, 5]))
+
+    def proposals(alpha: float) -> WeightedDraw:
+        rates = make_policy("two_stage", {"alpha": alpha, "propose": "norm"}).rates(view, progress=0)
+        assert isinstance(rates, WeightedDraw)
+        return rates
+
+    first = proposals(0.6)
+    # By the lowest example among the candidates: another share of uniform proposals, more candidates, or both.
+    then = {0: (proposals(0.3), 2), 1: (first, 3), 2: (proposals(0.3), 3)}
+    cuts = np.unique(np.round(np.arange(11) / 10, 12))
+    for rates, points in itertools.product((first, proposals(0.3)), range(1, 3 * length * world + 1)):
+        assert np.isin(_cuts_of(rates, points), cuts).all(), "finer than any"
+    choices, keep = Choices(), chosen_by(EVEN, 1)
+    enumerate_choices(monkeypatch, choices, first, cuts)
+    expected = np.zeros((2, 3))
+    for _ in choices.runs():
+        planner = Planner(3, seed=0, drop_last=False)
+        planner.start_epoch(0, first, batch_size=1, world=world)
+        rates, candidates, estimate = first, 2, np.zeros_like(expected)
+        for step in range(2):
+            (parts,) = planner.plan(step, 1, rates, candidates=candidates)
+            for rows in parts:
+                np.add.at(estimate[step], rows.example_ids, keep(rows) / world)
+            rates, candidates = then[min(int(rows.example_ids.min()) for rows in parts)]
+        expected += choices.probability * estimate
     np.testing.assert_allclose(expected, 1 / 3, rtol=1e-6)
 
 
 def test_every_policy_that_says_unbiased_is_among_the_cases():
-    assert {name for name, cls in POLICIES.items() if cls.unbiased} == {case[0] for case in CASES.values()}
+    assert {name for name in POLICIES if make_policy(name, {}).unbiased} == {case[0] for case in CASES.values()}
 
 
 @pytest.mark.parametrize("name", ["equal, two batches", "neyman", "importance", "infobatch"])

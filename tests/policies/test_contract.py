@@ -16,6 +16,8 @@ VARIANTS = [(name, {}) for name in sorted(POLICIES)] + [
     ("gradient_clustering", {"allocation": "neyman", "alpha": 0.1}),
     ("gradient_clustering", {"alpha": 0.0}),
     ("importance", {"gate": 1.0, "alpha": 0.1}),
+    ("importance", {"gate": 1.0, "alpha": 0.1, "half_life": 1e-6}),
+    ("gradient_clustering", {"alpha": 0.1, "half_life": 0.3}),
     ("infobatch", {"prune_ratio": 0.9, "delta": 1.0}),
     ("selective_backprop", {"beta": 0.0}),
     ("rho_loss", {"top_fraction": 1.0}),
@@ -34,6 +36,7 @@ def view_of(num_examples: int, num_clusters: int = 5, known: float = 0.8, **colu
         "cluster_sse_k": rng.exponential(size=num_clusters),
         "reference_loss_n": rng.exponential(size=num_examples).astype(np.float32),
         "step": 100,
+        "epoch_steps": 50,
     }
     return TableView(**(table | columns))
 
@@ -155,13 +158,15 @@ def test_an_unknown_policy_is_answered_with_the_choices():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("importance", {"beta": 2.0}, r"no option 'beta' \(= 2.0\); it has \['alpha', 'gate'\]"),
+        ("importance", {"beta": 2.0}, r"no option 'beta' \(= 2.0\); it has \['alpha', 'gate', 'half_life'\]"),
         ("shuffle", {"alpha": 1}, r"no option 'alpha' \(= 1\); it has \[\]"),
         ("importance", {"alpha": 0}, r"'alpha' must lie in \(0, 1\], got 0"),
         ("importance", {"alpha": float("nan")}, r"got nan"),
         ("importance", {"alpha": "half"}, r"'alpha' must be a number, got 'half'"),
         ("importance", {"alpha": True}, r"'alpha' must be a number, got True"),
         ("importance", {"gate": 0.5}, r"'gate' must lie in \[1, inf\), got 0.5"),
+        ("importance", {"half_life": 0}, r"'half_life' must lie in \(0, inf\), got 0"),
+        ("gradient_clustering", {"half_life": float("inf")}, r"'half_life' must lie in \(0, inf\), got inf"),
         ("gradient_clustering", {"allocation": "even"}, r"one of \('equal', 'neyman'\), got 'even'"),
         ("gradient_clustering", {"allocation": 1.0}, r"'allocation' must be a word, got 1.0"),
         ("gradient_clustering", {"allocation": "neyman", "alpha": 0}, r"'alpha' must lie in \(0, 1\], got 0"),

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
 from sampler_service.policies import make_policy
+from sampler_service.policies.freshness import aged_norms, freshness
+from sampler_service.policies.gradient_clustering import GradientClustering
 from sampler_service.policies.importance import Importance
 from sampler_service.types import NEVER, NO_CLUSTER, Sweep, TableView
 
 
-def table(num_examples, *, loss=None, norm=None, cluster=None, sse=(), reference=None) -> TableView:
+def table(
+    num_examples, *, loss=None, norm=None, cluster=None, sse=(), scatter=np.nan, reference=None, age=0
+) -> TableView:
+    """Reported `age` steps ago, of 10 to the epoch."""
+
     def column(values, dtype=np.float32):
         return np.full(num_examples, np.nan, dtype) if values is None else np.array(values, dtype)
 
     return TableView(
         loss_n=column(loss),
         norm_n=column(norm),
-        step_n=np.full(num_examples, NEVER),
+        step_n=1000 - np.broadcast_to(age, num_examples),
         cluster_n=np.full(num_examples, NO_CLUSTER, np.int32) if cluster is None else column(cluster, np.int32),
         cluster_sse_k=np.array(sse, dtype=np.float64),
+        cluster_scatter=scatter,
         reference_loss_n=None if reference is None else column(reference),
+        epoch_steps=10,
+        step=1000,
     )
 
 
@@ -57,10 +68,61 @@ def test_unclustered_examples_are_a_stratum_with_their_proportion(allocation):
     assert rates.rate_k.sum() == pytest.approx(1)
 
 
+def test_strata_of_old_sketches_go_toward_their_proportions_and_bound_the_weights_all_the_same():
+    # Equal shares (1/2, 1/2), proportions (3/4, 1/4); of the second stratum one half-life has passed.
+    view = table(8, cluster=[0] * 6 + [1] * 2, sse=[1, 1], age=[0] * 6 + [20, 20])
+    rates = rates_of("gradient_clustering", view, alpha=0.5, half_life=2)
+    trusted = np.array([1 / 2, 1 / 2 * 1 / 2 + 1 / 2 * 1 / 4])
+    assert_allclose(rates.rate_k[:2], 0.5 * trusted / trusted.sum() + 0.5 * np.array([0.75, 0.25]))
+
+
+@pytest.mark.parametrize("allocation", ["equal", "neyman"])
+def test_very_old_sketches_leave_proportional_draws(allocation):
+    view = table(8, cluster=[0] * 6 + [1] * 2, sse=[1, 9], age=900)
+    rates = rates_of("gradient_clustering", view, allocation=allocation, half_life=1)
+    assert_allclose(rates.rate_k, [0.75, 0.25, 0])
+
+
+def test_the_predicted_ratio_is_the_scatter_inside_the_strata_against_that_over_all():
+    # N = (6, 2), SSE = (3, 1), so V = 1/2 in both, and q = (5/8, 3/8): (36/64 / (5/8) + 4/64 / (3/8)) / 2 over 40 / 8.
+    view = table(8, cluster=[0] * 6 + [1] * 2, sse=[3, 1], scatter=40.0)
+    ratio = GradientClustering(alpha=0.5).predicted_ratio(view)
+    assert ratio == pytest.approx((36 / 64 / (5 / 8) + 4 / 64 / (3 / 8)) / 2 / 5)
+    assert np.isnan(GradientClustering().predicted_ratio(table(8)))
+
+
 def test_importance_mixes_norm_and_uniform_and_gives_unknown_norms_the_mean():
     view = table(4, norm=[1, 3, np.nan, np.nan])  # the unknown count as 2 each, so the sum is 8
     rates = rates_of("importance", view, alpha=0.5, gate=1)
     assert_allclose(rates.probability_n, [0.5 * s / 8 + 0.125 for s in (1, 3, 2, 2)])
+
+
+def test_old_norms_are_shrunk_and_mixed_with_more_uniform_draws():
+    # f = (1, 1/2): their mean is 3/4, and that of the norms by freshness (1 + 3/2) / (3/2).
+    view = table(2, norm=[1, 3], age=[0, 20])
+    rates = rates_of("importance", view, alpha=0.5, gate=1, half_life=2)
+    score = np.array([1, 3 / 2 + 1 / 2 * 5 / 3])
+    sharp = 0.5 * 3 / 4
+    assert_allclose(rates.probability_n, sharp * score / score.sum() + (1 - sharp) / 2)
+
+
+def test_an_old_norm_is_shrunk_toward_the_fresh_mean_of_its_cluster():
+    # Cluster 0 has one fresh norm of 4, cluster 1 one of 2; each mean takes in one more of the overall 3.
+    view = table(4, norm=[4, 9, 2, 9], cluster=[0, 0, 1, 1], sse=[1, 1], age=[0, 900, 0, 900])
+    assert_allclose(aged_norms(view, freshness(view, "norm", half_life=1)), [4, 3.5, 2, 2.5])
+
+
+def test_very_old_norms_leave_uniform_draws():
+    for age in (900, np.array([900, 300, 600])):
+        rates = rates_of("importance", table(3, norm=[1, 5, 30], age=age), alpha=0.1, gate=1, half_life=1)
+        assert_allclose(rates.probability_n, 1 / 3, rtol=1e-6)
+    assert "too even" in Importance(half_life=1).aside(table(3, norm=[1, 5, 30], age=900))
+
+
+def test_the_age_of_norms_is_that_of_the_gradients():
+    view = replace(table(2, norm=[1, 3], age=0), gradient_step_n=np.array([100, NEVER]))
+    assert_allclose(freshness(view, "norm", half_life=90), [1 / 2, 0])
+    assert_allclose(freshness(replace(view, gradient_step_n=None), "norm", half_life=90), 1)
 
 
 def test_tau_is_one_for_equal_norms_and_root_n_for_a_single_one():

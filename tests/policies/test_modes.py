@@ -7,7 +7,7 @@ import pytest
 
 from sampler_service.policies import Auto, make_policy
 from sampler_service.policies.modes import two_modes
-from sampler_service.types import NEVER, NO_CLUSTER, TableView
+from sampler_service.types import NO_CLUSTER, TableView
 
 RNG = np.random.default_rng(0)
 ONE = RNG.exponential(size=2000).astype(np.float32)
@@ -82,17 +82,6 @@ def test_trimmed_loss_keeps_hard_examples_between_the_groups_and_stands_aside_wi
 
 def picked(view: TableView, *, candidates: int = 1, sketched: bool = False, noisy: bool = False, **options):
     return Auto(**options).pick(view, candidates=candidates, sketched=sketched, noisy=noisy)
-
-
-def test_auto_picks_by_what_there_is():
-    unknown = view_of(np.full(2000, np.nan), step_n=np.full(2000, NEVER))
-    symmetric = view_of(RNG.normal(5, 1, 2000))
-    assert picked(unknown).policy.name == "shuffle"
-    assert picked(unknown, candidates=3, sketched=True).policy.name == "two_stage"
-    assert picked(symmetric, sketched=True).policy.name == "gradient_clustering"
-    assert picked(view_of(ONE, norm=True)).policy.name == "importance"
-    assert picked(symmetric, prune="yes").policy.name == picked(view_of(ONE**3)).policy.name == "shuffle"
-    assert picked(view_of(ONE**3), prune="yes").policy.name == "infobatch"
 
 
 @pytest.mark.parametrize(("prune", "name"), [("no", "shuffle"), ("yes", "trimmed_loss")])

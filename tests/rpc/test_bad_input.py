@@ -77,7 +77,7 @@ OPTIONS = [
     ({"policy": "nope"}, r"unknown policy 'nope'; choose one of \[.*'shuffle'.*\]"),
     (
         {"policy": "gradient_clustering", "policy_options": (("nope", "1"),)},
-        r"no option 'nope'.*it has \['allocation', 'alpha'\]",
+        r"no option 'nope'.*it has \['allocation', 'alpha', 'half_life'\]",
     ),
     ({"policy": "gradient_clustering", "policy_options": (("alpha", "7"),)}, r"'alpha' must lie in \[0, 1\], got 7.0"),
     (
