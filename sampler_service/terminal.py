@@ -127,7 +127,7 @@ def explanation(run: str, found: pb.ExplainResponse) -> RenderableType:
     lines: list[RenderableType] = [Text(f"example {example.example_id} of {run}", style="bold")]
     lines += [Text(sentence) for sentence in found.why]
     if not found.neighbours:
-        return Group(*lines, Text("It has no sketch, so nothing is known of its neighbours.", style="dim"))
+        return Group(*lines, Text(found.no_neighbours, style="dim"))
     table = _table(
         "nearest in gradient space", "example", ("similarity", "loss", "norm", "drawn", "expected", "cluster")
     )
