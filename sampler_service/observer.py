@@ -41,6 +41,7 @@ class Observer:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._effective: tuple[Chosen | None, float] = None, NAN
+        self._taken_in = self._scored = 0
         self._measured: tuple[Chosen | None, int | None, int, float] = None, None, -1, NAN
 
     def statistics(self, delivery: Delivery | None, refreshes: int, *, detail: bool = False) -> RunStatistics:
@@ -94,6 +95,9 @@ class Observer:
         epoch, lent = (delivery.epoch, delivery.epoch_lent) if delivery else (0, 0.0)
         tally = delivery.tally if delivery else None
         ranks = [_rank(trainer, delivery, now) for trainer in watched.members]
+        # What a shard turns out to have missed is taken off late, and a counter must not fall.
+        self._taken_in = max(self._taken_in, watched.intake.accepted)
+        self._scored = max(self._scored, scores.rows)
         return RunStatistics(
             run=config.run,
             dataset=config.dataset,
@@ -108,7 +112,7 @@ class Observer:
             batches=tally.batches if tally else 0,
             batches_by_policy=dict(tally.by_policy) if tally else {},
             examples=tally.examples if tally else 0,
-            reported_rows=watched.intake.accepted,
+            reported_rows=self._taken_in,
             rejected_rows=dict(+(watched.intake.rejected + scores.rejected)),
             sketch_coverage=stock.sketched / config.num_examples,
             epoch_coverage=drawn.epoch_coverage,
@@ -138,7 +142,7 @@ class Observer:
             median_lead=NAN,
             p99_lead=NAN,
             scorers=scores.alive(now),
-            scored_rows=scores.rows,
+            scored_rows=self._scored,
             weights_version=scores.version,
             weights_step=scores.step,
             scorer_error=scores.status(now),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
+from sampler_service import observer as observer_module
 from sampler_service import watched as watched_module
+from sampler_service.sampler import Sampler
+from sampler_service.watched import Clusters
 from tests.support import Clock, join_all, make_sampler
 from tests.test_sampler import train
 
@@ -204,6 +209,90 @@ def test_of_many_examples_a_sample_is_looked_at(monkeypatch):
     assert 400 <= sum(said.detail.ages.counts) <= 500
     assert said.median_age_steps == 5.0
     assert said.never_drawn == 0, "this is counted"
+
+
+# --- what others do meanwhile ---
+
+
+def held_elsewhere(sampler: Sampler) -> bool:
+    """Whether a call of a trainer would wait for the run's lock now."""
+    free: list[bool] = []
+
+    def attempt() -> None:
+        free.append(sampler._lock.acquire(blocking=False))
+        if free[0]:
+            sampler._lock.release()
+
+    other = threading.Thread(target=attempt)
+    other.start()
+    other.join()
+    return not free[0]
+
+
+def test_what_takes_long_is_made_outside_of_the_lock_and_only_once(monkeypatch):
+    sampler, trainer = clustered()
+    held: dict[str, list[bool]] = {}
+
+    def spy(module, name: str) -> None:
+        make, found = getattr(module, name), held.setdefault(name, [])
+        monkeypatch.setattr(module, name, lambda *given: found.append(held_elsewhere(sampler)) or make(*given))
+
+    for name in ("measured_ratio", "effective_sample_ratio", "mean_by", "histogram"):
+        spy(observer_module, name)
+    for name in ("principal_axes", "redundancy"):
+        spy(watched_module, name)
+    train(trainer, 1, first=3)
+    sampler.refresh()
+    sampler.statistics(detail=True)
+    assert all(held.values()), f"something was not asked for: {held}"
+    assert not any(any(found) for found in held.values()), held
+    reduced = len(held["measured_ratio"])
+    for _ in range(3):
+        sampler.statistics()
+        sampler.refresh_due()
+    assert len(held["measured_ratio"]) == reduced, "nothing was reported since"
+    trainer.start(4)
+    trainer.report(trainer.take(1).batches[0])
+    sampler.statistics()
+    assert len(held["measured_ratio"]) == reduced + 1
+
+
+def test_no_counter_falls_when_a_shard_turns_out_to_have_missed_rows(monkeypatch):
+    sampler = make_sampler(N)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    first, second, third = trainer.take(3).batches
+    trainer.report(first)
+    assert sampler.statistics().reported_rows == 4
+    monkeypatch.setattr(sampler._shards, "update", lambda block: 2 * len(block))  # of earlier reports as well
+    trainer.report(second)
+    said = sampler.statistics()
+    assert (said.reported_rows, said.rejected_rows) == (4, {"shard_away": 8})
+    monkeypatch.undo()
+    trainer.report(third)
+    assert sampler.statistics().reported_rows == 4
+
+
+def test_a_partition_that_is_installed_meanwhile_is_seen_whole_or_not_at_all(monkeypatch):
+    sampler, _ = clustered()
+    mean_by = observer_module.mean_by
+    more = np.arange(N, dtype=np.int32) % 9
+
+    def install_then_mean(*given):
+        sampler._table.install(more, np.ones(9))
+        sampler._watched.clusters = Clusters(
+            size_k=np.bincount(more), scatter_k=np.ones(9), redundancy_k=np.ones(9), at_k2=np.ones((9, 2))
+        )
+        return mean_by(*given)
+
+    monkeypatch.setattr(observer_module, "mean_by", install_then_mean)
+    said = sampler.statistics(detail=True)
+    assert said.detail is not None
+    assert [cluster.size for cluster in said.detail.clusters] == [N // 4] * 4
+    assert sum(cluster.draw_share for cluster in said.detail.clusters) == pytest.approx(1.0)
+    said = sampler.statistics(detail=True)
+    assert said.detail is not None
+    assert len(said.detail.clusters) == 9
 
 
 def test_what_was_lent_and_never_arrived_is_counted_once():
