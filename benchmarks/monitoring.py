@@ -55,7 +55,7 @@ def measure_statistics(service: RunningService, examples: int, calls: int) -> li
         while not ended.wait(0.02):
             take(session, 1)
 
-    training = threading.Thread(target=train)
+    training = threading.Thread(target=train, daemon=True)
     training.start()
     taken: dict[bool, list[float]] = {False: [], True: []}
     with SamplerClient(str(service), timeouts=TIMEOUTS) as client:
