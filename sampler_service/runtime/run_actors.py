@@ -135,7 +135,8 @@ def start_run(config: RunConfig, service: ServiceConfig, opening: str) -> ActorH
             scheduling_strategy=strategy,
         )
         shard.remote(number, service.shards, config.num_examples, config.sketch_dim, config.sketch_dtype)
-    actor: Any = ray.remote(concurrency_groups={"looks": LOOKS})(RunHost)
+    with_threads: Any = ray.remote  # its hints leave concurrency groups out
+    actor = with_threads(concurrency_groups={"looks": LOOKS})(RunHost)
     host = actor.options(**options, name=names.join("run", opening), max_concurrency=CALLS)
     started = host.remote(config, service, shards)
     answer(started.call.remote("refresh_due"), 3 * service.call_s, f"the actor of run {config.run!r} to start")
