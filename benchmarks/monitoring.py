@@ -1,14 +1,18 @@
-"""What watching costs: statistics of a large run, batches a second with and without watchers, the page's first sight.
+"""What watching costs: statistics and explanations of large runs, batches a second with and without watchers, the
+page's first sight.
 
 The service, its page, the trainer and the watchers are processes of their own on this machine. Watchers are what a
 person has open: the page of the run (its requests, each second, as a browser makes them), a scrape each second, and
 `sampler-service top`. The browser itself is left out of the overhead: it draws on the viewer's machine, not here.
 
     python -m benchmarks.monitoring --json benchmarks/results/monitoring.json
+
+What becomes of examples when a host is lost is measured by `benchmarks.hosts`, as root; its figures are repeated here.
 """
 
 from __future__ import annotations
 
+import json as jsonlib
 import shutil
 import statistics
 import subprocess
@@ -25,103 +29,55 @@ import requests
 import typer
 
 from benchmarks.common import write_result
-from benchmarks.serving import BATCH
+from benchmarks.large_runs import CLUSTERS, DIM, TIMEOUTS, Gradients, cluster, sketch, take, trainer
 from sampler_client.client import SamplerClient
-from sampler_client.config import RunOptions, Timeouts
-from sampler_client.reporter import ReportRows
-from sampler_client.session import Session
 from sampler_service.embedded import RunningService, running_service
 
 LARGE = 10_000_000
 SHOWN = 1_000_000
-CLUSTERS = 256
-DIM = 16
-LEAD = 64
-REPORT_ROWS = 65_536
-CLUSTERED_S = 900.0
-"""within which a million sketches must be clustered"""
+SKETCHED = 0.6
+"""share of a large run's examples that are reported, with sketches, before anything is measured: clusters need half"""
 
-TIMEOUTS = Timeouts(call_s=60, report_s=120)
+EXPLAINED_DIM = 64
+EXPLANATIONS = 20
 
-
-def trainer(service: RunningService, run: str, examples: int, options: RunOptions) -> Session:
-    """A joined trainer of a run of its own."""
-    return Session(
-        SamplerClient(str(service), timeouts=TIMEOUTS),
-        run=run,
-        dataset=f"{examples}-examples",
-        num_examples=examples,
-        options=options,
-        rank=0,
-        world_size=1,
-        batch_size=BATCH,
-        drop_last=True,
-        lead=LEAD,
-        bunch=LEAD // 8,
-    )
+HOSTS = Path("benchmarks/results/hosts.json")
 
 
-def report(session: Session, ids: np.ndarray, sketches: bool = False) -> None:
-    """Losses and norms of examples, and sketches of as many directions as there are clusters."""
-    rng = np.random.default_rng(int(ids[0]))
-    rows = rng.standard_normal((len(ids), DIM)).astype(np.float32) * 0.3
-    rows += np.random.default_rng(0).standard_normal((CLUSTERS, DIM)).astype(np.float32)[ids % CLUSTERS]
-    session.put(
-        ReportRows(
-            batch_id=0,
-            step=0,
-            example_ids=ids,
-            losses=rng.gamma(1.0, 1.0, len(ids)).astype(np.float32),
-            norms=np.linalg.norm(rows, axis=1).astype(np.float32),
-            sketches=rows.astype(np.float16) if sketches else None,
-        )
-    )
-
-
-def take(session: Session, batches: int) -> None:
-    """Receive so many batches, each done at once."""
-    for _ in range(batches):
-        message = session.next()
-        assert message is not None, "the epoch is longer"
-        session.done(message.batch_id)
-
-
-def measure_statistics(service: RunningService, calls: int) -> list[dict[str, Any]]:
-    """Milliseconds of GetStatistics of a run of ten million examples that draws by norms, while a trainer takes
-    batches; with and without detail, in turn."""
-    session = trainer(
-        service,
-        "large",
-        LARGE,
-        RunOptions(policy="importance", policy_options=(("gate", "1"),), sketch_dim=DIM, max_lead=LEAD),
-    )
-    for start in range(0, LARGE // 2, REPORT_ROWS):
-        report(session, np.arange(start, start + REPORT_ROWS))
-    session.flush()
-    session.start_epoch(0, 0)
+def measure_statistics(service: RunningService, examples: int, calls: int) -> list[dict[str, Any]]:
+    """Milliseconds of GetStatistics of a large run that draws from clusters, while a trainer takes batches; with and
+    without detail, in turn."""
+    session = trainer(service, "large", examples)
+    cluster(session, "large", int(SKETCHED * examples))
     ended = threading.Event()
 
     def train() -> None:
         while not ended.wait(0.02):
             take(session, 1)
 
-    training = threading.Thread(target=train)
+    training = threading.Thread(target=train, daemon=True)
     training.start()
     taken: dict[bool, list[float]] = {False: [], True: []}
     with SamplerClient(str(service), timeouts=TIMEOUTS) as client:
         for call in range(2 * calls):
+            detail = bool(call % 2)
             began = time.perf_counter()
-            client.statistics("large", detail=bool(call % 2))
-            taken[bool(call % 2)].append(1e3 * (time.perf_counter() - began))
+            said = client.statistics("large", detail=detail)
+            taken[detail].append(1e3 * (time.perf_counter() - began))
+            assert not detail or len(said.detail.clusters) == CLUSTERS
             time.sleep(0.02)
         ended.set()
         training.join()
+        policy = client.statistics("large").active_policy
         session.close()
         client.close_run("large")
     return [
         {
             "what": "statistics",
-            "examples": LARGE,
+            "examples": examples,
+            "sketched": int(SKETCHED * examples),
+            "clusters": CLUSTERS,
+            "policy": policy,
             "detail": detail,
             "calls": calls,
             "median_ms": float(np.percentile(times, 50)),
@@ -131,23 +87,62 @@ def measure_statistics(service: RunningService, calls: int) -> list[dict[str, An
     ]
 
 
-def measure_overhead(service: RunningService, rounds: int, batches: int) -> dict[str, Any]:
-    """Batches a second to one trainer, with watchers and without, in turn."""
-    session = trainer(service, "watched", SHOWN, RunOptions(policy="shuffle", sketch_dim=DIM, max_lead=LEAD))
-    rates: dict[bool, list[float]] = {False: [], True: []}
-    for turn in range(2 * rounds):
-        with watchers(service, "watched") if turn % 2 else _nobody():
-            session.start_epoch(turn, 0)
-            take(session, batches // 4)  # warm
-            began = time.perf_counter()
-            take(session, batches)
-            rates[bool(turn % 2)].append(batches / (time.perf_counter() - began))
+def measure_explain(service: RunningService, examples: int) -> dict[str, Any]:
+    """Milliseconds until an example of a large run is explained, with its neighbours among all the others."""
+    session = trainer(service, "explained", examples, policy="shuffle", num_clusters=0, sketch_dim=EXPLAINED_DIM)
+    session.start_epoch(0, 0)
+    take(session, 1)
+    sketch(session, examples, Gradients(EXPLAINED_DIM))
+    times, complete = [], 0
+    for example_id in np.random.default_rng(0).integers(0, examples, EXPLANATIONS).tolist():
+        began = time.perf_counter()
+        found = session.client.explain("explained", example_id)
+        times.append(1e3 * (time.perf_counter() - began))
+        complete += bool(found.neighbours)
     session.close()
+    session.client.close_run("explained")
+    return {
+        "what": "explain",
+        "examples": examples,
+        "dim": EXPLAINED_DIM,
+        "calls": EXPLANATIONS,
+        "with_neighbours": complete,
+        "median_ms": statistics.median(times),
+        "most_ms": max(times),
+    }
+
+
+def measure_overhead(service: RunningService, examples: int, rounds: int, batches: int) -> dict[str, Any]:
+    """Batches a second to one trainer that draws from clusters and reports every batch with sketches, with watchers and
+    without, now the one first, now the other."""
+    session = trainer(service, "watched", examples)
+    cluster(session, "watched", examples)
+    gradients, epoch = Gradients(), 0
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for round_ in range(rounds):
+        for watched in (False, True) if round_ % 2 else (True, False):
+            with watchers(service, "watched") if watched else _nobody():
+                epoch += 1
+                session.start_epoch(epoch, 0)
+                take(session, batches // 4, gradients)  # warm
+                session.flush()
+                began = time.perf_counter()
+                take(session, batches, gradients)
+                session.flush()
+                rates[watched].append(batches / (time.perf_counter() - began))
+    said, dropped = session.client.statistics("watched"), session.report_counts().dropped
+    session.close()
+    session.client.close_run("watched")
     ratios = [seen / alone for alone, seen in zip(rates[False], rates[True], strict=True)]
     return {
         "what": "overhead",
+        "examples": examples,
+        "policy": said.active_policy,
+        "clusters": CLUSTERS,
+        "reclusterings": said.refreshes,
         "batches": batches,
         "rounds": rounds,
+        "reports_dropped": dropped,
         "batches_per_second": statistics.median(rates[False]),
         "batches_per_second_watched": statistics.median(rates[True]),
         "ratio": statistics.median(ratios),
@@ -190,30 +185,16 @@ def _nobody() -> Iterator[None]:
     yield
 
 
-def measure_page(service: RunningService, loads: int) -> dict[str, Any]:
+def measure_page(service: RunningService, examples: int, loads: int) -> dict[str, Any]:
     """Milliseconds in Chromium from asking for a run's page until its figures and its map of clusters are drawn."""
-    session = trainer(
-        service,
-        "shown",
-        SHOWN,
-        RunOptions(policy="gradient_clustering", num_clusters=CLUSTERS, sketch_dim=DIM, max_lead=LEAD),
-    )
-    session.start_epoch(0, 0)
-    take(session, 200)
-    for start in range(0, SHOWN, REPORT_ROWS):
-        report(session, np.arange(start, min(SHOWN, start + REPORT_ROWS)), sketches=True)
-    session.flush()
-    with SamplerClient(str(service), timeouts=TIMEOUTS) as client:
-        until = time.monotonic() + CLUSTERED_S
-        while client.statistics("shown").num_clusters != CLUSTERS:
-            if time.monotonic() > until:
-                raise TimeoutError(f"the run 'shown' has no clusters after {CLUSTERED_S:g} s")
-            time.sleep(1.0)
+    session = trainer(service, "shown", examples)
+    cluster(session, "shown", examples)
+    take(session, 100)
     times = _load(f"{service.page}/#/runs/shown", loads)
     session.close()
     return {
         "what": "page",
-        "examples": SHOWN,
+        "examples": examples,
         "clusters": CLUSTERS,
         "loads": loads,
         "median_ms": statistics.median(times),
@@ -243,35 +224,55 @@ def _load(url: str, loads: int) -> list[float]:
     return times
 
 
-def main(
+def hosts_of(path: Path) -> dict[str, Any]:
+    """What `benchmarks.hosts` found; said at once when it was not run."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: run `python -m benchmarks.hosts --json {path}` as root before")
+    return jsonlib.loads(path.read_text())["headline"]
+
+
+def main(  # noqa: PLR0913 - the options of a command line
     json: Annotated[Path | None, typer.Option(help="where to write the result")] = None,
+    large: Annotated[
+        int, typer.Option(help="examples of the runs that are asked for statistics and explanations")
+    ] = LARGE,
+    shown: Annotated[int, typer.Option(help="examples of the runs that are watched and shown")] = SHOWN,
     calls: Annotated[int, typer.Option(help="of statistics, with detail and without")] = 300,
-    rounds: Annotated[int, typer.Option(help="with watchers, and as many without")] = 7,
-    batches: Annotated[int, typer.Option(help="of 256 in each round")] = 3000,
+    rounds: Annotated[int, typer.Option(help="with watchers, and as many without")] = 8,
+    batches: Annotated[int, typer.Option(help="of 256 in each round")] = 1000,
     loads: Annotated[int, typer.Option(help="of the page")] = 7,
+    hosts: Annotated[Path, typer.Option(help="result of benchmarks.hosts")] = HOSTS,
 ) -> None:
     """Measure what watching costs."""
+    across = hosts_of(hosts)
     with running_service(page=True) as service:
         requests.get(f"{service.page}/healthz", timeout=10).raise_for_status()
-        overhead = measure_overhead(service, rounds, batches)
-        plain, detailed = measure_statistics(service, calls)
-        page = measure_page(service, loads)
+        overhead = measure_overhead(service, shown, rounds, batches)
+        plain, detailed = measure_statistics(service, large, calls)
+        explained = measure_explain(service, large)
+        page = measure_page(service, shown, loads)
     write_result(
         json,
         name="monitoring",
-        rows=[overhead, plain, detailed, page],
+        rows=[overhead, plain, detailed, explained, page, {"what": "hosts", **across}],
         headline={
             "statistics_ms": detailed["p99_ms"],
             "statistics_ms_plain": plain["p99_ms"],
+            "explain_ms": explained["median_ms"],
             "monitoring_overhead": overhead["ratio"],
             "page_load_ms": page["median_ms"],
+            "cluster_hosts": across["cluster_hosts"],
+            "examples_lost": across["examples_lost"],
         },
         notes=(
-            "statistics_ms: 99th percentile of GetStatistics with histograms and clusters, ten million examples drawn "
-            "by their norms, while a trainer takes a batch each 20 ms",
-            "monitoring_overhead: batches a second to a trainer that does nothing else, with watchers over without, "
-            "median over rounds",
+            f"statistics_ms: 99th percentile of GetStatistics with histograms and {CLUSTERS} clusters; of {large} "
+            f"examples {SKETCHED:.0%} have sketches of {DIM} numbers, while a trainer takes a batch each 20 ms",
+            f"explain_ms: median over examples of {large} with sketches of {EXPLAINED_DIM} numbers in one shard; "
+            f"{explained['with_neighbours']} of {EXPLANATIONS} came with neighbours, the others without after 6 s",
+            "monitoring_overhead: batches a second to a trainer that draws from clusters and reports each batch with "
+            "sketches, and does nothing else, with watchers over without, median over rounds in alternating order",
             "page_load_ms: until figures and map are drawn, in a headless browser on the same cores, without a cache",
+            f"cluster_hosts, examples_lost: of {hosts.name}, which benchmarks.hosts wrote",
         ),
     )
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -111,21 +111,27 @@ def status(
     service: Service = "127.0.0.1:50051",
     as_json: Annotated[bool, typer.Option("--json", help="all figures as JSON, for scripts")] = False,
 ) -> None:
-    """Show every run: what it samples, and how well."""
+    """Show every run: what it samples, and how well. Fails when one of them does not answer."""
     with SamplerClient(service) as client:
-        runs = _statistics(client, detail=as_json)
+        runs, unanswered = _statistics(client, detail=as_json)
     if as_json:
-        typer.echo(json.dumps({"service": service, "runs": [plain(said) for said in runs.values()]}, indent=2))
-        return
-    if not runs:
+        said = {"service": service, "runs": [plain(said) for said in runs.values()], "unanswered": unanswered}
+        typer.echo(json.dumps(said, indent=2))
+    elif runs or unanswered:
+        _print_status(service, runs, unanswered)
+    else:
         console.print(f"{service} serves no run yet")
-        return
+    if unanswered:
+        raise typer.Exit(1)
+
+
+def _print_status(service: str, runs: Mapping[str, pb.GetStatisticsResponse], unanswered: Mapping[str, str]) -> None:
     console.print(terminal.runs_table(f"runs of {service}", runs))
     console.print(
         "ratio: variance of a batch's gradient against i.i.d. draws. lead: batches that trainers hold, and may hold.",
         style="dim",
     )
-    for remark in terminal.remarks(runs):
+    for remark in terminal.remarks(runs, unanswered):
         console.print(remark, markup=False, highlight=False)
 
 
@@ -144,7 +150,7 @@ def top(
         try:
             while True:
                 try:
-                    shown = view.frame(_statistics(client))
+                    shown = view.frame(*_statistics(client))
                 except ClientError as error:  # it may come back: say so, and go on
                     if not looks:
                         raise
@@ -189,13 +195,20 @@ def page(
     server.stop()
 
 
-def _statistics(client: SamplerClient, *, detail: bool = False) -> dict[str, pb.GetStatisticsResponse]:
-    """Where each run stands; one that ends meanwhile is left out."""
+def _statistics(
+    client: SamplerClient, *, detail: bool = False
+) -> tuple[dict[str, pb.GetStatisticsResponse], dict[str, str]]:
+    """Where each run stands, and why others did not answer; one that ends meanwhile is left out."""
     said: dict[str, pb.GetStatisticsResponse] = {}
+    unanswered: dict[str, str] = {}
     for run in client.runs():
-        with suppress(NotFound, Stale):
+        try:
             said[run] = client.statistics(run, detail=detail)
-    return said
+        except (NotFound, Stale):
+            pass
+        except ClientError as error:
+            unanswered[run] = str(error)
+    return said, unanswered
 
 
 @app.command()

@@ -8,7 +8,7 @@ a trainer.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from sampler_service.errors import ConfigError, Stale
 from sampler_service.leases import Chosen, Epoch, Group, Membership, Trainer
 from sampler_service.planning import Planner
 from sampler_service.planning.randomness import position_seed
+from sampler_service.tally import Tally
 from sampler_service.types import Batch, Rows, Sweep
 
 log = logging.getLogger(__name__)
@@ -64,18 +65,20 @@ class Delivery:
         self._epochs: list[Epoch] = []
         self._at: dict[str, Epoch] = {}
         self._without_trainer: set[int] = set()
-        self.batches = former.batches if former else 0
-        self.examples = former.examples if former else 0
-        self.expired = former.expired if former else 0
-        self.leads: Counter[int] = former.leads if former else Counter()
-        """how many batches were lent to a trainer that held so many"""
-        self.by_policy: Counter[str] = former.by_policy if former else Counter()
-        """how many batches were lent that a policy planned"""
+        self._passes = former._passes if former else 0
+        self._pass_epoch = former._pass_epoch if former else -1  # of the latest pass
+        self.tally = former.tally if former else Tally()
+        """of what was lent"""
 
     @property
     def epoch(self) -> int:
         """The latest epoch started."""
         return self._epochs[-1].epoch if self._epochs else 0
+
+    @property
+    def epoch_lent(self) -> float:
+        """Share of the latest epoch's steps that were lent, by the rank that is furthest."""
+        return self._epochs[-1].lent(self._config.num_examples) if self._epochs else 0.0
 
     @property
     def last_batch_id(self) -> int:
@@ -158,17 +161,14 @@ class Delivery:
                 f"{trainer.name} has received batch {last_batch_id}, the latest of this run is {self._next_id}; "
                 "it belongs to an earlier life of the run: join again"
             )
-        lost = [batch for batch in trainer.leases.values() if batch.batch_id > last_batch_id]
+        # Counted they are already. A counter must not fall, so they are marked, not taken off.
+        lost = [replace(batch, again=True) for batch in trainer.leases.values() if batch.batch_id > last_batch_id]
         trainer.leases = {i: b for i, b in trainer.leases.items() if i in held and i <= last_batch_id}
         trainer.last_batch_id = last_batch_id
         here = self._at.get(trainer.session)
         if here is not None:
             # They keep their batch_id: the trainer never saw them, and ids must rise on the new stream as well.
             here.queue(trainer.rank).extendleft(reversed(lost))
-            examples = sum(len(batch.rows) for batch in lost)
-            self.batches, self.examples = self.batches - len(lost), self.examples - examples
-            trainer.batches, trainer.examples = trainer.batches - len(lost), trainer.examples - examples
-            self.by_policy.subtract(batch.policy for batch in lost)
 
     # --- inside ---
 
@@ -199,6 +199,7 @@ class Delivery:
         beside = first_step > 0 and self._others_in(later, trainer, now)
         here.planner = self._new_planner() if beside else self._planner
         here.num_steps = self._start(here.planner, here)
+        here.number, here.whole = self._number(here, beside=beside), self._is_whole(here)
         # Ranks come back in any order, in step or nearly so.
         here.first_step = here.next_step = max(0, min(first_step, here.num_steps) - self._config.max_lead)
         of_others = [at for session, at in self._at.items() if session != trainer.session]
@@ -212,6 +213,20 @@ class Delivery:
                 other.planner = None
         self._epochs = [*older[-KEPT_EPOCHS:], here, *(later if beside else ())]
         return here
+
+    def _number(self, here: Epoch, *, beside: bool) -> int:
+        """One more than the latest pass, unless it goes on with that one."""
+        if beside:
+            return 0
+        if not (here.skip_examples and here.epoch == self._pass_epoch):
+            self._passes += 1
+        self._pass_epoch = here.epoch
+        return self._passes
+
+    def _is_whole(self, here: Epoch) -> bool:
+        size = self.group.batch_size * self.group.world_size
+        sweeps = isinstance(here.first.rates, Sweep) and not here.skip_examples
+        return sweeps and (here.num_steps + 1) * size > self._config.num_examples
 
     def _new_planner(self) -> Planner:
         return Planner(self._config.num_examples, seed=self._config.seed, drop_last=self.group.drop_last)
@@ -275,6 +290,8 @@ class Delivery:
             world_size=self.group.world_size,
             keep=len(rows) // chosen.candidates if chosen.candidates > 1 else 0,
             choice_seed=position_seed(self._config.seed, here.epoch, step, rank) if chosen.candidates > 1 else 0,
+            pass_number=here.number,
+            whole=here.whole,
         )
 
     def _lend(self, trainer: Trainer, batch: Batch, now: float) -> Batch:
@@ -282,21 +299,25 @@ class Delivery:
         if batch.batch_id <= trainer.last_batch_id:
             self._next_id += 1
             batch = replace(batch, batch_id=self._next_id)
-        self.leads[len(trainer.leases)] += 1
         lent = replace(batch, lease_deadline=now + self._config.lease_s, lead=len(trainer.leases))
+        if not lent.again:
+            self._count(trainer, lent)
         trainer.leases[lent.batch_id] = lent
         trainer.last_batch_id = lent.batch_id
+        return lent
+
+    def _count(self, trainer: Trainer, lent: Batch) -> None:
+        self.tally.add(lent)
         trainer.batches += 1
         trainer.examples += len(lent.rows)
-        self.batches += 1
-        self.examples += len(lent.rows)
-        self.by_policy[lent.policy] += 1
-        return lent
+        latest = self._epochs[-1]
+        if lent.pass_number == latest.number:
+            latest.reached = max(latest.reached, lent.step + 1)
 
     def _expire(self, now: float) -> None:
         for trainer in self._members:
             if now - trainer.lost_at > self._config.lease_s:
-                self.expired += len(trainer.leases)
+                self.tally.expired += len(trainer.leases)
                 self.give_back(trainer)
                 self._members.remove(trainer)
 

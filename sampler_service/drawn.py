@@ -1,4 +1,4 @@
-"""What was handed out so far: how often each example, and how much of the set an epoch and a window have covered.
+"""What was handed out so far: how often each example, and how much of the set a pass and a window have covered.
 
 Handed out is what trainers were lent, candidates of a second stage among it; what was lent twice because a trainer was
 lost counts twice.
@@ -17,38 +17,37 @@ from sampler_service.types import NEVER, Batch, Float32, Int32, Int64
 RECENT_ROWS = 1 << 14
 """of the latest draws are kept with their weights"""
 
+LEAST_WINDOW = 0.5
+"""of n rows; one that ends with fewer says nothing"""
+
 
 class Drawn:
-    """Counts of one run, 12 bytes an example. Not thread-safe: the sampler holds its lock."""
+    """Counts of one run, 16 bytes an example. Not thread-safe: the sampler holds its lock."""
 
     def __init__(self, num_examples: int) -> None:
         self.times_n = np.zeros(num_examples, np.uint32)
         """how often each example was handed out"""
         self.epoch_n: Int32 = np.full(num_examples, NEVER, np.int32)
-        """latest epoch in which it was"""
+        """epoch of the latest pass in which it was"""
+        self._pass_n: Int32 = np.full(num_examples, NEVER, np.int32)
         self._window_n: Int32 = np.full(num_examples, NEVER, np.int32)
         self._weight_r: Float32 = np.zeros(RECENT_ROWS, np.float32)
         self._id_r: Int64 = np.zeros(RECENT_ROWS, np.int64)
         self._rows = self._covered = 0
-        self._epoch, self._in_epoch = 0, 0
-        self._window, self._in_window = 0, 0
+        self._pass, self._in_pass = 0, 0
+        self._window, self._window_pass, self._window_rows, self._in_window = 0, 0, 0, 0
         self._last_window = float("nan")
 
     def add(self, batches: Sequence[Batch]) -> None:
-        """Batches are handed out."""
+        """Batches are handed out; those that were before are left out."""
         for batch in batches:
-            ids, epoch = batch.rows.example_ids, batch.epoch
+            if batch.again:
+                continue
+            ids = batch.rows.example_ids
             self._covered += _distinct(ids[self.times_n[ids] == 0])
             np.add.at(self.times_n, ids, 1)
-            if epoch > self._epoch:
-                self._epoch, self._in_epoch = epoch, 0
-            new = _mark(self.epoch_n, ids, epoch)
-            self._in_epoch += new if epoch == self._epoch else 0  # a slow rank may be in an earlier one
-            window = self._rows // len(self.times_n)
-            if window > self._window:
-                self._last_window = self._in_window / len(self.times_n)
-                self._window, self._in_window = window, 0
-            self._in_window += _mark(self._window_n, ids, window)
+            self._count_in_pass(ids, batch)
+            self._count_in_window(ids, batch)
             self._keep(ids, batch.rows.weights)
 
     @property
@@ -58,13 +57,16 @@ class Drawn:
 
     @property
     def epoch_coverage(self) -> float:
-        """Share of the examples that the latest epoch has handed out so far."""
-        return self._in_epoch / len(self.times_n)
+        """Share of the examples that the latest pass has handed out so far."""
+        return self._in_pass / len(self.times_n)
 
     @property
     def window_coverage(self) -> float:
-        """Share of the examples among the latest full window of n that were handed out: 1 for whole sweeps, 0.63 for
-        independent uniform draws; NaN before the first."""
+        """Share of the examples among the latest window that were handed out: a sweep of the set, or else n rows. 1 for
+        whole sweeps, less what fills no batch, 0.63 for independent uniform draws; NaN before the first.
+
+        A rank that lags behind counts in the window that its batches come in.
+        """
         return self._last_window
 
     def recent_weights(self) -> Float32:
@@ -77,7 +79,30 @@ class Drawn:
 
     @property
     def memory_bytes(self) -> int:
-        return self.times_n.nbytes + self.epoch_n.nbytes + self._window_n.nbytes
+        return sum(column.nbytes for column in (self.times_n, self.epoch_n, self._pass_n, self._window_n))
+
+    def _count_in_pass(self, ids: Int64, batch: Batch) -> None:
+        number = batch.pass_number
+        if number > self._pass:
+            self._pass, self._in_pass = number, 0
+        self.epoch_n[ids[self._pass_n[ids] <= number]] = batch.epoch  # a slow rank may be in an earlier pass
+        new = _mark(self._pass_n, ids, number)
+        self._in_pass += new if number == self._pass else 0
+
+    def _count_in_window(self, ids: Int64, batch: Batch) -> None:
+        if batch.whole and batch.pass_number > self._window_pass:
+            # In step with sweeps, however many rows the last one had and wherever draws or a resume have begun.
+            self._end_window()
+            self._window_pass = batch.pass_number
+        self._in_window += _mark(self._window_n, ids, self._window)
+        self._window_rows += len(ids)
+        if self._window_rows >= len(self.times_n):
+            self._end_window()
+
+    def _end_window(self) -> None:
+        if self._window_rows >= LEAST_WINDOW * len(self.times_n):
+            self._last_window = self._in_window / len(self.times_n)
+        self._window, self._window_rows, self._in_window = self._window + 1, 0, 0
 
     def _keep(self, ids: Int64, weight_r: Float32) -> None:
         slot_r = (self._rows + np.arange(len(ids))) % RECENT_ROWS

@@ -13,20 +13,29 @@ _ABOUT = 0.05
 
 
 def explain(
-    example: ExampleView, chosen: Chosen | None, *, examples: int, num_examples: int, loss_rank: float
+    example: ExampleView,
+    chosen: Chosen | None,
+    *,
+    examples: int,
+    num_examples: int,
+    loss_rank: float,
+    recovered: bool = False,
 ) -> list[str]:
     """Sentences on what is known of an example, how it is drawn, and what that led to.
 
     Args:
         example: which.
         chosen: the present rates; None before the first batch.
-        examples: handed out so far, of all.
+        examples: handed out so far, of all; candidates of a second stage among them.
         num_examples: of the run.
         loss_rank: share of the reported examples whose loss is lower; NaN when it was never reported.
+        recovered: its counts began anew when the run was taken up again.
     """
     if chosen is None:
         return ["No trainer has asked for a batch yet, so nothing was drawn."]
-    return [_known(example, loss_rank), *_rate(example, chosen, num_examples), _drawn(example, examples, num_examples)]
+    since = " since the service took the run up again" if recovered else ""
+    drawn = _drawn(example, examples / num_examples, since)
+    return [_known(example, loss_rank), *_rate(example, chosen, num_examples), drawn]
 
 
 def _known(example: ExampleView, loss_rank: float) -> str:
@@ -45,44 +54,56 @@ def _rate(example: ExampleView, chosen: Chosen, num_examples: int) -> list[str]:
     policy, rates = chosen.policy, chosen.rates
     said = [f"The policy in use is {policy}" + (f" ({chosen.reason})." if chosen.reason else ".")]
     if isinstance(rates, Sweep):
-        weight = float(rates.weight_n[example.example_id])
-        if example.rate < 1:
-            said.append(
-                f"An epoch keeps it with probability {example.rate:.2f}, and then its loss has the weight {weight:.2f}."
-            )
-        elif rates.score_n is None:
-            said.append("Every epoch visits every example once, in random order, and so this one.")
-        else:
-            said.append(f"It must be among the {rates.top_fraction:.0%} of highest score where its turn comes.")
-        return said
+        return [*said, _turn(example, rates)]
     if isinstance(rates, StratifiedDraw) and chosen.size_k is not None:
         stratum = int(rates.stratum_n[example.example_id])
         said.append(
             f"Its cluster has {chosen.size_k[stratum] / num_examples:.2%} of the examples and gets "
             f"{rates.rate_k[stratum]:.2%} of each batch."
         )
-    if abs(example.rate - 1) <= _ABOUT:
+    even = abs(example.rate - 1) <= _ABOUT
+    times = "about as often" if even else f"{example.rate:.2g} times as often"
+    if chosen.candidates > 1:
+        said.append(
+            f"It is proposed {times} as by uniform draws, as one of {chosen.candidates} candidates for each example of "
+            "a batch. The trainer scores the candidates and draws from them by what it finds; the loss of what it "
+            "keeps is weighted for both draws."
+        )
+    elif even:
         said.append("It is drawn about as often as by uniform draws.")
     else:
         said.append(
-            f"It is drawn {example.rate:.2g} times as often as by uniform draws, and its loss is weighted by "
-            f"{1 / example.rate:.2g} in return."
+            f"It is drawn {times} as by uniform draws, and its loss is weighted by {1 / example.rate:.2g} in return."
         )
     return said
 
 
-def _drawn(example: ExampleView, examples: int, num_examples: int) -> str:
-    expected = examples / num_examples
+def _turn(example: ExampleView, rates: Sweep) -> str:
+    """How a sweep treats it."""
+    if rates.score_n is not None:
+        return (
+            f"It must be among the {rates.top_fraction:.0%} of highest score where its turn comes; by its present "
+            f"score it is so in {example.rate:.0%} of the epochs."
+        )
+    if example.rate < 1:
+        weight = float(rates.weight_n[example.example_id])
+        return f"An epoch keeps it with probability {example.rate:.2f}, and then its loss has the weight {weight:.2f}."
+    return "Every epoch visits every example once, in random order, and so this one."
+
+
+def _drawn(example: ExampleView, expected: float, since: str) -> str:
+    """What came of it; `expected` is how often the average example was handed out."""
     if example.drawn:
         times = "once" if example.drawn == 1 else f"{example.drawn:,} times"
         return (
-            f"It was handed out {times}, last in epoch {example.last_epoch}; the average example {expected:.2g} times."
+            f"It was handed out {times}{since}, last in epoch {example.last_epoch}; the average example "
+            f"{expected:.2g} times."
         )
     if expected * example.rate > 50 or example.rate <= 0:
         chance = "next to nothing"
     else:
         chance = f"{math.exp(-expected * example.rate):.2g}"
     return (
-        f"It was never handed out so far; the average example was {expected:.2g} times. Had all draws been "
-        f"independent and at its present rate, the chance of that is {chance}."
+        f"It was never handed out{since or ' so far'}; the average example was {expected:.2g} times. Had all draws "
+        f"been independent and at its present rate, the chance of that is {chance}."
     )

@@ -123,6 +123,12 @@ class Epoch:
     """parts that wait, by rank"""
     orphans: deque[Batch] = field(default_factory=deque)
     """parts of ranks without a trainer, for anyone"""
+    number: int = 0
+    """of the pass; see Batch"""
+    whole: bool = False
+    """see Batch"""
+    reached: int = 0
+    """steps of which a batch was lent"""
     left: set[int] = field(default_factory=set)
     """ranks that are in a later pass and want no more of this one"""
     planner: Planner | None = None
@@ -130,6 +136,13 @@ class Epoch:
 
     def queue(self, rank: int) -> deque[Batch]:
         return self.queues.setdefault(rank, deque())
+
+    def lent(self, num_examples: int) -> float:
+        """Share of its steps that were lent; what it skipped counts as lent."""
+        if self.reached >= self.num_steps:
+            return 1.0
+        skipped = self.skip_examples / num_examples
+        return skipped + (1 - skipped) * self.reached / self.num_steps
 
     def waiting(self) -> bool:
         return bool(self.orphans) or any(self.queues.values())

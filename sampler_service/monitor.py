@@ -29,10 +29,13 @@ class VarianceMonitor:
         self._cluster_r: Int32 = np.full(window_rows, -1, np.int32)
         self._min_rows = min_rows
         self._rows_seen = 0
+        self.version = 0
+        """rises with every change of the window"""
 
     def reset(self) -> None:
         """Forget the window: clusters or rates changed their meaning."""
         self._rows_seen = 0
+        self.version += 1
 
     def add(self, *, sketch_rd: Sketches | None, norm_r: Float32, cluster_r: Int32, weight_r: Float32) -> None:
         """Take rows that were drawn with probability 1 / (n weight) and reported since.
@@ -51,11 +54,36 @@ class VarianceMonitor:
         self._cluster_r[slot_r] = cluster_r[last]
         self._weight_r[slot_r] = weight_r[last]
         self._rows_seen += len(weight_r)
+        self.version += 1
 
     @property
     def num_rows(self) -> int:
         """Rows in the window."""
         return min(self._rows_seen, len(self._weight_r))
+
+    def window(self) -> Window:
+        """A copy of the rows, to reduce while others come in."""
+        rows = slice(0, self.num_rows)
+        return Window(
+            sketch_rd=self._sketch_rd[rows].copy(),
+            norm_r=self._norm_r[rows].copy(),
+            weight_r=self._weight_r[rows].copy(),
+            cluster_r=self._cluster_r[rows].copy(),
+            min_rows=self._min_rows,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The rows of a monitor at one moment."""
+
+    sketch_rd: Float32
+    """NaN where the trainer sent none"""
+    norm_r: Float32
+    weight_r: Float32
+    cluster_r: Int32
+    min_rows: int
+    """fewer say nothing"""
 
     def ratio_to_iid(
         self, *, size_k: Float64 | None = None, rate_k: Float64 | None = None, batch_size: int | None = None
@@ -70,28 +98,26 @@ class VarianceMonitor:
                 allocation; without it for B q_k rows of a stratum, integer or not, which flatters strata with B q_k
                 far from an integer (12-fold in one case measured).
         """
-        rows = slice(0, self.num_rows)
-        sketch_rd = self._sketch_rd[rows].astype(np.float64)
-        weight_r = self._weight_r[rows].astype(np.float64)
+        sketch_rd, weight_r = self.sketch_rd.astype(np.float64), self.weight_r.astype(np.float64)
         known_r = np.isfinite(sketch_rd).all(axis=1)
         if size_k is not None and rate_k is not None:
-            cluster_r = self._cluster_r[rows]
+            cluster_r = self.cluster_r
             known_r &= (cluster_r >= 0) & (cluster_r < len(size_k)) & (weight_r > 0.0)
-            if np.count_nonzero(known_r) < self._min_rows:
+            if np.count_nonzero(known_r) < self.min_rows:
                 return np.nan
             strata = _strata(sketch_rd[known_r], cluster_r[known_r], weight_r[known_r], np.asarray(size_k, np.float64))
             return _stratified_ratio(strata, np.asarray(rate_k, np.float64), batch_size)
-        if np.count_nonzero(known_r) >= self._min_rows:
+        if np.count_nonzero(known_r) >= self.min_rows:
             return _weighted_ratio(sketch_rd[known_r], weight_r[known_r])
         return self._ratio_of_norms()
 
     def _ratio_of_norms(self) -> float:
         """Without sketches ||gbar||^2 is unknown; taken for 0, the ratio is nearer to 1 than the truth."""
-        square_r = self._norm_r[: self.num_rows].astype(np.float64) ** 2
+        square_r = self.norm_r.astype(np.float64) ** 2
         known_r: Bool = np.isfinite(square_r)
-        if np.count_nonzero(known_r) < self._min_rows:
+        if np.count_nonzero(known_r) < self.min_rows:
             return np.nan
-        weight_r = self._weight_r[: self.num_rows][known_r].astype(np.float64)
+        weight_r = self.weight_r[known_r].astype(np.float64)
         return _ratio(float(np.mean(weight_r**2 * square_r[known_r])), float(np.mean(weight_r * square_r[known_r])))
 
 

@@ -59,7 +59,7 @@ Packed = tuple[list[tuple[Any, ...]], list[int], np.ndarray, np.ndarray, np.ndar
 
 
 def _pack(batches: list[Batch]) -> Packed | None:
-    """Scalars of each batch, where each one's rows end, and the joined arrays."""
+    """Scalars of each batch, where each one's rows end, and the joined arrays; without what only the run counts by."""
     if not batches:
         return None
     scalars = [

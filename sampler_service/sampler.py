@@ -5,7 +5,7 @@
 Everything this file touches is a plain object behind a narrow face: the shards may be local or Ray actors, the
 policy and the planner are pure. Calls come from many threads; the lock is held for short, numpy-only work, and
 never while the shards cluster. What becomes of reports is in `intake`, when rates are made in `rates`, and who gets
-which batch in `delivery`, what scorers do in `scores`, and what is seen of it all made in `observer`.
+which batch in `delivery`, what scorers do in `scores`, and what is seen of it all made in `observer` and `standouts`.
 
 Shapes: n examples.
 """
@@ -35,9 +35,11 @@ from sampler_service.replies import EpochStarted, Joined, Published, ReportSumma
 from sampler_service.scores import Scores
 from sampler_service.shards import Shards
 from sampler_service.stages import ENOUGH
+from sampler_service.standouts import Standouts
 from sampler_service.table import Table
 from sampler_service.types import Float32, Report, ScoreReport, Work
 from sampler_service.views import ExampleView, Explanation, RunStatistics
+from sampler_service.watched import Clusters, Watched
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Sampler:
         self._intake = Intake(config, self._table, monitor, self._rates)
         self._scores = Scores(config, self._table)
         self._drawn = Drawn(config.num_examples)
-        self._observer = Observer(
+        self._watched = Watched(
             config=config,
             policy=self.policy,
             shards=shards,
@@ -98,6 +100,7 @@ class Sampler:
             clock=clock,
             timeout_s=timeout_s,
         )
+        self._observer, self._standouts = Observer(self._watched), Standouts(self._watched)
         self._dropped_rate = False
         self._refreshes = 0
 
@@ -286,11 +289,12 @@ class Sampler:
 
     def refresh_due(self) -> str | None:
         """Why the clusters should be made anew, or None."""
+        policy = self._rates.policy
+        if "cluster" not in policy.needs | getattr(policy, "uses", frozenset()):
+            return None
+        # Made before the lock is taken: batches and reports do not wait for it.
+        ratio = self._observer.measured_ratio() if self._rates.by_clusters else math.nan
         with self._lock:
-            policy = self._rates.policy
-            if "cluster" not in policy.needs | getattr(policy, "uses", frozenset()):
-                return None
-            ratio = self._observer.measured_ratio() if self._rates.by_clusters else math.nan
             first = not self._table.cluster_sse_k.size  # also after they were forgotten
             if not first:
                 self._rates.judge(ratio)
@@ -315,13 +319,14 @@ class Sampler:
             seed=self.config.seed,
             timeout_s=self._timeout_s,
         )
+        clusters = Clusters.of(partition)
         with self._lock:
             if scored != self._intake.scored:
                 return  # they are of sketches that were forgotten meanwhile
             self._intake.fresh_rows -= fresh_rows  # only now: a refresh that failed is due again
             self._dropped_rate &= not dropped_rate
             self._table.install(partition.cluster_n, partition.sse_k, partition.scatter)
-            self._observer.clustered(partition)
+            self._watched.clusters = clusters
             self._intake.clustered_at = self._table.version
             self._monitor.reset()
             self._refreshes += 1
@@ -348,6 +353,7 @@ class Sampler:
             self._intake.scored = self._rates.stage.kept_fresh = scored
             self._rates.sketched = stock.sketched > 0 and not scored
             self._intake.fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
+            self._watched.recovered = self._intake.fresh_rows > 0
 
     # --- what is seen of it ---
 
@@ -356,12 +362,12 @@ class Sampler:
         return self._observer.statistics(self._delivery, self._refreshes, detail=detail)
 
     def explain(self, example_id: int, neighbours: int) -> Explanation:
-        """Why an example was drawn as often as it was; see `Observer.explain`."""
-        return self._observer.explain(self._delivery, example_id, neighbours)
+        """Why an example was drawn as often as it was; see `Standouts.explain`."""
+        return self._standouts.explain(self._delivery, example_id, neighbours)
 
     def examples(self, order: str, count: int) -> list[ExampleView]:
-        """Examples that stand out; see `Observer.examples`."""
-        return self._observer.examples(order, count)
+        """Examples that stand out; see `Standouts.examples`."""
+        return self._standouts.examples(order, count)
 
     # --- inside ---
 

@@ -137,9 +137,9 @@ class Shard:
         """Copies of loss (n,) float32, norm (n,) float32 and step (n,) int64."""
         return self._store.loss_n.copy(), self._store.norm_n.copy(), self._store.step_n.copy()
 
-    def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2") -> Neighbours:
-        """The k nearest examples of this shard."""
-        row_n = np.flatnonzero(self._store.sketched_n)
+    def nearest(self, sketch_qd: Float32, k: int, metric: str, start: int, stop: int) -> Neighbours:
+        """The k nearest examples among rows start … stop-1."""
+        row_n = self._sketched_rows(start, stop)
         id_n = routing.id_of(row_n, self._shard, self._num_shards)
         return neighbours.nearest(self._store.rows, row_n, id_n, sketch_qd, k, metric)
 

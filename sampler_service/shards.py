@@ -131,7 +131,8 @@ class Shards(Protocol):
         ...
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
-        """The k nearest examples of each sketch, by "l2" or "cosine"."""
+        """The k nearest examples of each sketch, by "l2" or "cosine". Looks at all rows, in parts; `timeout_s` bounds
+        all of them together."""
         ...
 
     def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:
@@ -227,7 +228,7 @@ class LocalShards:
         return any(shard.scored() for shard in self._shards)
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
-        return merge([shard.nearest(sketch_qd, k, metric) for shard in self._shards], k)
+        return merge([shard.nearest(sketch_qd, k, metric, 0, len(shard)) for shard in self._shards], k)
 
     def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:
         shard_r = routing.shard_of(example_ids, self.num_shards)

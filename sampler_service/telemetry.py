@@ -6,15 +6,19 @@ Shapes: n examples, r rows, k strata or clusters, d sketch length.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
-from sampler_service.monitor import VarianceMonitor, effective_sample_size
-from sampler_service.types import Float32, Float64, Int32, Int64, Rates, StratifiedDraw, WeightedDraw
+from sampler_service.monitor import Window, effective_sample_size
+from sampler_service.types import Float32, Float64, Int32, Int64, Rates, StratifiedDraw, Sweep, WeightedDraw
 from sampler_service.views import Histogram
 
 POWERS = np.concatenate([[-np.inf], 2.0 ** np.arange(-6, 6.5, 0.5), [np.inf]])
 """edges for factors around 1: half octaves from 1/64 to 64"""
+
+RANKED_ROWS = 1 << 16
+"""examples at most, by whose scores the others are ranked"""
 
 COUNTS = np.concatenate([[0.0], 2.0 ** np.arange(0, 25), [np.inf]])
 """edges for steps and other counts: 0, 1, 2-3, 4-7, …"""
@@ -34,15 +38,44 @@ def lead_histogram(leads: Counter[int]) -> Histogram:
     return Histogram(edges=COUNTS.tolist(), counts=counts.astype(int).tolist(), sum=float(lead @ times))
 
 
-def expected_draws(rates: Rates, size_k: Float64 | None, example_ids: Int64) -> Float64:
-    """Of each of these examples (r,) in n draws, an epoch's worth; for sweeps the probability of being kept."""
+def expected_draws(
+    rates: Rates, size_k: Float64 | None, example_ids: Int64, global_batch_size: int | None = None
+) -> Float64:
+    """Of each of these examples (r,) in n draws, an epoch's worth; for sweeps the probability of being kept.
+
+    Args:
+        rates: by which it is drawn.
+        size_k: N_k (k,) of stratified draws.
+        example_ids: (r,)
+        global_batch_size: that a sweep cuts to the highest scores by; None: nothing is planned yet, all are visited.
+    """
     if isinstance(rates, WeightedDraw):
         return rates.probability_n[example_ids] * len(rates.probability_n)
     if isinstance(rates, StratifiedDraw):
         assert size_k is not None, "made with the rates"
         stratum_r = rates.stratum_n[example_ids]
         return (rates.rate_k * len(rates.stratum_n) / np.maximum(size_k, 1.0))[stratum_r]
+    if rates.score_n is not None and global_batch_size is not None:
+        return _chance_of_top(rates, rates.score_n, example_ids, global_batch_size)
     return rates.keep_n[example_ids].astype(np.float64)
+
+
+def _chance_of_top(rates: Sweep, score_n: Float32, example_ids: Int64, size: int) -> Float64:
+    """(r,) that an example is among the `size` highest of the `size / top_fraction` that its turn comes with.
+
+    The share of higher scores among those is about normal around that among all, and where scores are equal each place
+    is equally likely; the normal distribution is taken for a logistic one, which is off by 0.01 at most.
+    """
+    fraction, run = rates.top_fraction, size / rates.top_fraction
+    if fraction >= 1:
+        return np.ones(len(example_ids))
+    score_m = np.sort(score_n[:: max(1, len(score_n) // RANKED_ROWS)])
+    higher_r = 1 - np.searchsorted(score_m, score_n[example_ids], side="right") / len(score_m)
+    not_lower_r = 1 - np.searchsorted(score_m, score_n[example_ids], side="left") / len(score_m)
+    not_lower_r = np.maximum(not_lower_r, higher_r + 1 / len(score_m))
+    slope = 1.702 / np.sqrt(fraction * (1 - fraction) / run)
+    from_r, to_r = (np.logaddexp(0.0, slope * (fraction - share_r)) for share_r in (higher_r, not_lower_r))
+    return (from_r - to_r) / (slope * (not_lower_r - higher_r))
 
 
 def principal_axes(mean_kd: Float64, size_k: Int64) -> Float64:
@@ -79,14 +112,9 @@ def mean_by(cluster_r: Int32, value_r: Float32, num_clusters: int) -> Float64:
     return np.divide(sum_k, count_k, out=np.full(num_clusters, np.nan), where=count_k > 0)
 
 
-def count_quantile(times: Counter[int], share: float) -> float:
-    """The value that `share` of those counted do not exceed; NaN of none."""
-    below, wanted = 0, share * times.total()
-    for value, count in sorted(times.items()):
-        below += count
-        if below >= wanted:
-            return float(value)
-    return float("nan")
+def count_quantile(counts: Sequence[int], share: float) -> float:
+    """The value that `share` of these whole numbers do not exceed; NaN of none."""
+    return float(np.quantile(counts, share, method="inverted_cdf")) if counts else float("nan")
 
 
 def stratum_sizes(rates: Rates) -> Float64 | None:
@@ -96,11 +124,11 @@ def stratum_sizes(rates: Rates) -> Float64 | None:
     return np.bincount(rates.stratum_n, minlength=len(rates.rate_k)).astype(np.float64)
 
 
-def measured_ratio(monitor: VarianceMonitor, rates: Rates, size_k: Float64 | None, batch_size: int) -> float:
+def measured_ratio(window: Window, rates: Rates, size_k: Float64 | None, batch_size: int) -> float:
     """Variance of a global batch over that of an i.i.d. one, from fresh reports; NaN for sweeps or too few reports."""
     if isinstance(rates, StratifiedDraw):
-        return monitor.ratio_to_iid(size_k=size_k, rate_k=rates.rate_k, batch_size=batch_size)
-    return monitor.ratio_to_iid() if isinstance(rates, WeightedDraw) else float("nan")
+        return window.ratio_to_iid(size_k=size_k, rate_k=rates.rate_k, batch_size=batch_size)
+    return window.ratio_to_iid() if isinstance(rates, WeightedDraw) else float("nan")
 
 
 def effective_sample_ratio(rates: Rates, size_k: Float64 | None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -33,9 +34,10 @@ def runs_table(title: str, runs: Runs) -> Table:
     return table
 
 
-def remarks(runs: Runs) -> list[str]:
-    """What a person should know of them besides."""
-    return [
+def remarks(runs: Runs, unanswered: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """What a person should know of them besides; and of runs that did not answer, why."""
+    missing = [f"{run} does not answer: {why}" for run, why in unanswered.items()]
+    return missing + [
         f"{run}: {word}"
         for run, said in runs.items()
         for word in (said.reason, shard_trouble(said), scoring(said))
@@ -68,17 +70,17 @@ class Top:
         self._service = service
         self._before: dict[str, tuple[float, pb.GetStatisticsResponse]] = {}
 
-    def frame(self, runs: Runs) -> RenderableType:
-        """The service now."""
+    def frame(self, runs: Runs, unanswered: Mapping[str, str] = MappingProxyType({})) -> RenderableType:
+        """The service now: its runs, and why others did not answer."""
         now = time.monotonic()
         clock = time.strftime("%H:%M:%S")
-        if not runs:
+        if not runs and not unanswered:
             return Text(f"{self._service}  {clock}\n\nno run yet: attach a DataLoader to it, and it shows here")
         parts: list[RenderableType] = [self._runs(f"{self._service}  {clock}", runs, now)]
         for run, said in runs.items():
             if said.ranks:
                 parts.append(self._ranks(run, said, now))
-        parts += [Text(remark, style="dim") for remark in remarks(runs)]
+        parts += [Text(remark, style="dim") for remark in remarks(runs, unanswered)]
         self._before = {run: (now, said) for run, said in runs.items()}
         return Group(*parts)
 
@@ -127,7 +129,7 @@ def explanation(run: str, found: pb.ExplainResponse) -> RenderableType:
     lines: list[RenderableType] = [Text(f"example {example.example_id} of {run}", style="bold")]
     lines += [Text(sentence) for sentence in found.why]
     if not found.neighbours:
-        return Group(*lines, Text("It has no sketch, so nothing is known of its neighbours.", style="dim"))
+        return Group(*lines, Text(found.no_neighbours, style="dim"))
     table = _table(
         "nearest in gradient space", "example", ("similarity", "loss", "norm", "drawn", "expected", "cluster")
     )

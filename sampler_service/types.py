@@ -183,6 +183,12 @@ class Batch:
     """The rows are candidates, of which the trainer keeps so many; 0: all."""
     choice_seed: int = 0
     """Of the trainer's choice among them."""
+    pass_number: int = 0
+    """Rises with each pass over the set; 0: of one beside the run's own, for a rank that came back to it late."""
+    whole: bool = False
+    """Its pass hands out every example once, but for those that fill no batch."""
+    again: bool = False
+    """It was lent before and did not arrive: it is counted already."""
     global_batch_size: int
     world_size: int
 

@@ -79,13 +79,13 @@ class ExampleView:
     age_steps: float
     """steps since it was last reported"""
     drawn: int
-    """times that it was handed out"""
+    """times that it was handed out since the run, or its actor anew, was started"""
     last_epoch: int
-    """latest epoch in which it was; -1: never"""
+    """epoch in which it last was; -1: never"""
     cluster: int
     """-1: none yet"""
     rate: float
-    """expected draws in an epoch's worth, by the present rates"""
+    """expected draws in an epoch's worth, by the present rates; with a second stage of the candidates"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,9 @@ class Explanation:
     why: list[str]
     """sentences"""
     neighbours: list[Neighbour]
-    """nearest first, itself not among them; empty while it has no sketch"""
+    """nearest first, itself not among them"""
+    no_neighbours: str
+    """why there are none; empty when there are some"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

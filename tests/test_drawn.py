@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from sampler_service.drawn import RECENT_ROWS, Drawn
 from sampler_service.types import NO_CLUSTER, Batch, Rows
 
 
-def batch(ids: list[int], epoch: int = 0, weight: float = 1.0) -> Batch:
-    count = len(ids)
+def batch(ids: list[int], epoch: int = 0, weight: float = 1.0, **changes: Any) -> Batch:
+    """One of the first pass through an epoch."""
+    count, changes = len(ids), {"pass_number": epoch + 1, **changes}
     return Batch(
         batch_id=1,
         epoch=epoch,
@@ -29,6 +31,7 @@ def batch(ids: list[int], epoch: int = 0, weight: float = 1.0) -> Batch:
         lead=0,
         global_batch_size=count,
         world_size=1,
+        **changes,
     )
 
 
@@ -45,6 +48,37 @@ def test_counts_are_those_of_a_plain_count_repeats_inside_a_batch_among_them():
         assert drawn.never == 40 - len(seen)
     assert drawn.times_n.tolist() == [times[i] for i in range(40)]
     assert drawn.epoch_n.tolist() == [seen.get(i, -1) for i in range(40)]
+
+
+def test_a_pass_that_begins_an_epoch_again_is_counted_anew():
+    drawn = Drawn(4)
+    drawn.add([batch([0, 1], epoch=50, pass_number=1), batch([2, 3], epoch=50, pass_number=1)])
+    assert drawn.epoch_coverage == 1.0
+    drawn.add([batch([0], epoch=30, pass_number=2)])
+    assert drawn.epoch_coverage == 0.25
+    assert drawn.epoch_n.tolist() == [30, 50, 50, 50]
+    drawn.add([batch([1, 2], epoch=30, pass_number=2), batch([0, 3], epoch=50, pass_number=1)])
+    assert drawn.epoch_coverage == 0.75
+    assert drawn.epoch_n.tolist() == [30, 30, 30, 50], "what is left of the pass before comes late"
+
+
+def test_what_was_handed_out_before_and_did_not_arrive_is_left_out():
+    drawn = Drawn(4)
+    drawn.add([batch([0, 1]), batch([0, 1], again=True)])
+    assert drawn.times_n.tolist() == [1, 1, 0, 0]
+    assert len(drawn.recent_ids()) == 2
+
+
+def test_a_sweep_is_a_window_whatever_came_before_it_and_whatever_fills_no_batch():
+    rng, drawn, n, size = np.random.default_rng(0), Drawn(100), 100, 8
+    drawn.add([batch(rng.integers(0, n, 40).tolist(), pass_number=1)])
+    assert np.isnan(drawn.window_coverage)
+    for epoch in range(1, 6):
+        order = rng.permutation(n)[: n // size * size].tolist()
+        drawn.add([batch(order[start : start + size], epoch, whole=True) for start in range(0, len(order), size)])
+        assert epoch == 1 or drawn.window_coverage == 0.96, "with drop_last"
+    drawn.add([batch(list(range(n)), 6, whole=True)])
+    assert drawn.window_coverage == 1.0
 
 
 def test_whole_sweeps_cover_every_window_and_independent_draws_two_thirds():

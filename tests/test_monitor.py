@@ -53,7 +53,7 @@ def test_the_ratio_of_stratified_draws_is_the_exact_one(gradient_nd: np.ndarray,
     for seed in range(5):
         monitor = VarianceMonitor(dim=DIM)
         draw(monitor, gradient_nd, (rate_k / size_k)[clusters()], 2000, seed)
-        estimates.append(monitor.ratio_to_iid(size_k=size_k, rate_k=rate_k))
+        estimates.append(monitor.window().ratio_to_iid(size_k=size_k, rate_k=rate_k))
     np.testing.assert_allclose(estimates, exact, rtol=0.15)
     np.testing.assert_allclose(np.mean(estimates), exact, rtol=0.05)
 
@@ -68,7 +68,7 @@ def test_the_ratio_of_weighted_draws_is_the_exact_one(gradient_nd: np.ndarray, a
     for seed in range(5):
         monitor = VarianceMonitor(dim=DIM)
         draw(monitor, gradient_nd, probability_n, 3000, seed)
-        estimates.append(monitor.ratio_to_iid())
+        estimates.append(monitor.window().ratio_to_iid())
     np.testing.assert_allclose(estimates, exact, rtol=0.12)
     np.testing.assert_allclose(np.mean(estimates), exact, rtol=0.05)
 
@@ -87,16 +87,16 @@ def test_given_the_batch_size_the_ratio_is_that_of_planned_batches(gradient_nd: 
     planned = (away_sd**2).sum(axis=1).mean() * batch_size / trace_variance(gradient_nd)
     monitor = VarianceMonitor(dim=DIM)
     draw(monitor, gradient_nd, (rate_k / size_k)[clusters()], 4000, seed=1)
-    measured = monitor.ratio_to_iid(size_k=size_k, rate_k=rate_k, batch_size=batch_size)
+    measured = monitor.window().ratio_to_iid(size_k=size_k, rate_k=rate_k, batch_size=batch_size)
     assert measured == pytest.approx(planned, rel=0.12)
-    assert monitor.ratio_to_iid(size_k=size_k, rate_k=rate_k) < measured
+    assert monitor.window().ratio_to_iid(size_k=size_k, rate_k=rate_k) < measured
 
 
 def test_whole_counts_cost_nothing(gradient_nd: np.ndarray):
     size_k, monitor = np.bincount(clusters(), minlength=K), VarianceMonitor(dim=DIM)
     draw(monitor, gradient_nd, np.full(NUM, 1 / NUM), 2000, seed=0)
-    whole = monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.0), batch_size=2 * K)
-    assert whole == monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.0))
+    whole = monitor.window().ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.0), batch_size=2 * K)
+    assert whole == monitor.window().ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.0))
 
 
 def test_rows_of_a_sweep_tell_what_a_stratified_policy_would_give(gradient_nd: np.ndarray):
@@ -106,8 +106,8 @@ def test_rows_of_a_sweep_tell_what_a_stratified_policy_would_give(gradient_nd: n
     exact = ((size_k / NUM) ** 2 / rate_k) @ variance_k / trace_variance(gradient_nd)
     monitor = VarianceMonitor(dim=DIM)
     draw(monitor, gradient_nd, np.full(NUM, 1 / NUM), 3000, seed=1)
-    assert monitor.ratio_to_iid(size_k=size_k, rate_k=rate_k) == pytest.approx(exact, rel=0.15)
-    assert monitor.ratio_to_iid() == pytest.approx(1.0)  # the sweep itself is drawn like i.i.d.
+    assert monitor.window().ratio_to_iid(size_k=size_k, rate_k=rate_k) == pytest.approx(exact, rel=0.15)
+    assert monitor.window().ratio_to_iid() == pytest.approx(1.0)  # the sweep itself is drawn like i.i.d.
 
 
 def test_norms_alone_never_flatter(gradient_nd: np.ndarray):
@@ -122,7 +122,7 @@ def test_norms_alone_never_flatter(gradient_nd: np.ndarray):
         cluster_r=np.full(3000, -1, np.int32),
         weight_r=(1 / (NUM * probability_n[index_r])).astype(np.float32),
     )
-    assert with_sketches.ratio_to_iid() < without.ratio_to_iid() < 1.0
+    assert with_sketches.window().ratio_to_iid() < without.window().ratio_to_iid() < 1.0
 
 
 def test_a_stale_partition_is_found_out(gradient_nd: np.ndarray):
@@ -133,7 +133,7 @@ def test_a_stale_partition_is_found_out(gradient_nd: np.ndarray):
     for name, row_nd in (("fresh", gradient_nd), ("stale", moved_nd)):
         monitor = VarianceMonitor(dim=DIM)
         draw(monitor, row_nd, (rate_k / size_k)[clusters()], 2000, seed=4)
-        ratio[name] = monitor.ratio_to_iid(size_k=size_k, rate_k=rate_k)
+        ratio[name] = monitor.window().ratio_to_iid(size_k=size_k, rate_k=rate_k)
     assert ratio["fresh"] < 0.9 < 1.0 < ratio["stale"]
 
 
@@ -146,8 +146,8 @@ def test_the_window_slides(gradient_nd: np.ndarray):
     draw(short, gradient_nd, probability_n, 500, seed=6)
     rate_k = rates(size_k, 0.5)
     assert slid.num_rows == short.num_rows == 500
-    assert slid.ratio_to_iid(size_k=size_k, rate_k=rate_k) == pytest.approx(
-        short.ratio_to_iid(size_k=size_k, rate_k=rate_k)
+    assert slid.window().ratio_to_iid(size_k=size_k, rate_k=rate_k) == pytest.approx(
+        short.window().ratio_to_iid(size_k=size_k, rate_k=rate_k)
     )
 
 
@@ -167,15 +167,15 @@ def test_a_block_longer_than_the_window_leaves_its_end(gradient_nd: np.ndarray):
 
 def test_too_little_data_is_no_answer(gradient_nd: np.ndarray):
     monitor, size_k = VarianceMonitor(dim=DIM, min_rows=256), np.bincount(clusters(), minlength=K)
-    assert np.isnan(monitor.ratio_to_iid())
+    assert np.isnan(monitor.window().ratio_to_iid())
     draw(monitor, gradient_nd, np.full(NUM, 1 / NUM), 200, seed=0)
-    assert np.isnan(monitor.ratio_to_iid())
+    assert np.isnan(monitor.window().ratio_to_iid())
     draw(monitor, gradient_nd, np.full(NUM, 1 / NUM), 100, seed=0)
-    assert np.isfinite(monitor.ratio_to_iid())
+    assert np.isfinite(monitor.window().ratio_to_iid())
     many_k = np.ones(10 * NUM)  # hardly a stratum has two rows in the window
-    assert np.isnan(monitor.ratio_to_iid(size_k=many_k, rate_k=many_k / many_k.sum()))
+    assert np.isnan(monitor.window().ratio_to_iid(size_k=many_k, rate_k=many_k / many_k.sum()))
     monitor.reset()
-    assert np.isnan(monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.5)))
+    assert np.isnan(monitor.window().ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.5)))
 
 
 def test_gradients_that_are_all_zero_are_no_answer():
@@ -186,15 +186,15 @@ def test_gradients_that_are_all_zero_are_no_answer():
         cluster_r=np.zeros(9, np.int32),
         weight_r=np.ones(9, np.float32),
     )
-    assert np.isnan(monitor.ratio_to_iid())
-    assert np.isnan(monitor.ratio_to_iid(size_k=np.array([9.0]), rate_k=np.array([1.0])))
+    assert np.isnan(monitor.window().ratio_to_iid())
+    assert np.isnan(monitor.window().ratio_to_iid(size_k=np.array([9.0]), rate_k=np.array([1.0])))
 
 
 def test_rows_that_do_not_count_are_left_out(gradient_nd: np.ndarray):
     """Padding has weight 0, and a report may name a cluster of the partition before."""
     size_k, monitor = np.bincount(clusters(), minlength=K), VarianceMonitor(dim=DIM)
     draw(monitor, gradient_nd, np.full(NUM, 1 / NUM), 1000, seed=0)
-    before = monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.5))
+    before = monitor.window().ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.5))
     for cluster, weight in ((0, 0.0), (K + 5, 1.0), (-1, 1.0)):
         monitor.add(
             sketch_rd=np.full((50, DIM), 1e3, np.float32),
@@ -202,7 +202,7 @@ def test_rows_that_do_not_count_are_left_out(gradient_nd: np.ndarray):
             cluster_r=np.full(50, cluster, np.int32),
             weight_r=np.full(50, weight, np.float32),
         )
-    assert monitor.ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.5)) == pytest.approx(before)
+    assert monitor.window().ratio_to_iid(size_k=size_k, rate_k=rates(size_k, 0.5)) == pytest.approx(before)
 
 
 def test_effective_sample_size_and_tau():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
 
 import numpy as np
 import pytest
 
 from sampler_service import observer as observer_module
-from sampler_service.errors import ConfigError
+from sampler_service import watched as watched_module
+from sampler_service.sampler import Sampler
+from sampler_service.watched import Clusters
 from tests.support import Clock, join_all, make_sampler
 from tests.test_sampler import train
 
@@ -44,11 +46,103 @@ def test_coverage_and_counts_follow_what_was_handed_out():
     train(trainer, 2)
     said = sampler.statistics()
     assert (said.epoch_coverage, said.never_drawn) == (1.0, 0)
-    assert said.window_coverage < 1.0, "the first epoch was begun twice"
+    assert said.window_coverage == 1.0, "a sweep is a window, also when one was left before it"
     assert said.batches_by_policy == {"shuffle": said.batches}
     (rank,) = said.ranks
     assert (rank.rank, rank.connected, rank.epoch) == (0, True, 1)
     assert (rank.batches, rank.examples) == (said.batches, said.examples)
+
+
+def test_an_epoch_that_is_begun_again_is_covered_anew():
+    sampler = make_sampler(N)
+    (trainer,) = join_all(sampler)
+    train(trainer, 2)
+    trainer.start(0)
+    assert trainer.take(3).batches
+    said = sampler.statistics()
+    assert (said.epoch, said.epoch_coverage) == (0, 12 / N)
+    first = int(trainer.received[-1].rows.example_ids[0])
+    assert sampler.explain(first, 1).example.last_epoch == 0
+    trainer.drain()
+    assert sampler.statistics().epoch_coverage == 1.0
+
+
+def test_an_epoch_that_is_gone_on_with_is_covered_further():
+    sampler = make_sampler(N)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    trainer.take(3)
+    trainer.start(0, skip=12)
+    trainer.take(1)
+    assert sampler.statistics().epoch_coverage == 16 / N
+
+
+def test_a_rank_that_comes_back_late_to_an_epoch_does_not_stand_for_the_run():
+    sampler = make_sampler(N)
+    fast, slow = join_all(sampler, world=2)
+    fast.start(1)
+    fast.take(2)
+    slow.start(0, first_step=2)
+    slow.take(1)
+    said = sampler.statistics()
+    assert (said.epoch, said.epoch_coverage, said.window_coverage) == (1, 8 / N, pytest.approx(np.nan, nan_ok=True))
+    fast.take_acked(1)
+    assert sampler.statistics().epoch_coverage == 12 / N
+
+
+EPOCHS = 3
+
+
+@pytest.mark.parametrize(
+    ("n", "world", "drop_last", "changes"),
+    [
+        (N, 1, False, {"policy": "importance", "policy_options": {"gate": "1"}}),
+        (50, 1, True, {}),
+        (50, 3, False, {}),
+        (N, 2, False, {"policy": "gradient_clustering"}),
+    ],
+    ids=["draws", "drop_last", "ragged", "clusters"],
+)
+def test_a_run_that_was_trained_to_its_end_has_made_all_its_progress(n, world, drop_last, changes):
+    sampler = make_sampler(n, epochs=EPOCHS, **changes)
+    trainers, seen = join_all(sampler, world=world, drop_last=drop_last), [0.0]
+    for epoch in range(EPOCHS):
+        for trainer in trainers:
+            trainer.start(epoch)
+        while [trainer for trainer in trainers if not trainer.take_acked().ended]:
+            seen.append(sampler.statistics().progress)
+            for trainer in trainers:
+                for batch in trainer.held.values():
+                    trainer.report(batch)
+    assert seen == sorted(seen), "it never falls"
+    assert seen[-2] < 1.0
+    assert sampler.statistics().progress == 1.0
+
+
+def test_progress_goes_on_where_an_epoch_is_resumed():
+    sampler = make_sampler(N, epochs=2)
+    (trainer,) = join_all(sampler)
+    trainer.start(1, skip=24)
+    assert sampler.statistics().progress == 0.75
+    trainer.take(3)
+    assert sampler.statistics().progress == 0.875
+    trainer.drain()
+    assert sampler.statistics().progress == 1.0
+
+
+def test_leads_are_those_of_late(monkeypatch):
+    monkeypatch.setattr("sampler_service.tally.RECENT_LEADS", 6)
+    sampler = make_sampler(N)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    trainer.take(4)
+    assert sampler.statistics().p99_lead == 3
+    for _ in range(6):
+        trainer.take_acked(1)
+    said = sampler.statistics(detail=True)
+    assert (said.median_lead, said.p99_lead) == (0, 0)
+    assert said.detail is not None
+    assert said.detail.leads.sum == 0 + 1 + 2 + 3, "the histogram is of all"
 
 
 def test_waits_are_added_up_per_rank_and_stay_when_a_trainer_leaves():
@@ -105,7 +199,7 @@ def test_clusters_of_another_number_are_not_shown_in_place_of_those_that_serve()
 
 
 def test_of_many_examples_a_sample_is_looked_at(monkeypatch):
-    monkeypatch.setattr(observer_module, "SAMPLE_ROWS", 500)
+    monkeypatch.setattr(watched_module, "SAMPLE_ROWS", 500)
     sampler = make_sampler(2000)
     (trainer,) = join_all(sampler, batch=200)
     train(trainer, 1, step=0)
@@ -117,92 +211,88 @@ def test_of_many_examples_a_sample_is_looked_at(monkeypatch):
     assert said.never_drawn == 0, "this is counted"
 
 
-# --- one example ---
+# --- what others do meanwhile ---
 
 
-def test_an_example_is_explained_by_its_rate_its_report_and_its_neighbours():
+def held_elsewhere(sampler: Sampler) -> bool:
+    """Whether a call of a trainer would wait for the run's lock now."""
+    free: list[bool] = []
+
+    def attempt() -> None:
+        free.append(sampler._lock.acquire(blocking=False))
+        if free[0]:
+            sampler._lock.release()
+
+    other = threading.Thread(target=attempt)
+    other.start()
+    other.join()
+    return not free[0]
+
+
+def test_what_takes_long_is_made_outside_of_the_lock_and_only_once(monkeypatch):
     sampler, trainer = clustered()
-    found = sampler.explain(5, 3)
-    times = sum(5 in batch.rows.example_ids for batch in trainer.received)
-    assert found.example.drawn == times > 0
-    assert found.example.loss == 0.5
-    assert found.example.cluster == sampler._table.cluster_n[5]
-    near = [neighbour.example.example_id for neighbour in found.neighbours]
-    assert len(near) == 3
-    assert {i % 4 for i in near} == {1}, "of its own group"
-    assert 5 not in near
-    assert all(neighbour.similarity > 0.99 for neighbour in found.neighbours)
-    text = " ".join(found.why)
-    assert "gradient_clustering" in text
-    assert f"handed out {'once' if times == 1 else f'{times} times'}" in text
-    assert "its loss was 0.5, higher than that of 0% of the reported examples" in text
+    held: dict[str, list[bool]] = {}
+
+    def spy(module, name: str) -> None:
+        make, found = getattr(module, name), held.setdefault(name, [])
+        monkeypatch.setattr(module, name, lambda *given: found.append(held_elsewhere(sampler)) or make(*given))
+
+    for name in ("measured_ratio", "effective_sample_ratio", "mean_by", "histogram"):
+        spy(observer_module, name)
+    for name in ("principal_axes", "redundancy"):
+        spy(watched_module, name)
+    train(trainer, 1, first=3)
+    sampler.refresh()
+    sampler.statistics(detail=True)
+    assert all(held.values()), f"something was not asked for: {held}"
+    assert not any(any(found) for found in held.values()), held
+    reduced = len(held["measured_ratio"])
+    for _ in range(3):
+        sampler.statistics()
+        sampler.refresh_due()
+    assert len(held["measured_ratio"]) == reduced, "nothing was reported since"
+    trainer.start(4)
+    trainer.report(trainer.take(1).batches[0])
+    sampler.statistics()
+    assert len(held["measured_ratio"]) == reduced + 1
 
 
-def test_why_an_example_was_never_drawn():
-    sampler = make_sampler(N, policy="importance", policy_options={"gate": "1", "alpha": "0.1"})
+def test_no_counter_falls_when_a_shard_turns_out_to_have_missed_rows(monkeypatch):
+    sampler = make_sampler(N)
     (trainer,) = join_all(sampler)
     trainer.start(0)
-    trainer.take(1)
-    drawn = set(trainer.received[0].rows.example_ids.tolist())
-    never = next(i for i in range(N) if i not in drawn)
-    text = " ".join(sampler.explain(never, 4).why)
-    assert "No trainer has reported it yet" in text
-    assert "It was never handed out so far" in text
-    assert sampler.explain(never, 4).neighbours == []
+    first, second, third = trainer.take(3).batches
+    trainer.report(first)
+    assert sampler.statistics().reported_rows == 4
+    monkeypatch.setattr(sampler._shards, "update", lambda block: 2 * len(block))  # of earlier reports as well
+    trainer.report(second)
+    said = sampler.statistics()
+    assert (said.reported_rows, said.rejected_rows) == (4, {"shard_away": 8})
+    monkeypatch.undo()
+    trainer.report(third)
+    assert sampler.statistics().reported_rows == 4
 
 
-def test_before_the_first_batch_there_is_nothing_to_explain():
-    assert make_sampler(N).explain(0, 4).why == ["No trainer has asked for a batch yet, so nothing was drawn."]
+def test_a_partition_that_is_installed_meanwhile_is_seen_whole_or_not_at_all(monkeypatch):
+    sampler, _ = clustered()
+    mean_by = observer_module.mean_by
+    more = np.arange(N, dtype=np.int32) % 9
 
+    def install_then_mean(*given):
+        sampler._table.install(more, np.ones(9))
+        sampler._watched.clusters = Clusters(
+            size_k=np.bincount(more), scatter_k=np.ones(9), redundancy_k=np.ones(9), at_k2=np.ones((9, 2))
+        )
+        return mean_by(*given)
 
-def test_a_sweep_that_leaves_examples_out_says_with_what_probability_it_keeps_one():
-    sampler = make_sampler(N, policy="infobatch", epochs=10)
-    (trainer,) = join_all(sampler)
-    train(trainer, 3)
-    kept = {found.example.rate: " ".join(found.why) for found in (sampler.explain(i, 1) for i in range(N))}
-    assert set(kept) == {0.5, 1.0}
-    assert "keeps it with probability 0.50, and then its loss has the weight 2.00" in kept[0.5]
-    assert "Every epoch visits every example once" in kept[1.0]
-
-
-@pytest.mark.parametrize(("example_id", "neighbours"), [(-1, 4), (N, 4), (0, 101), (0, -1)])
-def test_what_can_not_be_explained_is_refused_by_value(example_id, neighbours):
-    with pytest.raises(ConfigError, match=str(example_id if neighbours == 4 else neighbours)):
-        make_sampler(N).explain(example_id, neighbours)
-
-
-# --- examples that stand out ---
-
-
-def test_examples_stand_out_in_their_order():
-    sampler, trainer = clustered()
-    hardest = sampler.examples("hardest", 6)
-    assert [example.loss for example in hardest] == [4.5] * 6
-    times = np.bincount(np.concatenate([batch.rows.example_ids for batch in trainer.received]), minlength=N)
-    assert [example.drawn for example in sampler.examples("most_drawn", 4)] == sorted(times, reverse=True)[:4]
-    never = sampler.examples("never_drawn", N)
-    assert [example.example_id for example in never] == np.flatnonzero(times == 0).tolist()
-    redundant = sampler.examples("redundant", 10)
-    assert len({example.cluster for example in redundant}) == len(redundant) == 4, "one of each cluster"
-
-
-def test_the_hardest_are_told_by_their_norms_where_no_losses_come():
-    sampler = make_sampler(N, policy="importance", policy_options={"gate": "1"})
-    (trainer,) = join_all(sampler)
-    train(trainer, 1, losses=None)
-    assert sampler.examples("hardest", 3)[0].norm == pytest.approx(np.nanmax(sampler._table.norm_n))
-
-
-def test_nothing_stands_out_before_anything_was_reported():
-    sampler = make_sampler(N)
-    assert sampler.examples("hardest", 5) == sampler.examples("most_drawn", 5) == sampler.examples("redundant", 5) == []
-    assert [example.example_id for example in sampler.examples("never_drawn", 3)] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(("order", "count"), [("easiest", 5), ("hardest", 0), ("hardest", 1001)])
-def test_what_can_not_be_listed_is_refused_by_value(order, count):
-    with pytest.raises(ConfigError, match=str(count) if order == "hardest" else order):
-        make_sampler(N).examples(order, count)
+    monkeypatch.setattr(observer_module, "mean_by", install_then_mean)
+    said = sampler.statistics(detail=True)
+    assert said.detail is not None
+    assert [cluster.size for cluster in said.detail.clusters] == [N // 4] * 4
+    assert sum(cluster.draw_share for cluster in said.detail.clusters) == pytest.approx(1.0)
+    said = sampler.statistics(detail=True)
+    assert said.detail is not None
+    assert len(said.detail.clusters) == 9
 
 
 def test_what_was_lent_and_never_arrived_is_counted_once():
@@ -211,8 +301,14 @@ def test_what_was_lent_and_never_arrived_is_counted_once():
     trainer.start(0)
     trainer.take(2)
     sampler.connect(trainer.session, 0, [])  # neither came through
+    said = sampler.statistics()
+    assert (said.batches, said.batches_by_policy, said.examples) == (2, {"shuffle": 2}, 8), "no counter falls"
     trainer.held, trainer.last_batch_id = {}, 0
     trainer.take(2)
-    said = sampler.statistics()
+    said = sampler.statistics(detail=True)
     assert (said.batches, said.batches_by_policy["shuffle"], said.ranks[0].batches) == (2, 2, 2)
-    assert replace(said.ranks[0], trainer="").examples == said.examples == 8
+    assert said.ranks[0].examples == said.examples == 8
+    assert said.detail is not None
+    assert sum(said.detail.leads.counts) == 2
+    times = [sampler.explain(i, 1).example.drawn for i in range(N)]
+    assert sum(times) == 8

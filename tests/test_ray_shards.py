@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from sampler_service.errors import Unavailable
+from sampler_service.index.neighbours import Neighbours
 from sampler_service.runtime import ray_shards
 from sampler_service.runtime.ray_shards import UPDATES_IN_FLIGHT, RayShards
+from sampler_service.shard import Shard
+from sampler_service.shards import LocalShards
 from sampler_service.types import ReportBlock
 
 ROWS, CALLS = 10, 20
@@ -58,3 +61,46 @@ def test_a_fence_over_lost_rows_fails(monkeypatch):
     for _ in range(2):
         with pytest.raises(Unavailable, match="shard 1 of 2 is away"):
             shards.flush()
+
+
+class Searched:
+    """An actor of one real shard, that answers at once and remembers how many rows each search was of."""
+
+    def __init__(self, shard: Shard, asked: list[tuple[int, int]]) -> None:
+        self._shard, self._asked = shard, asked
+        self.nearest = SimpleNamespace(remote=self._nearest)
+
+    def _nearest(self, sketch_qd: Any, k: int, metric: str, start: int, stop: int) -> Neighbours:
+        self._asked.append((start, stop))
+        return self._shard.nearest(sketch_qd, k, metric, start, stop)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_neighbours_are_those_of_one_search_and_no_call_looks_at_many_rows(monkeypatch, metric: str):
+    monkeypatch.setattr(ray_shards, "answer", lambda found, _limit_s, _whom: found)
+    monkeypatch.setattr(ray_shards, "NEAREST_ROWS", 16)
+    local, asked = LocalShards(101, 4, 2), []
+    rows = np.random.default_rng(0).normal(size=(101, 4)).astype(np.float32)
+    nothing = np.full(101, np.nan, np.float32)
+    local.update(ReportBlock(example_ids=np.arange(101), losses=nothing, norms=nothing, sketches=rows, step=0))
+    actors: list[Any] = [Searched(shard, asked) for shard in local._shards]
+    found = RayShards(actors, 101, 4, call_s=10.0).nearest(rows[:3], 9, metric)
+    assert found.example_ids_qk.tolist() == local.nearest(rows[:3], 9, metric).example_ids_qk.tolist()
+    assert asked == [(start, start + 16) for start in range(0, 51, 16) for _ in actors]
+
+
+def test_a_search_that_takes_too_long_is_given_up_between_two_parts(monkeypatch):
+    clock, limits = [0.0], []
+
+    def answer_slowly(_found: Any, limit_s: float, _whom: str) -> Neighbours:
+        clock[0] += 1.0
+        limits.append(limit_s)
+        return Neighbours(example_ids_qk=np.array([[0]]), distance_qk=np.zeros((1, 1), np.float32))
+
+    monkeypatch.setattr(ray_shards, "answer", answer_slowly)
+    monkeypatch.setattr(ray_shards.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ray_shards, "NEAREST_ROWS", 10)
+    actor: Any = SimpleNamespace(nearest=SimpleNamespace(remote=lambda *_: None))
+    with pytest.raises(Unavailable, match=r"30% of the sketches were compared within 2\.5 s"):
+        RayShards([actor], 100, 4, call_s=10.0).nearest(np.ones((1, 4), np.float32), 1, "cosine", 2.5)
+    assert limits == [2.5, 1.5, 0.5]

@@ -7,9 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sampler_service.planning.sweep import cut_to_top, epoch_order
 from sampler_service.telemetry import (
     COUNTS,
     POWERS,
+    count_quantile,
+    effective_sample_ratio,
     expected_draws,
     histogram,
     lead_histogram,
@@ -44,6 +47,58 @@ def test_expected_draws_of_an_epoch_sum_to_what_an_epoch_draws():
     keep = np.array([1.0, 0.5, 1.0, 1.0, 0.5, 1.0])
     sweep = Sweep(keep_n=keep, weight_n=np.ones(6, np.float32))
     assert expected_draws(sweep, None, ids[1:3]).tolist() == [0.5, 1.0]
+
+
+def test_of_a_scored_sweep_the_expected_draws_are_what_cutting_it_leaves():
+    rng, n, size, epochs = np.random.default_rng(0), 600, 15, 400
+    score_n = rng.normal(size=n).astype(np.float32)
+    score_n[:60], score_n[60:90] = np.inf, 0.5  # not seen yet; all the same
+    sweep = Sweep(keep_n=np.ones(n), weight_n=np.ones(n, np.float32), score_n=score_n, top_fraction=0.25)
+    times_n = np.zeros(n)
+    for epoch in range(epochs):
+        order = epoch_order(sweep, seed=0, epoch=epoch)
+        times_n[cut_to_top(order, score_n, top_fraction=0.25, size=size).example_ids] += 1
+    expected_n = expected_draws(sweep, None, np.arange(n), size)
+    assert expected_n.mean() == pytest.approx(0.25, abs=0.005)
+    assert np.abs(expected_n - times_n / epochs).max() < 0.15
+    assert np.abs(expected_n - times_n / epochs).mean() < 0.03
+    assert expected_draws(sweep, None, np.arange(n)).tolist() == [1.0] * n, "nothing is cut yet"
+
+
+def test_a_scored_sweep_in_which_all_are_equal_or_all_are_taken():
+    score_n, ids = np.full(40, np.inf, np.float32), np.arange(40)
+    for fraction in (0.1, 0.5, 1.0):
+        sweep = Sweep(keep_n=np.ones(40), weight_n=np.ones(40, np.float32), score_n=score_n, top_fraction=fraction)
+        assert expected_draws(sweep, None, ids, 8) == pytest.approx([fraction] * 40, abs=0.02)
+
+
+def test_a_quantile_of_leads_is_the_least_lead_that_so_many_did_not_exceed():
+    rng = np.random.default_rng(0)
+    for leads in (rng.integers(0, 9, 50).tolist(), [3], [0, 0, 7]):
+        for share in (0.5, 0.99, 1.0):
+            least = min(lead for lead in leads if sum(other <= lead for other in leads) >= share * len(leads))
+            assert count_quantile(leads, share) == least
+    assert np.isnan(count_quantile([], 0.5))
+
+
+def test_the_effective_sample_ratio_is_that_of_the_probabilities():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(50))
+    assert effective_sample_ratio(WeightedDraw(probability_n=p), None) == pytest.approx(1 / (p**2).sum() / 50)
+    stratum_n = rng.integers(0, 5, 50).astype(np.int32)
+    size_k, rate_k = np.bincount(stratum_n, minlength=5).astype(np.float64), rng.dirichlet(np.ones(5))
+    strata = StratifiedDraw(stratum_n=stratum_n, rate_k=rate_k)
+    p = (rate_k / size_k)[stratum_n]
+    assert p.sum() == pytest.approx(1.0)
+    assert effective_sample_ratio(strata, size_k) == pytest.approx(1 / (p**2).sum() / 50)
+    assert np.isnan(effective_sample_ratio(strata, None))
+    even = StratifiedDraw(stratum_n=stratum_n, rate_k=size_k / 50)
+    assert effective_sample_ratio(even, size_k) == pytest.approx(1.0)
+    keep = np.array([1.0, 1.0, 0.5, 0.5])
+    p = keep / keep.sum()
+    assert effective_sample_ratio(Sweep(keep_n=keep, weight_n=np.ones(4, np.float32)), None) == pytest.approx(
+        1 / (p**2).sum() / 4
+    )
 
 
 def test_the_map_keeps_the_distances_of_clusters_that_lie_in_a_plane():

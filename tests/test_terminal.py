@@ -40,7 +40,11 @@ def test_top_says_that_there_is_no_run():
 
 
 def test_an_explanation_without_a_sketch_says_so():
-    found = pb.ExplainResponse(example=pb.ExampleStatistics(example_id=7, cluster=-1), why=["It was never handed out."])
+    found = pb.ExplainResponse(
+        example=pb.ExampleStatistics(example_id=7, cluster=-1),
+        why=["It was never handed out."],
+        no_neighbours="It has no sketch, so nothing is known of its neighbours.",
+    )
     text = shown(explanation("run", found))
     assert "example 7 of run" in text
     assert "nothing is known of its neighbours" in text

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
-from sampler_client.config import RunOptions, Timeouts
+from sampler_client.config import RunOptions, Timeouts, check_whole
 from sampler_client.errors import Busy, ConfigError, MessageTooLarge, ServiceUnavailable, VersionMismatch, grpc_errors
 
 _PAUSES_S = (0.1, 0.3, 0.9)
@@ -34,6 +34,9 @@ _CONNECTION = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 
+
+MOST_EXAMPLE_ID = 2**63 - 1
+"""that fits into a message; which ids a run has is for the service to say"""
 
 _opened_in = 0
 """The process that opened a channel first. A fork copies this number, and with it a gRPC that no longer works."""
@@ -171,7 +174,12 @@ class SamplerClient:
             run: its name.
             example_id: 0 … num_examples-1.
             neighbours: how many to look for, 1 to 100.
+
+        Raises:
+            ConfigError: a number that is out of range.
         """
+        check_whole("example_id", example_id, 0, MOST_EXAMPLE_ID)
+        check_whole("neighbours", neighbours, 1)
         request = pb.ExplainRequest(run=run, example_id=example_id, neighbours=neighbours)
         what = f"explain example {example_id} of run {run!r}"
         return self._call(pb_grpc.StatisticsStub(self.channel()).Explain, request, what)
@@ -183,7 +191,11 @@ class SamplerClient:
             run: its name.
             order: "hardest", "redundant", "most_drawn" or "never_drawn".
             count: how many at most, 1 to 1000.
+
+        Raises:
+            ConfigError: another order, or a number that is out of range.
         """
+        check_whole("count", count, 1)
         request = pb.ExamplesRequest(run=run, order=order, count=count)
         what = f"{order} examples of run {run!r}"
         return list(self._call(pb_grpc.StatisticsStub(self.channel()).Examples, request, what).examples)

@@ -19,6 +19,9 @@ NO_ROW = -1
 
 _BLOCK = 1 << 16
 
+_LEAST_SQUARE = 1e-20
+"""of a length: the squares of numbers that make up smaller ones may underflow"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
@@ -83,6 +86,9 @@ def _search(query_qd: Float32, row_bd: Float32, k: int, metric: str) -> tuple[Fl
 
 def _unit(row_nd: Float32) -> Float32:
     """Rows of length 1; a zero row stays zero."""
+    square_n = np.einsum("nd,nd->n", row_nd, row_nd)
+    if ((square_n > _LEAST_SQUARE) & np.isfinite(square_n)).all():  # as nearly always: a pass less than below
+        return row_nd * (1.0 / np.sqrt(square_n))[:, None]
     largest_n1 = np.abs(row_nd).max(axis=1, keepdims=True, initial=0.0)  # first, so that no square underflows
     row_nd = row_nd / np.where(largest_n1 > 0.0, largest_n1, 1.0).astype(np.float32)
     length_n1 = np.linalg.norm(row_nd, axis=1, keepdims=True)

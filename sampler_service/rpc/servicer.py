@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from urllib.parse import unquote
@@ -17,7 +19,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service import __version__
 from sampler_service.config import RunConfig
-from sampler_service.errors import ConfigError, Unavailable
+from sampler_service.errors import Busy, ConfigError, Unavailable
 from sampler_service.leases import Group
 from sampler_service.policies import POLICIES
 from sampler_service.reports import policy_of
@@ -28,6 +30,9 @@ from sampler_service.types import Evidence, Report, Stage
 NEIGHBOURS = 8
 EXAMPLES = 24
 """that are looked for when nobody says how many"""
+
+LOOKS_AT_ONCE = 8
+"""calls for statistics that are served at a time: the other threads are for trainers"""
 
 REPORTS_PER_CALL = 32
 """reports handed on together: one call to the run's actor instead of many"""
@@ -171,20 +176,32 @@ class ReportsServicer(pb_grpc.ReportsServicer):
 
 
 class StatisticsServicer(pb_grpc.StatisticsServicer):
+    """Serves those who look, some at a time; one more is refused at once, and its client asks again a little later."""
+
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._places = threading.Semaphore(LOOKS_AT_ONCE)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if not self._places.acquire(blocking=False):
+            raise Busy(f"{LOOKS_AT_ONCE} others look at this service right now; ask again a little later")
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def Get(self, request: pb.GetStatisticsRequest, context: grpc.ServicerContext):  # noqa: N802
-        with errors_as_status(context):
+        with errors_as_status(context), self._place():
             return pb.GetStatisticsResponse(**asdict(self._service.statistics(request.run, detail=request.detail)))
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext):  # noqa: N802
-        with errors_as_status(context):
+        with errors_as_status(context), self._place():
             found = self._service.explain(request.run, request.example_id, request.neighbours or NEIGHBOURS)
             return pb.ExplainResponse(**asdict(found))
 
     def Examples(self, request: pb.ExamplesRequest, context: grpc.ServicerContext):  # noqa: N802
-        with errors_as_status(context):
+        with errors_as_status(context), self._place():
             found = self._service.examples(request.run, request.order, request.count or EXAMPLES)
             return pb.ExamplesResponse(examples=[pb.ExampleStatistics(**asdict(example)) for example in found])
 

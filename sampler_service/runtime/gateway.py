@@ -57,7 +57,7 @@ class Gateway:
 
 
 class Page:
-    """The page's server, in a process of its own: who looks takes nothing from those who train."""
+    """The page's server, in a process of its own: what it makes of the figures costs no gateway and no run."""
 
     def __init__(self) -> None:
         quiet_logging()

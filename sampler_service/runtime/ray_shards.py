@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 UPDATES_IN_FLIGHT = 8
 """blocks per shard that may wait before a report is held up: back-pressure, and a bound on memory"""
 
+NEAREST_ROWS = 1 << 15
+"""rows that one call searches, some 20 ms of 64 numbers each: reports and fences are served in between"""
+
 STOCK_S = 2.0
 """within which a shard must say what it holds, or it is away: a person waits for the answer"""
 
@@ -130,7 +133,14 @@ class RayShards:
         return any(self._each("scored", timeout_s))  # one that came back empty has forgotten it
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
-        return merge(self._each("nearest", timeout_s, sketch_qd, k, metric), k)
+        limit_s = self._call_s if timeout_s is None else timeout_s
+        rows, until, found = routing.num_rows(self._num_examples, 0, self.num_shards), time.monotonic() + limit_s, []
+        for start in range(0, max(rows, 1), NEAREST_ROWS):
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise Unavailable(f"{start / rows:.0%} of the sketches were compared within {limit_s:g} s")
+            found += self._each("nearest", left_s, sketch_qd, k, metric, start, start + NEAREST_ROWS)
+        return merge(found, k)
 
     def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:
         shard_r = routing.shard_of(example_ids, self.num_shards)

@@ -162,7 +162,7 @@ class Registry:
         if run not in self._staff:
             gpus = placement.gpus(self._config.scorer_gpus)
             placement.check_room(f"the scorers of run {run!r}", gpus, self._config.scorers)
-            statistics = host.call.remote("statistics")  # weights may have come before this registry was made anew
+            statistics = host.look.remote("statistics")  # weights may have come before this registry was made anew
             known = answer(statistics, self._config.call_s, f"the actor of run {run!r}").weights_version
         with self._lock:  # making actors waits for none of them, and a run that is closed meanwhile must get none
             config = self._catalog.run(run)

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 REFRESH_CHECK_S = 0.25
 """pause between two looks at whether the clusters are due"""
 
+CALLS, LOOKS = 16, 4
+"""threads for what trainers and scorers ask of a run, and for those who only look: neither waits for the other"""
+
 RETRIES = 3
 """calls to a shard that died are made again to the one that takes its place: each overwrites, none adds up"""
 
@@ -66,6 +69,14 @@ class RunHost:
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
         """Call a method of the sampler; one entry, so that the actor needs no copy of its face."""
+        return self._call(method, *args, **options)
+
+    @ray.method(concurrency_group="looks")
+    def look(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method that only looks, which may take long: shards are asked, arrays are read."""
+        return self._call(method, *args, **options)
+
+    def _call(self, method: str, *args: Any, **options: Any) -> Any:
         if not self._recovered.wait(self._call_s):
             raise Unavailable("the run is taking back what its shards hold, and they do not answer yet")
         return getattr(self._sampler, method)(*args, **options)
@@ -124,7 +135,9 @@ def start_run(config: RunConfig, service: ServiceConfig, opening: str) -> ActorH
             scheduling_strategy=strategy,
         )
         shard.remote(number, service.shards, config.num_examples, config.sketch_dim, config.sketch_dtype)
-    host: Any = ray.remote(RunHost).options(**options, name=names.join("run", opening), max_concurrency=16)
+    with_threads: Any = ray.remote  # its hints leave concurrency groups out
+    actor = with_threads(concurrency_groups={"looks": LOOKS})(RunHost)
+    host = actor.options(**options, name=names.join("run", opening), max_concurrency=CALLS)
     started = host.remote(config, service, shards)
     answer(started.call.remote("refresh_due"), 3 * service.call_s, f"the actor of run {config.run!r} to start")
     return started

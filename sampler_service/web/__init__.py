@@ -3,6 +3,7 @@
     gateway ─ GetStatistics ─▶ recorder ─▶ /api ─▶ the page in a browser
                     └────────────────────▶ /metrics ─▶ Prometheus
 
-It runs in a process of its own and talks to the service as any client does: however many people look, batches do not
-wait, and a fault here never reaches a trainer. Read-only.
+It runs in a process of its own and talks to the service as any client does, so a fault here never reaches a trainer.
+Whoever looks takes some processor time from the run's actor, but no call of a trainer waits behind one of theirs: the
+gateway serves so many lookers at once, and the run answers them in threads of their own. Read-only.
 """

@@ -40,7 +40,7 @@ _COUNTERS = {
 _GAUGES = {
     "sampler_dataset_examples": ("num_examples", "examples of the run's dataset"),
     "sampler_epoch": ("epoch", "latest epoch started"),
-    "sampler_run_progress_ratio": ("progress", "share of the planned epochs"),
+    "sampler_run_progress_ratio": ("progress", "share of the steps of the planned epochs that was handed out"),
     "sampler_sketch_coverage_ratio": ("sketch_coverage", "share of the examples that have a sketch"),
     "sampler_variance_ratio": ("variance_ratio", "variance of a batch gradient over that of an i.i.d. batch"),
     "sampler_stage_variance_ratio": ("stage_ratio", "second moment of a draw by both stages over a uniform one's"),
@@ -55,7 +55,7 @@ _GAUGES = {
     "sampler_leases_outstanding": ("leases", "batches that trainers hold unfinished"),
     "sampler_lead_batches": ("lead", "batches that the trainer with the most holds unfinished"),
     "sampler_lead_limit_batches": ("max_lead", "batches that a trainer may hold unfinished"),
-    "sampler_index_memory_bytes": ("memory_bytes", "of the run's table and sketches"),
+    "sampler_run_memory_bytes": ("memory_bytes", "of the run's table, counts and sketches"),
     "sampler_shards": ("shards", "shards of the run's sketches"),
     "sampler_shards_away": ("shards_away", "shards that do not answer"),
     "sampler_scorers": ("scorers", "scorers that were heard of in the last half minute"),
@@ -127,7 +127,7 @@ def _by_label(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
     yield _family(CounterMetricFamily, "sampler_feedback_rows", text, ["run", "result"], rows)
     coverage = [((s.run, "epoch"), s.epoch_coverage) for s in said]
     coverage += [((s.run, "last_n"), s.window_coverage) for s in said]
-    text = "share of the examples that the latest epoch has handed out, and that the last full window of n has"
+    text = "share of the examples that the latest pass has handed out, and that the last window has: a sweep, or n rows"
     yield _family(GaugeMetricFamily, "sampler_dataset_coverage_ratio", text, ["run", "window"], coverage)
     ages = [((s.run, "50"), s.median_age_steps) for s in said] + [((s.run, "99"), s.p99_age_steps) for s in said]
     text = "steps since what is known of an example was reported"
@@ -144,7 +144,7 @@ def _of_trainers(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
 
     yield per_rank(
         CounterMetricFamily,
-        "sampler_batch_wait_seconds",
+        "sampler_client_blocked_seconds",
         "seconds that a trainer waited for batches since it joined, as it says",
         "waited_seconds",
     )
@@ -153,6 +153,8 @@ def _of_trainers(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:
     yield per_rank(GaugeMetricFamily, "sampler_rank_connected", "whether a rank's trainer is connected", "connected")
     shards = [((s.run, str(shard.shard)), shard.sketched) for s in said for shard in s.shard if not shard.away]
     yield _family(GaugeMetricFamily, "sampler_index_vectors", "sketches in a shard", ["run", "shard"], shards)
+    sizes = [((s.run, str(shard.shard)), shard.memory_bytes) for s in said for shard in s.shard if not shard.away]
+    yield _family(GaugeMetricFamily, "sampler_index_memory_bytes", "of a shard's rows", ["run", "shard"], sizes)
 
 
 def _of_detail(said: list[pb.GetStatisticsResponse]) -> Iterator[Metric]:

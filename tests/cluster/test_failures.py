@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
+import pytest
 
 import sampler_client as sampler
+from sampler_service.rpc.servicer import LOOKS_AT_ONCE
 from tests.cluster.conftest import PATIENT, actors, until
 from tests.cluster.test_end_to_end import GroupedSketches, train
 
@@ -80,3 +83,28 @@ def test_a_shard_that_does_not_answer_is_counted_as_away_and_the_statistics_do_n
         assert (statistics.shards, statistics.shards_away, statistics.sketch_coverage) == (2, 1, 0.5)
         until(lambda: client.statistics("shard-away").shards_away == 0, "the shard to answer again")
         assert client.statistics("shard-away").shards_lost == 0
+
+
+def test_many_who_look_while_a_shard_is_away_keep_no_trainer_waiting(attach, service):
+    before = pids(service, "Shard")
+    train(attach("looked-at", policy="gradient_clustering", num_clusters=4), GroupedSketches())
+    stopped = below(service, "Shard", before)[0]
+    with sampler.SamplerClient(service, timeouts=PATIENT) as client, ThreadPoolExecutor(24) as people:
+        assert len(client.explain("looked-at", 1).neighbours) == 8
+        stopped.suspend()
+        try:
+            asked = [people.submit(client.explain, "looked-at", i) for i in range(24)]
+            until(lambda: sum(each.done() for each in asked) == 24 - LOOKS_AT_ONCE, "those too many to be refused")
+            client.announce_drop("looked-at")  # waits for a thread of the run, as what trainers ask
+            assert sum(each.done() for each in asked) == 24 - LOOKS_AT_ONCE, "the others are still waiting"
+            found = [each.result() for each in asked if not each.exception()]
+        finally:
+            stopped.resume()
+    assert len(found) == LOOKS_AT_ONCE
+    for explanation in found:
+        assert list(explanation.neighbours) == []
+        assert "could not be looked for: waited" in explanation.no_neighbours
+    for each in asked:
+        if each.exception():
+            with pytest.raises(sampler.Busy, match="others look at this service"):
+                each.result()

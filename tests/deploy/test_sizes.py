@@ -51,9 +51,9 @@ def test_bytes_an_example_are_those_of_the_readme() -> None:
     readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
     assert "2 d + 23 bytes in its shard" in readme
     assert sizing.Need(1, 64).row_bytes == 2 * 64 + 23
-    assert "40 in the run's table and counts" in readme
+    assert "44 in the run's table and counts" in readme
     columns = sizing.Need(10**6, 64).run_bytes - sizing.Need(0, 64).run_bytes
-    assert columns == pytest.approx((40 + sizing.WORKING_BYTES) * 10**6)
+    assert columns == pytest.approx((44 + sizing.WORKING_BYTES) * 10**6)
     assert f"up to {sizing.WORKING_BYTES} while rates and statistics are made" in readme
 
 

@@ -3,6 +3,7 @@ else is disturbed: in every test another run goes on, and gets each of its examp
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -65,6 +66,27 @@ pytestmark = pytest.mark.usefixtures("bystander")
 )
 def test_an_unknown_run_is_named_with_those_that_are_open(client: SamplerClient, call: Callable):
     with pytest.raises(NotFound, match=r"unknown run 'nope'; open are \['bystander'\]; open it first"):
+        call(client)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda client: client.explain("bystander", 10**20), f"example_id must be at most {2**63 - 1}, got {10**20}"),
+        (lambda client: client.explain("bystander", -1), "example_id must be at least 0, got -1"),
+        (lambda client: client.explain("bystander", 1.5), "example_id must be a whole number, got 1.5"),
+        (lambda client: client.explain("bystander", 0, neighbours=0), "neighbours must be at least 1, got 0"),
+        (lambda client: client.explain("bystander", 0, neighbours=101), "neighbours must be 0 to 100, got 101"),
+        (lambda client: client.explain("bystander", 10**9), "example 1000000000 is not one of run 'bystander'"),
+        (lambda client: client.examples("bystander", "hardest", count=-1), "count must be at least 1, got -1"),
+        (lambda client: client.examples("bystander", "hardest", count=10**10), f"count must be at most {2**32 - 1}"),
+        (lambda client: client.examples("bystander", "hardest", count=1001), "count must be 1 to 1000, got 1001"),
+    ],
+)
+def test_a_question_with_a_number_out_of_range_is_refused_by_its_value(
+    client: SamplerClient, call: Callable, said: str
+):
+    with pytest.raises(ConfigError, match=re.escape(said)):
         call(client)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 
@@ -13,11 +14,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.client import SamplerClient
-from sampler_client.errors import Busy
+from sampler_client.errors import Busy, NotFound
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError
 from sampler_service.rpc.server import CONTROL_THREADS, Server
-from sampler_service.rpc.servicer import ControlServicer
+from sampler_service.rpc.servicer import LOOKS_AT_ONCE, ControlServicer
 from sampler_service.service import LocalService
 from sampler_service.views import RunStatistics
 from tests.raw_wire import QUICK, RawStream, hello, raw_channel, raw_join
@@ -91,12 +92,16 @@ def test_a_port_may_be_taken_again_at_once(served: ServedService):
         assert client.runs() == []
 
 
-class SlowStatistics(LocalService):
-    """Each call for statistics waits for its turn."""
+class SlowService(LocalService):
+    """Each fence, and each call for statistics, waits for its turn."""
 
     def __init__(self) -> None:
         super().__init__()
         self.turns = threading.Semaphore(0)
+
+    def fence(self, run: str) -> int:
+        self.turns.acquire()
+        return super().fence(run)
 
     def statistics(self, run: str, *, detail: bool = False) -> RunStatistics:
         self.turns.acquire()
@@ -104,11 +109,11 @@ class SlowStatistics(LocalService):
 
 
 def test_a_server_whose_threads_are_all_taken_says_that_it_is_busy_and_answers_when_one_is_free():
-    slow = SlowStatistics()
+    slow = SlowService()
     served = ServedService(slow, max_trainers=1)
     with raw_channel(served.address) as channel, SamplerClient(served.address, timeouts=QUICK) as client:
-        ask = pb_grpc.StatisticsStub(channel).Get
-        calls = [ask.future(pb.GetStatisticsRequest(run="run")) for _ in range(1 + CONTROL_THREADS)]
+        fence = pb_grpc.ReportsStub(channel).Fence
+        calls = [fence.future(pb.FenceRequest(run="run")) for _ in range(1 + CONTROL_THREADS)]
         time.sleep(0.3)
         with pytest.raises(Busy, match=f"list runs: {served.address} has too much in hand"):
             client.runs()
@@ -116,6 +121,31 @@ def test_a_server_whose_threads_are_all_taken_says_that_it_is_busy_and_answers_w
         assert client.runs() == []
         slow.turns.release(len(calls))
         assert {call.code() for call in calls} == {grpc.StatusCode.NOT_FOUND}
+    served.stop()
+
+
+def first_of(calls: list[grpc.Future], count: int) -> list[grpc.Future]:
+    """The first so many that end."""
+    ended: queue.SimpleQueue[grpc.Future] = queue.SimpleQueue()
+    for call in calls:
+        call.add_done_callback(ended.put)
+    return [ended.get(timeout=10) for _ in range(count)]
+
+
+def test_those_who_look_never_take_all_threads_and_one_too_many_is_refused():
+    slow = SlowService()
+    served = ServedService(slow, max_trainers=1)
+    with raw_channel(served.address) as channel, SamplerClient(served.address, timeouts=QUICK) as client:
+        ask = pb_grpc.StatisticsStub(channel).Get
+        calls = [ask.future(pb.GetStatisticsRequest(run="run")) for _ in range(1 + CONTROL_THREADS)]
+        refused = first_of(calls, len(calls) - LOOKS_AT_ONCE)
+        assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert all("8 others look at this service right now" in call.details() for call in refused)
+        assert client.runs() == [], "there is a thread for it"
+        slow.turns.release(LOOKS_AT_ONCE + 1)
+        assert {call.code() for call in calls if call not in refused} == {grpc.StatusCode.NOT_FOUND}
+        with pytest.raises(NotFound):
+            client.statistics("run")
     served.stop()
 
 

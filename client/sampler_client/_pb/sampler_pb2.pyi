@@ -635,14 +635,16 @@ class ExplainRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., example_id: _Optional[int] = ..., neighbours: _Optional[int] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("example", "why", "neighbours")
+    __slots__ = ("example", "why", "neighbours", "no_neighbours")
     EXAMPLE_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
     NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
+    NO_NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     example: ExampleStatistics
     why: _containers.RepeatedScalarFieldContainer[str]
     neighbours: _containers.RepeatedCompositeFieldContainer[Neighbour]
-    def __init__(self, example: _Optional[_Union[ExampleStatistics, _Mapping]] = ..., why: _Optional[_Iterable[str]] = ..., neighbours: _Optional[_Iterable[_Union[Neighbour, _Mapping]]] = ...) -> None: ...
+    no_neighbours: str
+    def __init__(self, example: _Optional[_Union[ExampleStatistics, _Mapping]] = ..., why: _Optional[_Iterable[str]] = ..., neighbours: _Optional[_Iterable[_Union[Neighbour, _Mapping]]] = ..., no_neighbours: _Optional[str] = ...) -> None: ...
 
 class Neighbour(_message.Message):
     __slots__ = ("similarity", "example")

@@ -742,14 +742,16 @@ class StatisticsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Why an example was drawn as often as it was, or never; an unknown id is INVALID_ARGUMENT.
+        """Why an example was drawn as often as it was, or never; an unknown id is INVALID_ARGUMENT. Its neighbours are looked
+        for in all sketches, for some seconds at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Examples(self, request, context):
-        """Examples that stand out. Looks at all of them: some tenths of a second for ten millions.
+        """Examples that stand out. Looks at all of them, some tenths of a second for ten millions; an answer serves for two
+        seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
