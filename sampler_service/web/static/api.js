@@ -18,6 +18,7 @@ export async function ask(path, options = {}) {
   throw new Error(said);
 }
 
-export function runPath(run, what = "") {
-  return "api/runs/" + run.split("/").map(encodeURIComponent).join("/") + (what ? "/" + what : "");
+// A run's name may have slashes: it is one part of the path, and the last.
+export function runPath(what, run) {
+  return `api/${what}/${encodeURIComponent(run)}`;
 }

@@ -35,7 +35,7 @@ export class Examples {
     if (performance.now() - this.askedAt < PERIOD_MS) return;
     this.askedAt = performance.now();
     const order = this.order;
-    const { examples } = await ask(runPath(this.run, "examples"), { order });
+    const { examples } = await ask(runPath("examples", this.run), { order });
     if (order === this.order) this.found = examples;
   }
 
@@ -57,7 +57,7 @@ export class Examples {
     this.changed();
     this.dialog()?.showModal?.();
     try {
-      this.why = await ask(runPath(this.run, "explain"), { id });
+      this.why = await ask(runPath("explain", this.run), { id });
     } catch (error) {
       this.why = { id, error: error.message };
     }
@@ -115,7 +115,7 @@ export class Examples {
   preview(id) {
     if (!this.previews) return nothing;
     if (this.texts.has(id)) return html`<span class="text">${this.texts.get(id)}</span>`;
-    const source = runPath(this.run, "preview") + "?id=" + id;
+    const source = runPath("preview", this.run) + "?id=" + id;
     return html`<img src=${source} alt="" loading="lazy" @error=${() => this.asText(id, source)} />`;
   }
 

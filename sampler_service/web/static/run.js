@@ -80,7 +80,7 @@ export class RunView {
   }
 
   async update() {
-    const said = await ask(runPath(this.name), { generation: this.generation, count: this.count });
+    const said = await ask(runPath("run", this.name), { generation: this.generation, count: this.count });
     this.take(said.history);
     this.said = said;
     this.ended = "";
