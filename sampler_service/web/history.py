@@ -60,6 +60,12 @@ class History:
             points = self._points[-count:]
         return [_finite(point[name]) for point in points]
 
+    def last(self, name: str) -> float | None:
+        """The last value of one curve that was known."""
+        with self._lock:
+            known = (point[name] for point in reversed(self._points) if math.isfinite(point[name]))
+            return next(known, None)
+
 
 def _new_generation() -> int:
     """Drawn, not counted: a browser that slept over a restart must not take the new curves for the rest of the old.

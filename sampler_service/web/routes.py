@@ -188,6 +188,7 @@ def _glance(name: str, record: Record) -> dict[str, Any]:
         **(plain(record.statistics) if record.statistics else {"run": name}),
         "unanswered_since": record.unanswered_since,
         "examples_per_s": record.examples_per_s,
+        "last_ratio": record.history.last("variance_ratio"),
         "recent": record.history.tail("examples_per_s", SPARK_POINTS),
     }
 

@@ -77,6 +77,14 @@ def test_the_tail_of_one_curve():
     assert History().tail("x", 60) == []
 
 
+def test_the_last_value_that_was_known():
+    history = History()
+    assert history.last("x") is None
+    for x in (1.0, 2.0, math.nan):
+        history.add({"time": 0.0, "x": x})
+    assert history.last("x") == 2.0
+
+
 def test_readers_and_the_writer_do_not_meet():
     """A reader never sees a generation with the points of another: the n-th point of a first one is n."""
     history, ended, faults = History(most_points=64), threading.Event(), []

@@ -11,7 +11,7 @@ from sampler_service.web.previews import Previews
 
 def test_an_image_of_the_operators_is_left_as_it_is():
     theirs = Image.new("RGB", (400, 200))
-    previews = Previews(lambda dataset: lambda example_id: theirs)
+    previews = Previews(lambda _: lambda _: theirs)
     for _ in range(2):
         shown = previews.of("pictures", 0)
         assert shown is not None
