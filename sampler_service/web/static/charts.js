@@ -79,8 +79,9 @@ function tooltip(extra = {}) {
   };
 }
 
-// Curves over time. `curves`: [{ name, key, area? }]; data: columns of the history.
-export function lines(curves, { format, max = null, mark = null } = {}) {
+// Curves over time. `curves`: [{ name, key, area? }]; data: columns of the history; step: the least between two lines
+// of the grid; mark: a named level that is always in sight.
+export function lines(curves, { format, max = null, step = 0, mark = null } = {}) {
   const words = (value) => format(value); // ECharts gives more than the value
   const known = (columns) => curves.filter(({ key }) => columns[key]?.some((value) => value != null));
   const says = (columns) =>
@@ -90,6 +91,8 @@ export function lines(curves, { format, max = null, mark = null } = {}) {
   return new Chart((columns) => {
     const shown = known(columns);
     const times = (columns.time ?? []).map((seconds) => 1000 * seconds);
+    const top = Math.max(0, ...shown.flatMap(({ key }) => columns[key].map((value) => value ?? 0)));
+    const below = mark !== null && top <= mark.at; // the mark is then the highest line but one
     return base({
       tooltip: tooltip({ valueFormatter: words }),
       legend: legend(shown.length > 1),
@@ -98,9 +101,10 @@ export function lines(curves, { format, max = null, mark = null } = {}) {
       yAxis: axis({
         type: "value",
         min: 0,
-        max: mark ? (range) => Math.max(1.1 * mark.at, range.max) : max,
-        interval: max === 1 ? 0.25 : undefined,
-        axisLabel: { ...axis().axisLabel, formatter: words, showMaxLabel: !mark },
+        max: below ? 1.25 * mark.at : max,
+        interval: below ? 0.25 * mark.at : max === 1 ? 0.25 : undefined,
+        minInterval: step,
+        axisLabel: { ...axis().axisLabel, formatter: words, showMaxLabel: !below },
         splitNumber: 3,
       }),
       series: shown.map(({ name, key, area }, i) => ({

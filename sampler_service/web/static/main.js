@@ -96,7 +96,7 @@ function head() {
   const [state, words] = connection();
   return html`
     <a class="brand" href="#/"><img src="static/icon.svg" alt="" width="24" height="24" /> Gradient sampler</a>
-    <span class="where">${about ? html`${about.service} <span class="dim">${about.version}</span>` : nothing}</span>
+    <span class="where">${about ? html`${about.service}, version ${about.version}` : nothing}</span>
     <span class="state ${state}" title=${trouble?.why ?? ""}>
       <i></i><span role="status">${words}</span>${trouble ? html`<span>${ago((Date.now() - trouble.since) / 1000)}</span>` : nothing}
     </span>

@@ -47,7 +47,7 @@ export class RunView {
         ],
         { format: short },
       ),
-      wait: lines([{ name: "waiting", key: "wait_share", area: true }], { format: percent, max: 1 }),
+      wait: lines([{ name: "waiting", key: "wait_share", area: true }], { format: percent, step: 0.01 }),
       age: lines(
         [
           { name: "median", key: "median_age_steps" },
@@ -61,7 +61,7 @@ export class RunView {
           { name: "median", key: "median_lead" },
           { name: "99 % at most", key: "p99_lead" },
         ],
-        { format: short },
+        { format: short, step: 1 },
       ),
     };
     this.histograms = {
@@ -208,7 +208,7 @@ function tiles(s, said, columns) {
     ${tile("effective sample", percent(s.effective_sample_ratio), "of the set, by the draw rates")}
     ${tile("epoch", whole(s.epoch), s.progress == null ? `${percent(s.epoch_coverage)} handed out` : `${percent(s.progress)} of the run`)}
     ${tile("examples/s", short(said.examples_per_s), `${short(s.examples)} so far`)}
-    ${tile("trainers", whole(s.trainers), `batches in their hands: ${whole(s.leases)}`)}
+    ${tile("trainers", whole(s.trainers), s.leases === 1 ? "1 batch in hand" : `${whole(s.leases)} batches in hand`)}
     ${tile("age", short(s.median_age_steps), `steps; 99 % at most ${short(s.p99_age_steps)}`)}
   </dl>`;
 }
