@@ -128,7 +128,10 @@ class Recorder:
     def _run(self) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
-            self.look()
+            try:
+                self.look()
+            except Exception:  # a fault of ours must not end the curves of all runs
+                log.exception("a look at the service failed")
             took = time.monotonic() - began
             self._stop.wait(pause(took, self._period_s))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -85,27 +85,19 @@ def test_the_last_value_that_was_known():
     assert history.last("x") == 2.0
 
 
-def test_readers_and_the_writer_do_not_meet():
-    """A reader never sees a generation with the points of another: the n-th point of a first one is n."""
-    history, ended, faults = History(most_points=64), threading.Event(), []
-
-    def reads() -> None:
-        generation, count, last = -1, 0, -1.0
-        while not ended.is_set():
-            found = history.since(generation, count)
-            times = found["columns"].get("time", [])
-            if found["start"] == 0:
-                count, last = 0, -1.0
-            if times != sorted(times) or (times and times[0] <= last):
-                faults.append((last, times[:3]))
-            generation, count, last = found["generation"], count + len(times), times[-1] if times else last
-
-    readers = [threading.Thread(target=reads) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for i in range(20_000):
+def test_a_reader_does_not_see_new_points_under_the_old_generation(monkeypatch):
+    history, found = History(most_points=8), []
+    for i in range(7):
         history.add({"time": float(i)})
-    ended.set()
-    for reader in readers:
-        reader.join()
-    assert faults == []
+    known = read(history)["generation"]
+    with ThreadPoolExecutor(1) as reader:
+
+        def merging() -> int:  # neighbours have become one, and the generation is still that of before
+            found.append(reader.submit(history.since, known, 3))
+            wait(found, timeout=0.2)
+            return 1
+
+        monkeypatch.setattr("sampler_service.web.history._new_generation", merging)
+        history.add({"time": 7.0})
+        seen = found[0].result(30)
+    assert (seen["generation"], seen["start"], len(seen["columns"]["time"])) == (1, 0, 4)

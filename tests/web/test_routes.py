@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
@@ -11,10 +13,13 @@ import requests
 from PIL import Image
 
 from sampler_client.client import SamplerClient
-from sampler_service.errors import ConfigError
+from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.web.server import WebServer
 from tests.served import ServedService
 from tests.web.conftest import N, Trainer, Web
+
+POOL = 40
+"""threads of the server, all of which may wait for the service"""
 
 
 def test_the_page_and_its_files_are_there_and_may_load_nothing_from_elsewhere(web: Web):
@@ -114,6 +119,29 @@ def test_a_question_without_an_answer_says_why(web: Web, trainer: Trainer, path,
     answer = web.get(path)
     assert answer.status_code == status
     assert words in answer.json()["error"]
+
+
+def test_health_does_not_queue_behind_calls_that_wait_for_the_service(served: ServedService, monkeypatch):
+    asked, go = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        asked.release()
+        assert go.wait(30)
+        raise Unavailable("too late")
+
+    monkeypatch.setattr(served.service, "statistics", slow)
+    monkeypatch.setattr("sampler_service.web.server.ASK_S", 60.0)
+    web = Web(WebServer(served.address, host="127.0.0.1", port=0))
+    with ThreadPoolExecutor(POOL) as viewers:
+        waiting = [viewers.submit(requests.get, f"{web.url}/api/run/run-{i}", timeout=60) for i in range(POOL)]
+        for _ in waiting:
+            assert asked.acquire(timeout=30)
+        try:
+            assert web.get("/healthz").text == "ok\n"
+            assert not any(each.done() for each in waiting)
+        finally:
+            go.set()
+    web.server.stop()
 
 
 def test_it_is_read_only(web: Web, trainer: Trainer, client: SamplerClient):
