@@ -2,7 +2,7 @@
 
               ┌─ each second, briefly ─▶ recorder ─▶ /api/runs, and the curves of /api/run/RUN
     gateway ──┤
-              └─ once for all who ask ─▶ /api/run/RUN, /api/examples/RUN, /metrics
+              ├─ once for all who ask ─▶ /api/run/RUN, /api/examples/RUN, /metrics
               └─ for each who asks ────▶ /api/explain/RUN
 
 It runs in a process of its own and talks to the service as any client does: however many people look, batches do not

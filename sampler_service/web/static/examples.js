@@ -36,7 +36,7 @@ export class Examples {
   async refresh(previews = this.previews !== null) {
     if (previews) this.previews ??= new Previews(this.run, this.changed);
     if (performance.now() - this.askedAt < PERIOD_MS) return;
-    this.askedAt = performance.now();
+    this.askedAt = Infinity; // not again before this answer
     const order = this.order;
     let found = this.found;
     let error = "";
@@ -46,6 +46,7 @@ export class Examples {
       error = failure.message;
     }
     if (this.closed || order !== this.order) return;
+    this.askedAt = performance.now();
     this.found = found;
     this.error = error;
     this.changed();
