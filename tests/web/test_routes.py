@@ -13,8 +13,10 @@ import requests
 from PIL import Image
 
 from sampler_client.client import SamplerClient
-from sampler_service.errors import ConfigError, Unavailable
+from sampler_client.errors import ServiceUnavailable
+from sampler_service.errors import ConfigError
 from sampler_service.web.server import WebServer
+from sampler_service.web.sharing import SharingClient
 from tests.served import ServedService
 from tests.web.conftest import N, Trainer, Web
 
@@ -121,27 +123,24 @@ def test_a_question_without_an_answer_says_why(web: Web, trainer: Trainer, path,
     assert words in answer.json()["error"]
 
 
-def test_health_does_not_queue_behind_calls_that_wait_for_the_service(served: ServedService, monkeypatch):
+def test_health_does_not_queue_behind_calls_that_wait_for_the_service(web: Web, monkeypatch):
     asked, go = threading.Semaphore(0), threading.Event()
 
     def slow(*_: object, **__: object) -> None:
         asked.release()
-        assert go.wait(30)
-        raise Unavailable("too late")
+        assert go.wait(60)
+        raise ServiceUnavailable("too late")
 
-    monkeypatch.setattr(served.service, "statistics", slow)
-    monkeypatch.setattr("sampler_service.web.server.ASK_S", 60.0)
-    web = Web(WebServer(served.address, host="127.0.0.1", port=0))
+    monkeypatch.setattr(SharingClient, "statistics", slow)
     with ThreadPoolExecutor(POOL) as viewers:
         waiting = [viewers.submit(requests.get, f"{web.url}/api/run/run-{i}", timeout=60) for i in range(POOL)]
-        for _ in waiting:
-            assert asked.acquire(timeout=30)
         try:
+            for _ in waiting:
+                assert asked.acquire(timeout=30)
             assert web.get("/healthz").text == "ok\n"
             assert not any(each.done() for each in waiting)
         finally:
             go.set()
-    web.server.stop()
 
 
 def test_it_is_read_only(web: Web, trainer: Trainer, client: SamplerClient):
