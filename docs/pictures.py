@@ -160,7 +160,7 @@ def take(browser: Browser, url: str) -> None:
 
     page.get_by_role("button", name="Most drawn").click()
     pictured(page)
-    page.locator(".example").first.click()
+    page.locator(".example").last.click()
     dialog = page.get_by_role("dialog")
     dialog.locator(".figures").wait_for()
     pictured(page)
