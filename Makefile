@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?=
 KEEP ?=
 
-.PHONY: help setup demo test test-hosts check fmt proto bench bench-training gpu-check clean
+.PHONY: help setup demo test test-hosts check fmt proto pictures bench bench-training gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -40,6 +40,9 @@ proto: setup  ## regenerate the protobuf code; the virtual path makes its import
 
 test-hosts: setup  ## only the test across hosts, which are namespaces of this machine; as root
 	$(BIN)/python -m pytest tests/cluster/test_hosts.py
+
+pictures: setup  ## the pictures of the page in docs/images, taken anew; needs Chromium
+	$(BIN)/python -m docs.pictures
 
 BENCHMARKS := variance convex sketching serving staleness scorers draws monitoring
 

@@ -157,10 +157,10 @@ def watchers(service: RunningService, run: str) -> Iterator[None]:
         "import sys, time, requests\n"
         "page, run = sys.argv[1:]\n"
         "for second in range(10**6):\n"
-        "    requests.get(f'{page}/api/runs/{run}', timeout=10).raise_for_status()\n"
+        "    requests.get(f'{page}/api/run/{run}', timeout=10).raise_for_status()\n"
         "    requests.get(f'{page}/metrics', timeout=10).raise_for_status()\n"
         "    if second % 5 == 0:\n"
-        "        requests.get(f'{page}/api/runs/{run}/examples', timeout=10).raise_for_status()\n"
+        "        requests.get(f'{page}/api/examples/{run}', timeout=10).raise_for_status()\n"
         "    time.sleep(1)\n"
     )
     commands = [

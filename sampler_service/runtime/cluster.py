@@ -13,8 +13,9 @@ from sampler_service.errors import ConfigError, SamplerError
 from sampler_service.runtime import names, placement
 from sampler_service.runtime.calls import answer
 from sampler_service.runtime.ending import end_service
-from sampler_service.runtime.gateway import Gateway, Page, Serve, ServePage
+from sampler_service.runtime.gateway import Gateway, Serve, ServePage
 from sampler_service.runtime.joining import connect
+from sampler_service.runtime.page import KeptPage
 from sampler_service.runtime.registry import find_registry
 from sampler_service.scorers import MakeScorer
 
@@ -51,11 +52,10 @@ class Cluster:
         make_scorer: MakeScorer | None = None,
     ) -> None:
         self._namespace = config.name
-        token = names.token()
-        self._name = names.join("gateway", token)
+        self._name = names.join("gateway", names.token())
         self._gateway: Any = None
         self._registry: Any = None
-        self._page: Any = None
+        self._page: KeptPage | None = None
         connect(address, config.name)
         try:
             node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -70,23 +70,22 @@ class Cluster:
             started = self._gateway.start.remote(serve, config, make_scorer)
             self.port: int = answer(started, 6 * config.call_s, "the gateway to start")
             if config.page_port is not None:
-                page: Any = ray.remote(Page).options(**here, name=names.join("page", token))
-                self._page = page.remote()
-            self.page_port = self._show(serve_page, config)
+                reached = f"{ANY_HOST.get(config.host, config.host)}:{self.port}"
+                self._page = KeptPage(here, serve_page, reached, config)
         except BaseException:
             self._end()
             raise
 
-    def _show(self, serve_page: ServePage, config: ServiceConfig) -> int | None:
-        """Start the page; its port."""
-        if self._page is None:
-            return None
-        service = f"{ANY_HOST.get(config.host, config.host)}:{self.port}"
-        return answer(self._page.start.remote(serve_page, service, config), 6 * config.call_s, "the page to start")
+    @property
+    def page_port(self) -> int | None:
+        """Where the page is, if there is one."""
+        return self._page.port if self._page else None
 
     def wait_for_stop(self, timeout_s: float) -> bool:
-        """Whether a stop was asked for, by `sampler-service stop` or `down`; waits for it."""
+        """Whether a stop was asked for, by `sampler-service stop` or `down`; waits for it, and keeps the page up."""
         reference = self._gateway.wait_for_stop.remote(timeout_s)
+        if self._page is not None:
+            self._page.keep()
         return answer(reference, timeout_s + 20.0, "the gateway")
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -97,7 +96,7 @@ class Cluster:
         leaves = False
         try:
             if self._page is not None:
-                self._page.stop.remote(grace_s)
+                self._page.stop(grace_s)
             answer(self._gateway.drain.remote(grace_s), grace_s + 10.0, "the gateway to drain")
             leaves = True
         except SamplerError as error:
@@ -116,8 +115,10 @@ class Cluster:
         except SamplerError as error:
             log.warning("stopping anyway: %s", error)
         finally:
-            for actor in filter(None, (self._page, self._gateway)):
-                ray.kill(actor)
+            if self._page is not None:
+                self._page.kill()
+            if self._gateway is not None:
+                ray.kill(self._gateway)
             ray.shutdown()
 
 

@@ -61,6 +61,7 @@ class Page:
 
     def __init__(self) -> None:
         quiet_logging()
+        self._stopped = threading.Event()
         self._server: StartedServer | None = None
 
     def start(self, serve_page: ServePage, service: str, config: ServiceConfig) -> int:
@@ -68,7 +69,12 @@ class Page:
         self._server = serve_page(service, config)
         return self._server.port
 
+    def wait_for_stop(self) -> None:
+        """Wait for a stop that was asked for."""
+        self._stopped.wait()
+
     def stop(self, grace_s: float) -> None:
         """Answer no more."""
+        self._stopped.set()
         if self._server is not None:
             self._server.stop(grace_s)

@@ -77,7 +77,8 @@ def _preview(shown: Any) -> Preview:
         shown = Image.fromarray(shown)
     if not isinstance(shown, Image.Image):
         raise TypeError(f"a {type(shown).__name__}; a text, an image or an array is needed")
-    image = shown if shown.mode in ("L", "RGB", "RGBA") else shown.convert("RGB")
+    # A copy: the image is the operator's, and `thumbnail` works in place.
+    image = shown.copy() if shown.mode in ("L", "RGB", "RGBA") else shown.convert("RGB")
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     encoded = io.BytesIO()
     image.save(encoded, format="PNG")

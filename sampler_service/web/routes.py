@@ -3,12 +3,15 @@
 /                                the page
 /static/…                        its files
 /api/runs                        every run at a glance
-/api/runs/RUN?generation=&count= one run: statistics with histograms and clusters, and what is new of its curves
-/api/runs/RUN/examples?order=    examples that stand out
-/api/runs/RUN/explain?id=        why an example was drawn
-/api/runs/RUN/preview?id=        what it looks like; 404 where nobody gave a source of previews
+/api/run/RUN?generation=&count=  one run: statistics with histograms and clusters, and what is new of its curves
+/api/examples/RUN?order=&count=  examples that stand out
+/api/explain/RUN?id=             why an example was drawn
+/api/preview/RUN?id=             what it looks like; 404 where nobody gave a source of previews
 /metrics                         Prometheus
 /healthz                         200 as long as this server runs, also while the service does not answer
+
+RUN stands last: a run's name may have slashes, and words of these paths. An error is {"error": words}; when the
+service gave no answer (503), with what else is known of the service.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +42,18 @@ from sampler_service.web.recorder import Record, Recorder
 
 STATIC = Path(__file__).with_name("static")
 
+MOST_LISTED = 1000
+"""examples in one answer; the service refuses more"""
+
+LARGEST_ID = 2**63 - 1
+"""that the wire carries; the service knows which ids a run has"""
+
+SPARK_POINTS = 60
+"""of a run's throughput in the overview"""
+
 HEADERS = {
-    # Nothing leaves the host. Charts set styles of their own.
-    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:",
+    # Nothing leaves the host. Charts set styles of their own; previews are fetched once, and shown from memory (blob:).
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -67,41 +80,41 @@ class Pages:
         return FileResponse(STATIC / "index.html", headers=HEADERS)
 
     def runs(self, request: Request) -> Response:  # noqa: ARG002
-        runs = [_glance(record) for _, record in sorted(self._recorder.runs().items())]
+        runs = [_glance(name, record) for name, record in sorted(self._recorder.runs().items())]
         return _json({**self._about(), "runs": runs})
 
     def run(self, request: Request) -> Response:
         name = request.path_params["run"]
+        known = _whole(request, "generation", default=-1), _whole(request, "count", default=0)
         said = self._client.statistics(name, detail=True)
         record = self._recorder.runs().get(name)
-        history = (
-            record.history.since(_whole(request, "generation", -1), _whole(request, "count", 0)) if record else None
-        )
-        rate = record.examples_per_s if record else math.nan
         return _json(
             {
                 **self._about(),
                 "statistics": plain(said),
-                "examples_per_s": rate,
-                "history": history,
+                "examples_per_s": record.examples_per_s if record else math.nan,
+                "ranks": {str(rank): asdict(rates) for rank, rates in record.ranks.items()} if record else {},
+                "history": record.history.since(*known) if record else None,
                 "previews": self._previews is not None,
             }
         )
 
     def examples(self, request: Request) -> Response:
-        order, count = request.query_params.get("order", "hardest"), _whole(request, "count", 24)
+        order = request.query_params.get("order", "hardest")
+        count = _whole(request, "count", default=24, low=1, high=MOST_LISTED)
         found = self._client.examples(request.path_params["run"], order, count=count)
         return _json({"examples": [plain(example) for example in found]})
 
     def explain(self, request: Request) -> Response:
-        found = self._client.explain(request.path_params["run"], _whole(request, "id"))
+        found = self._client.explain(request.path_params["run"], _whole(request, "id", low=0, high=LARGEST_ID))
         return _json(plain(found))
 
     def preview(self, request: Request) -> Response:
         if self._previews is None:
             raise NotFound("this service was started without --previews")
-        dataset = self._client.statistics(request.path_params["run"]).dataset
-        shown = self._previews.of(dataset, _whole(request, "id"))
+        example_id = _whole(request, "id", low=0, high=LARGEST_ID)
+        dataset = self._dataset(request.path_params["run"])
+        shown = self._previews.of(dataset, example_id)
         if shown is None:
             raise NotFound(f"there are no previews of dataset {dataset!r}")
         return Response(
@@ -111,14 +124,26 @@ class Pages:
     def metrics(self, request: Request) -> Response:  # noqa: ARG002
         return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    def health(self, request: Request) -> Response:  # noqa: ARG002
+    async def health(self, request: Request) -> Response:  # noqa: ARG002
+        # Not in the pool, whose threads may all wait for the service.
         return PlainTextResponse("ok\n")
+
+    def unanswered(self, request: Request, error: Exception) -> Response:  # noqa: ARG002
+        """What is said in place of the service's answer."""
+        return JSONResponse(plain({**self._about(), "error": str(error)}), status_code=503, headers=HEADERS)
+
+    def _dataset(self, run: str) -> str:
+        """The dataset of a run: a page with many previews asks for it often, and it never changes."""
+        record = self._recorder.runs().get(run)
+        known = record.statistics if record else None
+        return (known or self._client.statistics(run)).dataset
 
     def _about(self) -> dict[str, Any]:
         return {
             "service": self._client.address,
             "version": __version__,
             "time": time.time(),
+            "asked": self._recorder.asked,
             "lost": self._recorder.lost,
             "lost_since": self._recorder.lost_since,
         }
@@ -127,20 +152,26 @@ class Pages:
 def make_app(client: SamplerClient, recorder: Recorder, previews: Previews | None) -> Starlette:
     """The ASGI application."""
     pages = Pages(client, recorder, previews)
-    # A run's name may have slashes, so what is asked of it comes first.
     return Starlette(
         routes=[
             Route("/", pages.page),
             Mount("/static", _Static(directory=STATIC)),
             Route("/api/runs", pages.runs),
-            Route("/api/runs/{run:path}/examples", pages.examples),
-            Route("/api/runs/{run:path}/explain", pages.explain),
-            Route("/api/runs/{run:path}/preview", pages.preview),
-            Route("/api/runs/{run:path}", pages.run),
+            Route("/api/examples/{run:path}", pages.examples),
+            Route("/api/explain/{run:path}", pages.explain),
+            Route("/api/preview/{run:path}", pages.preview),
+            Route("/api/run/{run:path}", pages.run),
             Route("/metrics", pages.metrics),
             Route("/healthz", pages.health),
         ],
-        exception_handlers=_HANDLERS,
+        # Starlette takes the most specific.
+        exception_handlers={
+            BadRequest: _failed(400),
+            NotFound: _failed(404),
+            Stale: _failed(410),
+            SamplerError: pages.unanswered,
+            ConfigError: _failed(500),
+        },
     )
 
 
@@ -151,14 +182,14 @@ class _Static(StaticFiles):
         return response
 
 
-def _glance(record: Record) -> dict[str, Any]:
-    """A run in the overview."""
-    said = record.statistics
-    points = record.history.since(-1, 0)["columns"]
+def _glance(name: str, record: Record) -> dict[str, Any]:
+    """A run in the overview; of one that has not answered yet little more than its name."""
     return {
-        **plain(said),
+        **(plain(record.statistics) if record.statistics else {"run": name}),
+        "unanswered_since": record.unanswered_since,
         "examples_per_s": record.examples_per_s,
-        "recent": list(points.get("examples_per_s", [])[-60:]),
+        "last_ratio": record.history.last("variance_ratio"),
+        "recent": record.history.tail("examples_per_s", SPARK_POINTS),
     }
 
 
@@ -166,14 +197,20 @@ def _json(content: Any) -> Response:
     return JSONResponse(plain(content), headers=HEADERS)
 
 
-def _whole(request: Request, name: str, default: int | None = None) -> int:
+def _whole(
+    request: Request, name: str, *, default: int | None = None, low: int | None = None, high: int | None = None
+) -> int:
+    """A whole number of the query, from `low` to `high`."""
     text = request.query_params.get(name)
     if text is None and default is not None:
         return default
     try:
-        return int(text or "")
+        value = int(text or "")
     except ValueError:
         raise BadRequest(f"{name} must be a whole number, got {text!r}") from None
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise BadRequest(f"{name} must be {low} to {high}, got {value}")
+    return value
 
 
 def _failed(status: int) -> Callable[[Request, Exception], Response]:
@@ -181,13 +218,3 @@ def _failed(status: int) -> Callable[[Request, Exception], Response]:
         return JSONResponse({"error": str(error)}, status_code=status, headers=HEADERS)
 
     return answer
-
-
-_HANDLERS: dict[Any, Any] = {
-    BadRequest: _failed(400),
-    NotFound: _failed(404),
-    Stale: _failed(410),
-    SamplerError: _failed(503),
-    ConfigError: _failed(500),
-}
-"""status by error; Starlette takes the most specific"""

@@ -9,13 +9,13 @@ import time
 
 import uvicorn
 
-from sampler_client.client import SamplerClient
 from sampler_client.config import Timeouts
 from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.factories import find_factory
 from sampler_service.web.previews import Previews
 from sampler_service.web.recorder import Recorder
 from sampler_service.web.routes import make_app
+from sampler_service.web.sharing import SharingClient
 
 START_S = 10.0
 
@@ -41,7 +41,7 @@ class WebServer:
         source = Previews(find_factory("--previews", previews)) if previews else None
         listening = listen(host, port)
         self.port: int = listening.getsockname()[1]
-        self._client = SamplerClient(service, timeouts=Timeouts(call_s=ASK_S))
+        self._client = SharingClient(service, timeouts=Timeouts(call_s=ASK_S))
         self.recorder = Recorder(self._client)
         config = uvicorn.Config(
             make_app(self._client, self.recorder, source),

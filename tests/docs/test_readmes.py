@@ -22,7 +22,10 @@ from tests.served import ServedService
 from trainer_examples.data import load
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "sampler_service/README.md", "deploy/README.md"]
+DOCUMENTS = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *("sampler_service/README.md", "deploy/README.md", "docs/watching.md"),
+]
 
 
 def text_of(name: str) -> str:

@@ -1,14 +1,18 @@
-"""A page over a service in this process, and a trainer that makes something to see."""
+"""A page over a service in this process, a trainer that makes something to see, and a browser to see it in."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
 from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from sampler_client.client import SamplerClient
 from sampler_client.config import Timeouts
@@ -113,3 +117,60 @@ def trainer(served: ServedService) -> Iterator[Trainer]:
 def client(served: ServedService) -> Iterator[SamplerClient]:
     with SamplerClient(served.address, timeouts=Timeouts(call_s=10)) as client:
         yield client
+
+
+PATIENT_MS = 15_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        why = "no Chromium to look at the page with: install Debian's `chromium`, or put one on PATH"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Seen:
+    """A tab, and what went wrong in it."""
+
+    page: Page
+    faults: list[str] = field(default_factory=list)
+    allow_errors: bool = False
+    """while the service is away, requests fail, and the console says so"""
+
+    def heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not self.allow_errors:
+            self.faults.append(f"console: {message.text}")
+
+
+@pytest.fixture
+def look(browser: Browser, web: Web) -> Iterator[Callable[..., Seen]]:
+    """Open the page at a path; nothing may fail in it, and no request may leave the host."""
+    tabs: list[Seen] = []
+
+    def at(path: str = "/", **options) -> Seen:
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        context.set_default_timeout(PATIENT_MS)
+        seen = Seen(context.new_page())
+        tabs.append(seen)
+
+        def requested(request: Request) -> None:
+            if not request.url.startswith((web.url, "data:", "blob:")):
+                seen.faults.append(f"left the host: {request.url}")
+
+        seen.page.on("console", seen.heard)
+        seen.page.on("pageerror", lambda error: seen.faults.append(f"script: {error}"))
+        seen.page.on("request", requested)
+        seen.page.goto(web.url + path)
+        return seen
+
+    expect.set_options(timeout=PATIENT_MS)
+    yield at
+    for seen in tabs:
+        seen.page.context.close()
+        assert seen.faults == []

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from sampler_client.client import SamplerClient
 from tests.served import ServedService
@@ -16,61 +13,20 @@ from tests.web.conftest import N, Trainer, Web
 
 pytestmark = pytest.mark.browser
 
-PATIENT_MS = 15_000
+CURVES = ("ratio", "coverage", "speed", "wait", "age", "lead")
+HISTOGRAMS = ("rates", "weights", "ages", "leads")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        why = "no Chromium to look at the page with: install Debian's `chromium`, or put one on PATH"
-        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@dataclass
-class Seen:
-    """A tab, and what went wrong in it."""
-
-    page: Page
-    faults: list[str] = field(default_factory=list)
-    allow_errors: bool = False
-    """while the service is away, requests fail, and the console says so"""
-
-    def heard(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning") and not self.allow_errors:
-            self.faults.append(f"console: {message.text}")
-
-
-@pytest.fixture
-def look(browser: Browser, web: Web) -> Iterator[Callable[..., Seen]]:
-    """Open the page at a path; nothing may fail in it, and no request may leave the host."""
-    tabs: list[Seen] = []
-
-    def at(path: str = "/", **options) -> Seen:
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
-        context.set_default_timeout(PATIENT_MS)
-        seen = Seen(context.new_page())
-        tabs.append(seen)
-
-        def requested(request: Request) -> None:
-            if not request.url.startswith((web.url, "data:", "blob:")):
-                seen.faults.append(f"left the host: {request.url}")
-
-        seen.page.on("console", seen.heard)
-        seen.page.on("pageerror", lambda error: seen.faults.append(f"script: {error}"))
-        seen.page.on("request", requested)
-        seen.page.goto(web.url + path)
-        return seen
-
-    expect.set_options(timeout=PATIENT_MS)
-    yield at
-    for seen in tabs:
-        seen.page.context.close()
-        assert seen.faults == []
+def series(page: Page, chart: str) -> dict[str, list[Any]]:
+    """What a chart draws, by the name of the series, as ECharts holds it."""
+    return page.evaluate(
+        """chart => {
+          const element = document.querySelector(`[data-chart=${chart}]`);
+          const { series } = echarts.getInstanceByDom(element).getOption();
+          return Object.fromEntries(series.map(({ name, data }) => [name, data]));
+        }""",
+        chart,
+    )
 
 
 def test_without_a_run_the_page_says_how_to_make_one(look):
@@ -79,6 +35,11 @@ def test_without_a_run_the_page_says_how_to_make_one(look):
     expect(page.get_by_text("sampler.attach")).to_be_visible()
     expect(page.get_by_role("status")).to_have_text("live")
     expect(page.get_by_text("Loading …")).to_have_count(0)
+
+
+def test_the_hint_has_the_address_of_this_service(look, served: ServedService):
+    page = look().page
+    expect(page.locator("pre")).to_have_text(f'loader = sampler.attach(loader, "{served.address}", run="my-run")')
 
 
 def test_a_run_without_reports_is_shown_as_that(look, served: ServedService):
@@ -103,10 +64,44 @@ def test_figures_move_without_a_reload_and_agree_with_the_service(look, trainer:
     said = client.statistics("seen")
     expect(page.locator("table", has_text="holds")).to_contain_text(f"{said.ranks[0].examples:,}")
     assert page.evaluate("window.sameDocument") is True
-    charts = page.locator("[data-chart] canvas")
-    expect(charts).to_have_count(11)
-    drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
-    assert all(charts.nth(i).evaluate(drawn) > 8 for i in range(11)), "each chart has something drawn on it"
+
+
+def test_charts_draw_what_the_service_says(look, web: Web, trainer: Trainer, client: SamplerClient):
+    for _ in range(3):
+        web.look()
+    page = look("/#/runs/seen").page
+    expect(page.locator(".example")).to_have_count(24)
+    said = client.statistics("seen", detail=True)
+    last = {name: {curve: points[-1][1] for curve, points in series(page, name).items()} for name in CURVES}
+    assert last["coverage"] == {
+        "this epoch": said.epoch_coverage,
+        "last n draws": said.window_coverage,
+        "with a sketch": said.sketch_coverage,
+    }
+    assert last["age"] == {"median": said.median_age_steps, "99 % at most": said.p99_age_steps}
+    assert last["lead"] == {"most now": said.lead, "median": said.median_lead, "99 % at most": said.p99_lead}
+    assert set(last["speed"]) == {"examples/s", "reported rows/s"}
+    assert last["wait"]["waiting"] is not None
+    assert last["ratio"]["effective sample size"] == said.effective_sample_ratio
+    for name in HISTOGRAMS:
+        counts = getattr(said.detail, name).counts
+        (shares,) = series(page, name).values()
+        assert [share for share in shares if share] == pytest.approx([c / sum(counts) for c in counts if c])
+    (drawn,) = series(page, "map").values()
+    assert len(drawn) == 4
+    coverage = page.locator("[data-chart=coverage]").get_attribute("aria-label")
+    assert coverage == "Coverage: this epoch 100 %, last n draws 100 %, with a sketch 100 %"
+    assert page.locator("[data-chart=map]").get_attribute("aria-label").startswith("Map of the clusters: 4 clusters")
+
+
+def test_a_run_without_reports_has_empty_charts(look, served: ServedService):
+    trainer = Trainer(served.address, run="fresh")
+    page = look("/#/runs/fresh").page
+    expect(page.get_by_text("No loss was reported yet")).to_be_visible()
+    for name in HISTOGRAMS:
+        assert list(series(page, name).values()) == [[]]
+    assert page.locator("[data-chart=rates]").get_attribute("aria-label") == "Draw rates: nothing is known yet"
+    trainer.session.close()
 
 
 def test_clusters_are_mapped_and_listed_and_can_be_coloured_otherwise(look, trainer: Trainer):
@@ -114,12 +109,43 @@ def test_clusters_are_mapped_and_listed_and_can_be_coloured_otherwise(look, trai
     rows = page.locator("section", has=page.get_by_role("heading", name="Clusters")).locator("tbody tr")
     expect(rows).to_have_count(4)
     expect(rows.first).to_contain_text("25.0 %")
-    canvas = page.locator("[data-chart=map] canvas")
-    before = canvas.evaluate("c => c.toDataURL()")
+    expect(page.locator(".legend")).to_contain_text("share of a cluster's gradients that their mean explains")
+    before = colors(page)
     page.get_by_label("colour").select_option("loss")
-    page.wait_for_function(
-        "before => document.querySelector('[data-chart=map] canvas').toDataURL() !== before", arg=before
-    )
+    expect(page.locator(".legend")).to_contain_text("mean loss last reported")
+    assert colors(page) != before
+    page.get_by_label("colour").select_option("scatter")
+    expect(page.locator(".legend")).to_contain_text("mean squared distance")
+
+
+def colors(page: Page) -> list[str]:
+    (drawn,) = series(page, "map").values()
+    return [each["itemStyle"]["color"] for each in drawn]
+
+
+def test_the_table_of_clusters_is_sorted_and_marks_the_map_by_keyboard(look, trainer: Trainer, client: SamplerClient):
+    page = look("/#/runs/seen").page
+    table = page.get_by_role("group", name="table of the clusters")
+    expect(table.locator("tbody tr")).to_have_count(4)
+    said = {c.cluster: c.loss for c in client.statistics("seen", detail=True).detail.clusters}
+    for order, rising in (("descending", False), ("ascending", True)):
+        table.get_by_role("button", name="loss").press("Enter")
+        expect(table.get_by_role("columnheader", name="loss")).to_have_attribute("aria-sort", order)
+        shown = [int(text) for text in table.locator("tbody td:first-child").all_inner_texts()]
+        losses = [said[cluster] for cluster in shown]
+        assert losses == sorted(losses, reverse=not rising)
+    table.get_by_role("button", name="cluster 2, show on the map").press("Enter")
+    expect(table.locator("tr.picked")).to_have_count(1)
+    (drawn,) = series(page, "map").values()
+    assert [each["cluster"] for each in drawn if each["itemStyle"]["borderWidth"] == 3] == [2]
+
+
+def test_trainers_have_rates_of_their_own(look, web: Web, trainer: Trainer):
+    trainer.epoch(3)
+    page = look("/#/runs/seen").page
+    cells = page.locator("table", has_text="holds").locator("tbody td")
+    expect(cells.nth(6)).to_have_text("0")  # examples/s: it rests
+    expect(cells.nth(7)).to_contain_text("%")
 
 
 def test_an_example_is_explained_with_its_picture_and_its_neighbours(look, trainer: Trainer):
@@ -198,35 +224,3 @@ def test_text_stands_out_from_its_ground(look, trainer: Trainer):
           return Math.min(...inks.map((ink) => (Math.max(ink, card) + 0.05) / (Math.min(ink, card) + 0.05)));
         }"""
         assert page.evaluate(contrast) >= 4.5
-
-
-def test_a_service_that_restarts_is_said_to_be_away_and_comes_back(look, trainer: Trainer, served: ServedService):
-    seen = look("/#/runs/seen")
-    page = seen.page
-    expect(page.locator(".tile")).to_have_count(6)
-    seen.allow_errors = True
-    served.stop()
-    expect(page.get_by_role("status")).to_contain_text("lost")
-    expect(page.locator(".tile")).to_have_count(6)  # what was seen last stays
-    served.start()
-    expect(page.get_by_role("status")).to_have_text("live")
-    served.restart()
-    expect(page.get_by_text("ended")).to_be_visible()
-    page.get_by_role("link", name="All runs").first.click()
-    expect(page.get_by_role("heading", name="No run yet")).to_be_visible()
-
-
-def test_a_run_that_is_closed_while_somebody_looks_ends_in_words(look, trainer: Trainer, client: SamplerClient):
-    seen = look("/#/runs/seen")
-    expect(seen.page.locator(".tile")).to_have_count(6)
-    seen.allow_errors = True
-    client.close_run("seen")
-    expect(seen.page.get_by_text("run 'seen' was closed")).to_be_visible()
-    expect(seen.page.locator(".badge", has_text="ended")).to_be_visible()
-
-
-def test_a_run_that_never_was_is_said_to_be_unknown(look):
-    seen = look("/")
-    seen.allow_errors = True
-    seen.page.goto(seen.page.url + "#/runs/nobody")
-    expect(seen.page.get_by_text("unknown run 'nobody'")).to_be_visible()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
 from sampler_service.web.history import History
-from sampler_service.web.recorder import pause
 
 
 def read(history: History, generation: int = -1, count: int = 0) -> dict:
@@ -56,7 +56,48 @@ def test_a_reader_that_claims_more_than_there_is_gets_all():
     assert read(history, history.generation, -1)["start"] == 0
 
 
-def test_a_slow_service_is_asked_less_often_and_not_forgotten():
-    assert pause(0.05, 1.0) == pytest.approx(0.95)
-    assert pause(0.3, 1.0) == pytest.approx(2.7)
-    assert pause(20.0, 1.0) == 5.0, "it was starting a run"
+def test_no_two_histories_are_taken_for_each_other():
+    """A browser that slept over a restart of the page asks for the rest of curves that are gone."""
+    old, new = History(), History()
+    for i in range(3):
+        old.add({"time": float(i), "x": 1.0})
+    for i in range(5):
+        new.add({"time": 10.0 + i, "x": 2.0})
+    seen = read(old)
+    assert read(new, seen["generation"], 3)["start"] == 0
+    assert 0 <= seen["generation"] < 2**53, "JavaScript holds it exactly"
+
+
+def test_the_tail_of_one_curve():
+    history = History()
+    for x in (1.0, math.nan, 3.0):
+        history.add({"time": 0.0, "x": x})
+    assert history.tail("x", 2) == [None, 3.0]
+    assert history.tail("x", 60) == [1.0, None, 3.0]
+    assert History().tail("x", 60) == []
+
+
+def test_the_last_value_that_was_known():
+    history = History()
+    assert history.last("x") is None
+    for x in (1.0, 2.0, math.nan):
+        history.add({"time": 0.0, "x": x})
+    assert history.last("x") == 2.0
+
+
+def test_a_reader_does_not_see_new_points_under_the_old_generation(monkeypatch):
+    history, found = History(most_points=8), []
+    for i in range(7):
+        history.add({"time": float(i)})
+    known = read(history)["generation"]
+    with ThreadPoolExecutor(1) as reader:
+
+        def merging() -> int:  # neighbours have become one, and the generation is still that of before
+            found.append(reader.submit(history.since, known, 3))
+            wait(found, timeout=0.2)
+            return 1
+
+        monkeypatch.setattr("sampler_service.web.history._new_generation", merging)
+        history.add({"time": 7.0})
+        seen = found[0].result(30)
+    assert (seen["generation"], seen["start"], len(seen["columns"]["time"])) == (1, 0, 4)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import io
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import pytest
 import requests
 from PIL import Image
 
 from sampler_client.client import SamplerClient
+from sampler_client.errors import ServiceUnavailable
 from sampler_service.errors import ConfigError
 from sampler_service.web.server import WebServer
+from sampler_service.web.sharing import SharingClient
 from tests.served import ServedService
 from tests.web.conftest import N, Trainer, Web
+
+POOL = 40
+"""threads of the server, all of which may wait for the service"""
 
 
 def test_the_page_and_its_files_are_there_and_may_load_nothing_from_elsewhere(web: Web):
@@ -31,14 +39,14 @@ def test_the_page_and_its_files_are_there_and_may_load_nothing_from_elsewhere(we
 def test_a_service_without_runs_says_so(web: Web, served: ServedService):
     web.look()
     said = web.json("/api/runs")
-    assert (said["runs"], said["lost"], said["service"]) == ([], "", served.address)
+    assert (said["runs"], said["asked"], said["lost"], said["service"]) == ([], True, "", served.address)
 
 
 def test_the_overview_and_a_run_agree_with_the_service(web: Web, trainer: Trainer, client: SamplerClient):
     web.look()
     web.look()
     (glance,) = web.json("/api/runs")["runs"]
-    run = web.json("/api/runs/seen")
+    run = web.json("/api/run/seen")
     said = client.statistics("seen", detail=True)
     for figure in ("run", "examples", "policy", "epoch", "num_clusters", "reported_rows"):
         assert glance[figure] == run["statistics"][figure] == getattr(said, figure)
@@ -49,28 +57,31 @@ def test_the_overview_and_a_run_agree_with_the_service(web: Web, trainer: Traine
     columns = run["history"]["columns"]
     assert columns["epoch_coverage"][-1] == said.epoch_coverage
     known = {"generation": run["history"]["generation"], "count": len(columns["time"])}
-    assert web.json("/api/runs/seen", **known)["history"]["start"] == known["count"]
+    assert web.json("/api/run/seen", **known)["history"]["start"] == known["count"]
 
 
-def test_a_run_whose_name_has_slashes_is_found(web: Web, served: ServedService):
-    trainer = Trainer(served.address, run="team/a-b")
+@pytest.mark.parametrize("run", ["team/a-b", "x/examples", "x/explain", "x/preview", "a/../b", "a//b"])
+def test_every_name_that_a_run_may_have_is_found(web: Web, served: ServedService, run: str):
+    trainer = Trainer(served.address, run=run)
     trainer.epoch(0, steps=2)
-    assert web.json("/api/runs/team/a-b")["statistics"]["run"] == "team/a-b"
-    assert web.json("/api/runs/team/a-b/examples", order="most_drawn")["examples"]
-    assert web.json("/api/runs/team/a-b/explain", id=3)["example"]["example_id"] == 3
+    name = quote(run, safe="")
+    assert web.json(f"/api/run/{name}")["statistics"]["run"] == run
+    assert web.json(f"/api/examples/{name}", order="most_drawn")["examples"]
+    assert web.json(f"/api/explain/{name}", id=3)["example"]["example_id"] == 3
+    assert web.get(f"/api/preview/{name}", id=1).text == "a text"
     trainer.session.close()
 
 
 def test_examples_and_why_they_were_drawn(web: Web, trainer: Trainer):
-    hardest = web.json("/api/runs/seen/examples", order="hardest", count=3)["examples"]
+    hardest = web.json("/api/examples/seen", order="hardest", count=3)["examples"]
     assert [example["loss"] for example in hardest] == [6.0, 6.0, 6.0]
-    why = web.json("/api/runs/seen/explain", id=hardest[0]["example_id"])
+    why = web.json("/api/explain/seen", id=hardest[0]["example_id"])
     assert "gradient_clustering" in " ".join(why["why"])
     assert len(why["neighbours"]) == 8
 
 
 def test_previews_are_images_texts_and_errors(web: Web, trainer: Trainer):
-    path = "/api/runs/seen/preview"
+    path = "/api/preview/seen"
     image = web.get(path, id=7)
     assert image.headers["Content-Type"] == "image/png"
     assert Image.open(io.BytesIO(image.content)).getpixel((5, 5)) == 7
@@ -84,10 +95,10 @@ def test_previews_are_images_texts_and_errors(web: Web, trainer: Trainer):
 
 def test_what_has_no_preview_is_not_found(web: Web, served: ServedService):
     trainer = Trainer(served.address, run="plain", dataset="numbers")
-    assert web.get("/api/runs/plain/preview", id=0).json() == {"error": "there are no previews of dataset 'numbers'"}
+    assert web.get("/api/preview/plain", id=0).json() == {"error": "there are no previews of dataset 'numbers'"}
     trainer.session.close()
     server = WebServer(served.address, host="127.0.0.1", port=0)
-    answer = Web(server).get("/api/runs/plain/preview", id=0)
+    answer = Web(server).get("/api/preview/plain", id=0)
     server.stop()
     assert (answer.status_code, answer.json()) == (404, {"error": "this service was started without --previews"})
 
@@ -95,12 +106,15 @@ def test_what_has_no_preview_is_not_found(web: Web, served: ServedService):
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [
-        ("/api/runs/nobody", 404, "unknown run 'nobody'"),
-        ("/api/runs/seen/explain?id=x", 400, "id must be a whole number, got 'x'"),
-        ("/api/runs/seen/explain", 400, "id must be a whole number"),
-        (f"/api/runs/seen/explain?id={N}", 400, f"example {N} is not one of run 'seen'; its ids are 0 to {N - 1}"),
-        ("/api/runs/seen/examples?order=best", 400, "order must be one of"),
-        ("/api/runs/seen/examples?count=9999", 400, "count must be 1 to 1000, got 9999"),
+        ("/api/run/nobody", 404, "unknown run 'nobody'"),
+        ("/api/explain/seen?id=x", 400, "id must be a whole number, got 'x'"),
+        ("/api/explain/seen", 400, "id must be a whole number"),
+        (f"/api/explain/seen?id={N}", 400, f"example {N} is not one of run 'seen'; its ids are 0 to {N - 1}"),
+        ("/api/examples/seen?order=best", 400, "order must be one of"),
+        (f"/api/explain/seen?id={10**20}", 400, f"id must be 0 to {2**63 - 1}, got {10**20}"),
+        (f"/api/preview/seen?id={10**20}", 400, f"id must be 0 to {2**63 - 1}, got {10**20}"),
+        ("/api/examples/seen?count=9999", 400, "count must be 1 to 1000, got 9999"),
+        ("/api/examples/seen?count=-1", 400, "count must be 1 to 1000, got -1"),
     ],
 )
 def test_a_question_without_an_answer_says_why(web: Web, trainer: Trainer, path, status, words):
@@ -109,16 +123,36 @@ def test_a_question_without_an_answer_says_why(web: Web, trainer: Trainer, path,
     assert words in answer.json()["error"]
 
 
+def test_health_does_not_queue_behind_calls_that_wait_for_the_service(web: Web, monkeypatch):
+    asked, go = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        asked.release()
+        assert go.wait(60)
+        raise ServiceUnavailable("too late")
+
+    monkeypatch.setattr(SharingClient, "statistics", slow)
+    with ThreadPoolExecutor(POOL) as viewers:
+        waiting = [viewers.submit(requests.get, f"{web.url}/api/run/run-{i}", timeout=60) for i in range(POOL)]
+        try:
+            for _ in waiting:
+                assert asked.acquire(timeout=30)
+            assert web.get("/healthz").text == "ok\n"
+            assert not any(each.done() for each in waiting)
+        finally:
+            go.set()
+
+
 def test_it_is_read_only(web: Web, trainer: Trainer, client: SamplerClient):
     for method in ("POST", "PUT", "DELETE", "PATCH"):
-        assert requests.request(method, web.url + "/api/runs/seen", timeout=10).status_code == 405
+        assert requests.request(method, web.url + "/api/run/seen", timeout=10).status_code == 405
     assert client.runs() == ["seen"]
 
 
 def test_a_run_that_is_closed_while_somebody_looks_is_gone_and_says_so(web: Web, trainer: Trainer, client):
     web.look()
     client.close_run("seen")
-    answer = web.get("/api/runs/seen")
+    answer = web.get("/api/run/seen")
     assert (answer.status_code, "was closed" in answer.json()["error"]) == (410, True)
     web.look()
     assert web.json("/api/runs")["runs"] == []
@@ -131,7 +165,10 @@ def test_a_service_that_is_away_is_said_to_be_and_found_again(web: Web, trainer:
     said = web.json("/api/runs")
     assert said["lost"]
     assert [run["run"] for run in said["runs"]] == ["seen"], "what was seen last stays"
-    assert web.get("/api/runs/seen").status_code == 503
+    unanswered = web.get("/api/run/seen")
+    assert unanswered.status_code == 503
+    assert unanswered.json()["lost"], "so that the page tells a lost service from a run that does not answer"
+    assert f"no service at {served.address}" in unanswered.json()["error"]
     assert "sampler_up 0.0" in web.get("/metrics").text
     served.restart()
     web.look()
@@ -148,7 +185,7 @@ def test_a_run_that_begins_anew_has_no_negative_rates(web: Web, trainer: Trainer
     again.epoch(0, steps=2)
     web.look()
     web.look()
-    rates = web.json("/api/runs/seen")["history"]["columns"]["examples_per_s"]
+    rates = web.json("/api/run/seen")["history"]["columns"]["examples_per_s"]
     assert min(rate for rate in rates if rate is not None) >= 0
     again.session.close()
 

@@ -10,10 +10,11 @@ export function palette() {
   return ["c1", "c2", "c3", "c4"].map(color);
 }
 
-// A chart in an element, made when it is first drawn; `draw(data)` shows data.
-export class Chart {
-  constructor(options) {
+// A chart in an element, made when it is first drawn; `draw(element, data)` shows data, `says(data)` tells it in words.
+class Chart {
+  constructor(options, says) {
     this.options = options;
+    this.says = says;
     charts.add(this);
   }
 
@@ -78,12 +79,20 @@ function tooltip(extra = {}) {
   };
 }
 
-// Curves over time. `curves`: [{ name, key, area? }]; data: columns of the history.
-export function lines(curves, { format, max = null, mark = null } = {}) {
+// Curves over time. `curves`: [{ name, key, area? }]; data: columns of the history; step: the least between two lines
+// of the grid; mark: a named level that is always in sight.
+export function lines(curves, { format, max = null, step = 0, mark = null } = {}) {
   const words = (value) => format(value); // ECharts gives more than the value
+  const known = (columns) => curves.filter(({ key }) => columns[key]?.some((value) => value != null));
+  const says = (columns) =>
+    known(columns)
+      .map(({ name, key }) => `${name} ${format(columns[key].findLast((value) => value != null))}`)
+      .join(", ") || "nothing is known yet";
   return new Chart((columns) => {
-    const shown = curves.filter(({ key }) => columns[key]?.some((value) => value != null));
+    const shown = known(columns);
     const times = (columns.time ?? []).map((seconds) => 1000 * seconds);
+    const top = Math.max(0, ...shown.flatMap(({ key }) => columns[key].map((value) => value ?? 0)));
+    const below = mark !== null && top <= mark.at; // the mark is then the highest line but one
     return base({
       tooltip: tooltip({ valueFormatter: words }),
       legend: legend(shown.length > 1),
@@ -92,9 +101,10 @@ export function lines(curves, { format, max = null, mark = null } = {}) {
       yAxis: axis({
         type: "value",
         min: 0,
-        max: mark ? (range) => Math.max(1.1 * mark.at, range.max) : max,
-        interval: max === 1 ? 0.25 : undefined,
-        axisLabel: { ...axis().axisLabel, formatter: words, showMaxLabel: !mark },
+        max: below ? 1.25 * mark.at : max,
+        interval: below ? 0.25 * mark.at : max === 1 ? 0.25 : undefined,
+        minInterval: step,
+        axisLabel: { ...axis().axisLabel, formatter: words, showMaxLabel: !below },
         splitNumber: 3,
       }),
       series: shown.map(({ name, key, area }, i) => ({
@@ -119,7 +129,7 @@ export function lines(curves, { format, max = null, mark = null } = {}) {
             : undefined,
       })),
     });
-  });
+  }, says);
 }
 
 function legend(show) {
@@ -136,20 +146,19 @@ function legend(show) {
 
 // Shares between edges; data: { edges, counts }. Empty bins at both ends are left out.
 export function bars({ label }) {
-  return new Chart(({ edges = [], counts = [] }) => {
-    const total = counts.reduce((sum, count) => sum + count, 0) || 1;
-    let first = counts.findIndex((count) => count > 0);
-    let last = counts.findLastIndex((count) => count > 0);
-    first = Math.max(0, first - 1);
-    last = Math.min(counts.length - 1, last + 1);
-    const bins = counts.slice(first, last + 1).map((count, i) => {
-      const [low, high] = [edges[first + i], edges[first + i + 1]];
-      return { name: label(low, high), value: count / total };
-    });
+  const says = (data) => {
+    const bins = binned(data, label);
+    if (!bins.length) return "nothing is known yet";
+    const most = bins.reduce((a, b) => (b.value > a.value ? b : a));
+    const filled = bins.filter((bin) => bin.value > 0);
+    return `from ${filled[0].name} to ${filled.at(-1).name}, most (${share(most.value)}) at ${most.name}`;
+  };
+  return new Chart((data) => {
+    const bins = binned(data, label);
     return base({
       tooltip: tooltip({
         axisPointer: { type: "shadow" },
-        valueFormatter: (value) => (100 * value).toFixed(value < 0.01 ? 2 : 1) + " %",
+        valueFormatter: share,
       }),
       xAxis: axis({ type: "category", data: bins.map((bin) => bin.name), splitLine: { show: false } }),
       yAxis: axis({
@@ -168,12 +177,29 @@ export function bars({ label }) {
         },
       ],
     });
-  });
+  }, says);
 }
 
-// Clusters by where their mean sketch is, distances from the middle drawn as square roots: a few lie far out. data: { clusters, shade(cluster) → 0 … 1 | null, words(cluster) }.
+function binned({ edges = [], counts = [] }, label) {
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  if (!total) return [];
+  const first = Math.max(0, counts.findIndex((count) => count > 0) - 1);
+  const last = Math.min(counts.length - 1, counts.findLastIndex((count) => count > 0) + 1);
+  return counts.slice(first, last + 1).map((count, i) => ({
+    name: label(edges[first + i], edges[first + i + 1]),
+    value: count / total,
+  }));
+}
+
+function share(value) {
+  return (100 * value).toFixed(value < 0.01 ? 2 : 1) + " %";
+}
+
+// Clusters by where their mean sketch is. Distances from the middle are drawn as square roots: a few lie far out.
+// data: { clusters, picked, shade(cluster) → 0 … 1 | null, words(cluster) → html }
 export function map(onPick) {
-  const chart = new Chart(({ clusters, shade, words }) => {
+  const says = ({ clusters }) => `${clusters.length} clusters; the table has each of them`;
+  const chart = new Chart(({ clusters, picked, shade, words }) => {
     const most = Math.max(1, ...clusters.map((cluster) => cluster.size));
     const [low, high] = [color("shade-low"), color("shade-high")];
     return base({
@@ -188,20 +214,26 @@ export function map(onPick) {
             value: [rooted(cluster.x), rooted(cluster.y)],
             cluster: cluster.cluster,
             words: words(cluster),
-            symbolSize: 8 + 40 * Math.sqrt(cluster.size / most),
+            symbolSize: dot(cluster.size / most),
+            z: cluster.cluster === picked ? 3 : 2,
             itemStyle: {
               color: blend(low, high, shade(cluster)) ?? color("line"),
-              opacity: 0.82,
-              borderColor: color("card"),
-              borderWidth: 1,
+              opacity: 0.85,
+              borderColor: cluster.cluster === picked ? color("c2") : color("card"),
+              borderWidth: cluster.cluster === picked ? 3 : 1,
             },
           })),
         },
       ],
     });
-  });
+  }, says);
   chart.onClick = ({ data }) => onPick(data.cluster);
   return chart;
+}
+
+// Pixels across, for a share of the largest: the area grows with the examples.
+export function dot(share) {
+  return 8 + 40 * Math.sqrt(share);
 }
 
 function rooted(value) {

@@ -3,6 +3,7 @@
 import { html, nothing } from "./vendor/lit-html.js";
 import { ask, runPath } from "./api.js";
 import { DASH, ratio, short, whole } from "./format.js";
+import { Previews } from "./previews.js";
 
 const ORDERS = {
   hardest: ["Hardest", "Highest loss when last reported"],
@@ -19,49 +20,60 @@ export class Examples {
     this.changed = changed;
     this.order = "hardest";
     this.found = null;
-    this.why = null;
-    this.previews = false;
-    this.texts = new Map(); // previews that are texts, by id
+    this.error = ""; // why there is no newer list
+    this.why = null; // the example that is explained: { id, answer or error }
+    this.previews = null;
     this.askedAt = -Infinity;
     this.closed = false;
   }
 
   close() {
     this.closed = true;
+    this.previews?.close();
   }
 
-  // Not with every look: the service goes through all examples for it.
-  async update() {
+  // Look again, but not with every look at the run: the service goes through all examples for it.
+  async refresh(previews = this.previews !== null) {
+    if (previews) this.previews ??= new Previews(this.run, this.changed);
     if (performance.now() - this.askedAt < PERIOD_MS) return;
-    this.askedAt = performance.now();
+    this.askedAt = Infinity; // not again before this answer
     const order = this.order;
-    const { examples } = await ask(runPath(this.run, "examples"), { order });
-    if (order === this.order) this.found = examples;
+    let found = this.found;
+    let error = "";
+    try {
+      ({ examples: found } = await ask(runPath("examples", this.run), { order }));
+    } catch (failure) {
+      error = failure.message;
+    }
+    if (this.closed || order !== this.order) return;
+    this.askedAt = performance.now();
+    this.found = found;
+    this.error = error;
+    this.changed();
   }
 
-  async choose(order) {
+  choose(order) {
     this.order = order;
     this.found = null;
+    this.error = "";
     this.askedAt = -Infinity;
     this.changed();
-    try {
-      await this.update();
-    } catch {
-      return; // the next look tells
-    }
-    if (!this.closed) this.changed();
+    this.refresh();
   }
 
   async explain(id) {
-    this.why = { id, waiting: true };
+    this.why = { id };
     this.changed();
-    this.dialog()?.showModal?.();
+    if (!this.dialog().open) this.dialog().showModal();
+    let said;
     try {
-      this.why = await ask(runPath(this.run, "explain"), { id });
-    } catch (error) {
-      this.why = { id, error: error.message };
+      said = { answer: await ask(runPath("explain", this.run), { id }) };
+    } catch (failure) {
+      said = { error: failure.message };
     }
-    if (!this.closed) this.changed();
+    if (this.closed || this.why.id !== id) return; // another one was chosen meanwhile
+    this.why = { id, ...said };
+    this.changed();
   }
 
   dialog() {
@@ -85,26 +97,28 @@ export class Examples {
         </form>
       </div>
       <p class="dim">${words}. Choose one to see why it was drawn as often as it was.</p>
-      ${this.found === null
-        ? html`<p class="empty small">Loading …</p>`
-        : this.found.length
-          ? html`<ul class="examples">${this.found.map((example) => this.card(example))}</ul>`
-          : html`<p class="empty small">${none(this.order)}</p>`}
+      ${this.error ? html`<p class="notice">There is no new list of examples: ${this.error}</p>` : nothing} ${this.list()}
       <dialog id="why" aria-labelledby="why-title" @click=${(event) => event.target === event.currentTarget && event.currentTarget.close()}>
         ${this.why ? this.explanation(this.why) : nothing}
       </dialog>
     </section>`;
   }
 
+  list() {
+    if (this.found === null) return this.error ? nothing : html`<p class="empty small">Loading …</p>`;
+    if (!this.found.length) return html`<p class="empty small">${none(this.order)}</p>`;
+    return html`<ul class="examples">${this.found.map((example) => this.card(example))}</ul>`;
+  }
+
   submit(event) {
     event.preventDefault();
-    this.explain(Number(new FormData(event.target).get("id")));
+    this.explain(new FormData(event.target).get("id"));
   }
 
   card(example, similarity = null) {
     return html`<li>
       <button class="card example" @click=${() => this.explain(example.example_id)}>
-        ${this.preview(example.example_id)}
+        ${this.previews?.template(example.example_id) ?? nothing}
         <span class="id">${example.example_id}</span>
         <span class="dim">${similarity === null ? `loss ${short(example.loss)}` : `similarity ${ratio(similarity)}`}</span>
         <span class="dim">drawn ${whole(example.drawn)}×</span>
@@ -112,34 +126,19 @@ export class Examples {
     </li>`;
   }
 
-  preview(id) {
-    if (!this.previews) return nothing;
-    if (this.texts.has(id)) return html`<span class="text">${this.texts.get(id)}</span>`;
-    const source = runPath(this.run, "preview") + "?id=" + id;
-    return html`<img src=${source} alt="" loading="lazy" @error=${() => this.asText(id, source)} />`;
-  }
-
-  // What is no image may be a text.
-  async asText(id, source) {
-    const response = await fetch(source);
-    const text = response.ok && response.headers.get("Content-Type")?.startsWith("text/plain");
-    this.texts.set(id, text ? await response.text() : "no preview");
-    if (!this.closed) this.changed();
-  }
-
   explanation(why) {
     const close = html`<button class="close" aria-label="close" @click=${() => this.dialog().close()}>×</button>`;
-    if (why.waiting || why.error) {
+    if (!why.answer) {
       return html`${close}<h3 id="why-title">Example ${why.id}</h3>
         <p class=${why.error ? "notice" : "dim"}>${why.error ?? "Loading …"}</p>`;
     }
-    const { example, neighbours } = why;
+    const { example, neighbours, why: sentences } = why.answer;
     const figure = (name, value) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
     return html`${close}
       <h3 id="why-title">Example ${example.example_id}</h3>
       <div class="why">
-        ${this.previews ? html`<div class="large">${this.preview(example.example_id)}</div>` : nothing}
-        <div>${why.why.map((sentence) => html`<p>${sentence}</p>`)}</div>
+        ${this.previews ? html`<div class="large">${this.previews.template(example.example_id)}</div>` : nothing}
+        <div>${sentences.map((sentence) => html`<p>${sentence}</p>`)}</div>
       </div>
       <dl class="figures">
         ${figure("loss", short(example.loss))} ${figure("gradient norm", short(example.norm))}

@@ -12,6 +12,7 @@ export function short(value, digits = 3) {
   if (size >= 1e9) return trim(value / 1e9, digits) + " G";
   if (size >= 1e6) return trim(value / 1e6, digits) + " M";
   if (size >= 1e4) return trim(value / 1e3, digits) + " k";
+  if (size > 0 && size < 1e-3) return value.toExponential(1);
   return trim(value, digits);
 }
 

@@ -1,10 +1,13 @@
 // The page: which view is shown, and the clock that keeps it up to date.
+//
+// A view has ask() → answer, show(answer), fail(trouble), gone(why) and close().
 
 import { html, render, nothing } from "./vendor/lit-html.js";
-import { ask, Gone } from "./api.js";
+import { Failure } from "./api.js";
 import { ago } from "./format.js";
-import { overview } from "./overview.js";
+import { OverviewView } from "./overview.js";
 import { RunView } from "./run.js";
+import { headline, loading } from "./states.js";
 
 const PERIOD_MS = 1000;
 
@@ -13,81 +16,100 @@ const content = document.getElementById("content");
 
 let view = null;
 let about = null; // what the server said of itself and of the service, last
-let failed = null; // why the server did not answer, and since when
-let round = 0;
+let trouble = null; // why there is no answer, and since when
+let round = 0; // of the view that is shown: what an earlier one asked is not shown any more
+let wake = () => {};
 
 function route() {
   const match = location.hash.match(/^#\/runs\/(.+)$/);
-  return match ? decodeURIComponent(match[1]) : null;
+  if (!match) return null;
+  try {
+    return decodeURIComponent(match[1]);
+  } catch {
+    return match[1]; // a stray "%": no run is called that, and the service will say so
+  }
 }
 
-function show() {
-  view?.close?.();
+function open() {
+  view?.close();
   const run = route();
-  view = run === null ? new Overview() : new RunView(run, content);
+  view = run === null ? new OverviewView(content) : new RunView(run, content);
   document.title = run === null ? "Gradient sampler" : run + " · Gradient sampler";
-  render(html`<p class="empty">Loading …</p>`, content);
+  render(loading(), content);
   content.focus({ preventScroll: true });
   scrollTo(0, 0);
-  tick();
+  watch(view, ++round);
 }
 
-class Overview {
-  async update() {
-    const said = await ask("api/runs");
-    return { about: said, draw: () => render(overview(said.runs), content) };
-  }
-}
-
-// One look at a time; the next one comes a period after the answer, or at once when another view is opened.
-async function tick() {
-  const mine = ++round;
-  const shown = view;
+// One question at a time; the next one comes a period after the answer.
+async function watch(shown, mine) {
   while (mine === round) {
     try {
-      const { about: said, draw } = await shown.update();
+      const answer = await shown.ask();
       if (mine !== round) return;
-      about = said;
-      failed = null;
-      draw();
+      about = answer;
+      trouble = answer.lost ? lostService(answer) : null;
+      shown.show(answer, trouble);
     } catch (error) {
       if (mine !== round) return;
-      if (error instanceof Gone) {
-        failed = null;
-        shown.gone ? shown.gone(error.message) : render(ended(error.message), content);
-      } else {
-        failed = { why: error.message, since: failed?.since ?? Date.now() };
-      }
+      failed(shown, error);
     }
     render(head(), header);
-    await new Promise((resume) => setTimeout(resume, document.hidden ? 5 * PERIOD_MS : PERIOD_MS));
+    await pause(document.hidden ? 5 * PERIOD_MS : PERIOD_MS);
   }
 }
 
-function ended(why) {
-  return html`<p class="empty">${why}<br /><a href="#/">All runs</a></p>`;
+function failed(shown, error) {
+  if (!(error instanceof Failure)) {
+    reportError(error); // a fault of this page's own: said in the console
+    error = new Failure("refused", error.message);
+  }
+  about = error.about ?? about;
+  if (error.kind === "gone") {
+    trouble = null;
+    shown.gone(error.message);
+    return;
+  }
+  trouble =
+    error.kind === "service"
+      ? lostService(error.about)
+      : { kind: error.kind, why: error.message, since: trouble?.kind === error.kind ? trouble.since : Date.now() };
+  shown.fail(trouble);
 }
 
+function lostService({ lost, lost_since, time }) {
+  return { kind: "service", why: lost, since: Date.now() - 1000 * (time - lost_since) };
+}
+
+function pause(ms) {
+  return new Promise((resume) => {
+    const timer = setTimeout(resume, ms);
+    wake = () => {
+      clearTimeout(timer);
+      resume();
+    };
+  });
+}
+
+// The seconds are outside of what a screen reader is told: it would be told each of them.
 function head() {
   const [state, words] = connection();
   return html`
     <a class="brand" href="#/"><img src="static/icon.svg" alt="" width="24" height="24" /> Gradient sampler</a>
-    <span class="where">${about ? html`${about.service} <span class="dim">${about.version}</span>` : nothing}</span>
-    <span class="state ${state}" role="status" title=${words}><i></i>${words}</span>
+    <span class="where">${about ? html`${about.service}, version ${about.version}` : nothing}</span>
+    <span class="state ${state}" title=${trouble?.why ?? ""}>
+      <i></i><span role="status">${words}</span>${trouble ? html`<span>${ago((Date.now() - trouble.since) / 1000)}</span>` : nothing}
+    </span>
   `;
 }
 
 function connection() {
-  if (failed) {
-    return ["bad", `page lost for ${ago((Date.now() - failed.since) / 1000)}, trying on`];
-  }
-  if (!about) return ["wait", "connecting"];
-  if (about.lost) return ["bad", `service lost for ${ago(about.time - about.lost_since)}, trying on`];
-  return ["good", "live"];
+  if (trouble) return ["bad", headline(trouble)];
+  return about?.asked ? ["good", "live"] : ["wait", "connecting"];
 }
 
-addEventListener("hashchange", show);
-document.addEventListener("visibilitychange", () => document.hidden || tick());
+addEventListener("hashchange", open);
+document.addEventListener("visibilitychange", () => document.hidden || wake());
 content.replaceChildren(); // what stands there for readers without JavaScript
 render(head(), header);
-show();
+open();

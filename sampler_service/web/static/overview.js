@@ -1,18 +1,63 @@
 // All runs at a glance.
 
-import { html, svg, nothing } from "./vendor/lit-html.js";
-import { percent, ratio, short, whole } from "./format.js";
+import { html, render, svg, nothing } from "./vendor/lit-html.js";
+import { ask } from "./api.js";
+import { bytes, percent, ratio, short, whole } from "./format.js";
+import { loading, nothingYet, notice } from "./states.js";
 
-export function overview(runs) {
-  if (!runs.length) {
-    return html`<div class="empty">
-      <h1>No run yet</h1>
-      <p>Point a DataLoader at this service, and its run shows here:</p>
-      <pre><code>loader = sampler.attach(loader, "${location.hostname}:50051", run="my-run")</code></pre>
-    </div>`;
+export class OverviewView {
+  constructor(root) {
+    this.root = root;
+    this.said = null;
   }
+
+  close() {}
+
+  ask() {
+    return ask("api/runs");
+  }
+
+  show(said, trouble) {
+    this.said = said;
+    render(overview(said, trouble), this.root);
+  }
+
+  fail(trouble) {
+    const said = this.said ?? { runs: [] };
+    render(overview(said, trouble), this.root);
+  }
+
+  gone(why) {
+    this.fail({ kind: "page", why }); // the list itself is never gone: another server answers there
+  }
+}
+
+function overview(said, trouble) {
+  if (said.runs.length) return html`${trouble ? notice(trouble) : nothing} ${list(said.runs)}`;
+  if (trouble) return nothingYet(trouble);
+  if (!said.asked) return loading("Asking the service for its runs …");
+  return html`<div class="empty">
+    <h1>No run yet</h1>
+    <p>Point a DataLoader at this service, and its run shows here:</p>
+    <pre><code>loader = sampler.attach(loader, "${reachable(said.service)}", run="my-run")</code></pre>
+  </div>`;
+}
+
+// Where a trainer finds the service: what is on this page's server is on the host that the reader has typed.
+function reachable(service) {
+  const [, host, port] = service.match(/^(.*):(\d+)$/);
+  return ["127.0.0.1", "localhost", "[::1]"].includes(host) ? `${location.hostname}:${port}` : service;
+}
+
+function list(runs) {
+  const sum = (key) => runs.reduce((total, run) => total + (run[key] ?? 0), 0);
+  const trainers = sum("trainers");
   return html`
     <h1>${runs.length === 1 ? "One run" : `${runs.length} runs`}</h1>
+    <p class="dim">
+      ${trainers === 1 ? "1 trainer" : `${whole(trainers)} trainers`}, ${short(sum("examples_per_s"))} examples/s,
+      ${bytes(sum("memory_bytes"))} of tables and sketches
+    </p>
     <ul class="runs">
       ${runs.map(card)}
     </ul>
@@ -20,6 +65,8 @@ export function overview(runs) {
 }
 
 function card(run) {
+  const figure = (name, value) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
+  const variance = run.variance_ratio ?? run.stage_ratio ?? run.last_ratio;
   return html`<li>
     <a class="card run" href="#/runs/${encodeURIComponent(run.run)}">
       <div class="title">
@@ -28,10 +75,9 @@ function card(run) {
       </div>
       <p class="dim">${policyWords(run)}</p>
       <dl class="figures">
-        <div><dt>examples/s</dt><dd>${short(run.examples_per_s)}</dd></div>
-        <div><dt>variance ratio</dt><dd>${ratio(run.variance_ratio ?? run.stage_ratio)}</dd></div>
-        <div><dt>epoch</dt><dd>${whole(run.epoch)}</dd></div>
-        <div><dt>trainers</dt><dd>${whole(run.trainers)}</dd></div>
+        ${figure("examples/s", short(run.examples_per_s))}
+        ${variance == null ? nothing : figure("variance ratio", ratio(variance))}
+        ${figure("epoch", whole(run.epoch))} ${figure("trainers", whole(run.trainers))}
       </dl>
       ${spark(run.recent)}
       <div class="bar" title="share of the examples that this epoch has handed out">
@@ -43,6 +89,7 @@ function card(run) {
 }
 
 export function badge(run) {
+  if (run.unanswered_since != null) return html`<span class="badge bad">does not answer</span>`;
   if (run.shards_away) return html`<span class="badge bad">${run.shards_away} of ${run.shards} shards away</span>`;
   if (!run.batches) return html`<span class="badge">no batch yet</span>`;
   if (!run.trainers) return html`<span class="badge">no trainer connected</span>`;
@@ -61,7 +108,7 @@ export function policyWords(run) {
 
 function spark(values) {
   const known = values.filter((value) => value != null);
-  if (known.length < 2) return nothing;
+  if (known.length < 2) return html`<div class="spark"></div>`;
   const most = Math.max(...known, 1e-9);
   const points = values.map((value, i) => [
     (100 * i) / (values.length - 1),

@@ -2,32 +2,28 @@
 
 import { html, render, nothing } from "./vendor/lit-html.js";
 import { ask, runPath } from "./api.js";
-import { bars, lines, map } from "./charts.js";
+import { bars, lines } from "./charts.js";
+import { Clusters } from "./clusters.js";
 import { Examples } from "./examples.js";
-import { ago, bytes, DASH, percent, ratio, short, whole } from "./format.js";
+import { DASH, percent, ratio, short, whole } from "./format.js";
 import { badge, policyWords, standsAside } from "./overview.js";
-
-const SHADES = {
-  redundancy: { name: "redundancy", words: "share of a cluster's gradients that their mean explains", of: (c) => c.redundancy },
-  loss: { name: "loss", words: "mean loss last reported", of: (c) => c.loss },
-  emphasis: {
-    name: "draws over size",
-    words: "share of the draws over the share of the examples",
-    of: (c, total) => (c.size ? c.draw_share / (c.size / total) : null),
-  },
-};
+import { ended, nothingYet, notice } from "./states.js";
+import { storage } from "./storage.js";
+import { trainers } from "./trainers.js";
 
 export class RunView {
   constructor(name, root) {
     this.name = name;
     this.root = root;
+    this.said = null; // the last answer
+    this.trouble = null; // why there is none now
+    this.ended = ""; // why there will be none
     this.columns = {};
     this.generation = -1;
     this.count = 0;
-    this.shade = "redundancy";
-    this.ended = "";
-    this.examples = new Examples(name, () => this.draw());
-    this.charts = {
+    this.clusters = new Clusters(() => this.draw());
+    this.examples = new Examples(name, () => this.render());
+    this.curves = {
       ratio: lines(
         [
           { name: "variance ratio", key: "variance_ratio" },
@@ -51,112 +47,111 @@ export class RunView {
         ],
         { format: short },
       ),
-      wait: lines([{ name: "waiting", key: "wait_share", area: true }], { format: percent, max: 1 }),
+      wait: lines([{ name: "waiting", key: "wait_share", area: true }], { format: percent, step: 0.01 }),
       age: lines(
         [
           { name: "median", key: "median_age_steps" },
-          { name: "99th percentile", key: "p99_age_steps" },
+          { name: "99 % at most", key: "p99_age_steps" },
         ],
         { format: short },
       ),
       lead: lines(
         [
-          { name: "most", key: "lead" },
-          { name: "99 % below", key: "p99_lead" },
+          { name: "most now", key: "lead" },
+          { name: "median", key: "median_lead" },
+          { name: "99 % at most", key: "p99_lead" },
         ],
-        { format: short },
+        { format: short, step: 1 },
       ),
-      weights: bars({ label: between }),
+    };
+    this.histograms = {
       rates: bars({ label: between }),
+      weights: bars({ label: between }),
       ages: bars({ label: counts }),
       leads: bars({ label: counts }),
-      map: map((cluster) => this.pick(cluster)),
     };
   }
 
   close() {
-    for (const chart of Object.values(this.charts)) chart.close();
+    for (const chart of Object.values({ ...this.curves, ...this.histograms })) chart.close();
+    this.clusters.close();
     this.examples.close();
   }
 
-  async update() {
-    const said = await ask(runPath(this.name), { generation: this.generation, count: this.count });
-    this.take(said.history);
+  ask() {
+    return ask(runPath("run", this.name), { generation: this.generation, count: this.count });
+  }
+
+  show(said, trouble) {
     this.said = said;
+    this.trouble = trouble;
     this.ended = "";
-    this.examples.previews = said.previews;
-    await this.examples.update();
-    return { about: said, draw: () => this.draw() };
+    this.take(said.history);
+    this.draw();
+    this.examples.refresh(said.previews);
+  }
+
+  fail(trouble) {
+    this.trouble = trouble;
+    this.said ? this.draw() : render(nothingYet(trouble), this.root);
   }
 
   // The run was closed while somebody looked: what was seen last stays, and says so.
   gone(why) {
+    this.trouble = null;
     this.ended = why;
-    this.said
-      ? this.draw()
-      : render(html`<p class="empty">${why}<br /><a href="#/">All runs</a></p>`, this.root);
+    this.said ? this.draw() : render(ended(why), this.root);
   }
 
+  // All points, or those after the ones that are here; others would make time run backwards.
   take(history) {
     if (!history) return;
-    const anew = history.generation !== this.generation || history.start !== this.count;
-    for (const [name, values] of Object.entries(history.columns)) {
-      this.columns[name] = anew ? values : (this.columns[name] ?? []).concat(values);
-    }
-    this.generation = history.generation;
+    const { generation, start, columns } = history;
+    if (start === 0) this.columns = columns;
+    else if (generation !== this.generation || start !== this.count) return;
+    else for (const [name, values] of Object.entries(columns)) this.columns[name] = this.columns[name].concat(values);
+    this.generation = generation;
     this.count = this.columns.time?.length ?? 0;
   }
 
-  pick(cluster) {
-    this.picked = this.picked === cluster ? null : cluster;
-    this.draw();
+  render() {
+    render(this.template(), this.root);
   }
 
   draw() {
-    const { statistics: s } = this.said;
-    render(this.template(s), this.root);
+    this.render();
+    const s = this.said.statistics;
     const at = (name) => this.root.querySelector(`[data-chart=${name}]`);
-    for (const name of ["ratio", "coverage", "speed", "wait", "age", "lead"]) this.charts[name].draw(at(name), this.columns);
-    const detail = s.detail ?? {};
-    for (const name of ["weights", "rates", "ages", "leads"]) this.charts[name].draw(at(name), detail[name] ?? {});
-    const clusters = detail.clusters ?? [];
-    if (clusters.length) this.charts.map.draw(at("map"), this.mapped(clusters, s));
+    for (const [name, chart] of Object.entries(this.curves)) chart.draw(at(name), this.columns);
+    for (const [name, chart] of Object.entries(this.histograms)) chart.draw(at(name), s.detail?.[name] ?? {});
+    this.clusters.draw(this.root, s);
   }
 
-  mapped(clusters, s) {
-    const { of } = SHADES[this.shade];
-    const total = s.num_examples;
-    const values = clusters.map((c) => of(c, total)).filter((value) => value != null);
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    return {
-      clusters,
-      shade: (c) => {
-        const value = of(c, total);
-        return value == null ? null : high > low ? (value - low) / (high - low) : 0.5;
-      },
-      words: (c) =>
-        `<b>cluster ${c.cluster}</b><br>${whole(c.size)} examples (${percent(c.size / total, 1)})<br>` +
-        `${percent(c.draw_share, 1)} of the latest draws<br>loss ${short(c.loss)}<br>` +
-        `redundancy ${percent(c.redundancy)}`,
-    };
-  }
-
-  template(s) {
+  template() {
+    const s = this.said.statistics;
     return html`
       <nav class="crumbs"><a href="#/">All runs</a></nav>
       <div class="title">
         <h1>${s.run}</h1>
-        ${this.ended ? html`<span class="badge bad">ended</span>` : badge(s)}
+        ${this.badge(s)}
       </div>
-      <p class="lead">${reason(s)}</p>
       ${this.ended ? html`<p class="notice">${this.ended} What was seen last is below.</p>` : nothing}
+      ${this.trouble ? notice(this.trouble) : nothing}
+      <p class="lead">${reason(s)}</p>
       ${s.batches ? nothing : html`<p class="notice">No batch was asked for yet. The curves begin with the first.</p>`}
-      ${tiles(s, this.said, this.columns)} ${this.live()} ${this.draws(s)} ${this.clusters(s)}
-      ${this.examples.template()} ${trainers(s, this.columns)} ${storage(s)}
+      ${tiles(s, this.said, this.columns)} ${this.live()} ${this.draws(s)} ${this.clusters.template(s)}
+      ${this.examples.template()} ${trainers(this.said, this.columns)} ${storage(s)}
     `;
   }
 
+  badge(s) {
+    if (this.ended) return html`<span class="badge bad">ended</span>`;
+    if (this.trouble?.kind === "run") return html`<span class="badge bad">does not answer</span>`;
+    return badge(s);
+  }
+
   live() {
+    const panel = (name, title, words) => figure(name, title, words, this.curves[name].says(this.columns));
     return html`<section aria-labelledby="live">
       <h2 id="live">Over time</h2>
       <div class="grid">
@@ -171,6 +166,8 @@ export class RunView {
   }
 
   draws(s) {
+    const panel = (name, title, words) =>
+      figure(name, title, words, this.histograms[name].says(s.detail?.[name] ?? {}));
     return html`<section aria-labelledby="draws">
       <h2 id="draws">Draws</h2>
       <div class="grid four">
@@ -185,65 +182,6 @@ export class RunView {
           .map(([policy, count]) => `${policy} ${whole(count)}`)
           .join(", ") || DASH}.
       </p>
-    </section>`;
-  }
-
-  clusters(s) {
-    const clusters = s.detail?.clusters ?? [];
-    if (!clusters.length) {
-      return html`<section aria-labelledby="clusters">
-        <h2 id="clusters">Clusters</h2>
-        <p class="empty small">
-          ${s.sketch_coverage > 0
-            ? `${percent(s.sketch_coverage)} of the examples have a sketch; clusters are made when enough have, for policies that use them.`
-            : "No trainer sends sketches. With sampler.GradientSketcher(model) in the loop, gradients are clustered and shown here."}
-        </p>
-      </section>`;
-    }
-    const rows = this.picked == null ? clusters.slice(0, 8) : clusters.filter((c) => c.cluster === this.picked);
-    return html`<section aria-labelledby="clusters">
-      <h2 id="clusters">Clusters</h2>
-      <div class="card">
-        <div class="title wrap">
-          <p class="dim">
-            ${clusters.length < s.num_clusters ? `The ${clusters.length} largest of ` : ""}${whole(s.num_clusters)}
-            clusters of gradients, made ${s.refreshes === 1 ? "once" : s.refreshes + " times"}. Where two are close,
-            their gradients are alike. Size: examples; colour: ${SHADES[this.shade].words}.
-          </p>
-          <label class="select">
-            colour
-            <select @change=${(event) => ((this.shade = event.target.value), this.draw())}>
-              ${Object.entries(SHADES).map(
-                ([key, { name }]) => html`<option value=${key} ?selected=${key === this.shade}>${name}</option>`,
-              )}
-            </select>
-          </label>
-        </div>
-        <div class="split">
-          <div class="chart tall" data-chart="map" role="img" aria-label="map of the clusters; the table has the same"></div>
-          <div class="scroll">
-            <table>
-              <thead>
-                <tr><th>cluster</th><th>examples</th><th>draws</th><th>loss</th><th>redundancy</th></tr>
-              </thead>
-              <tbody>
-                ${rows.map(
-                  (c) => html`<tr>
-                    <td>${c.cluster}</td>
-                    <td>${percent(c.size / s.num_examples, 1)}</td>
-                    <td>${percent(c.draw_share, 1)}</td>
-                    <td>${short(c.loss)}</td>
-                    <td>${percent(c.redundancy)}</td>
-                  </tr>`,
-                )}
-              </tbody>
-            </table>
-            ${this.picked == null
-              ? nothing
-              : html`<button class="link" @click=${() => this.pick(this.picked)}>show the largest</button>`}
-          </div>
-        </div>
-      </div>
     </section>`;
   }
 }
@@ -270,84 +208,17 @@ function tiles(s, said, columns) {
     ${tile("effective sample", percent(s.effective_sample_ratio), "of the set, by the draw rates")}
     ${tile("epoch", whole(s.epoch), s.progress == null ? `${percent(s.epoch_coverage)} handed out` : `${percent(s.progress)} of the run`)}
     ${tile("examples/s", short(said.examples_per_s), `${short(s.examples)} so far`)}
-    ${tile("trainers", whole(s.trainers), `batches in their hands: ${whole(s.leases)}`)}
-    ${tile("age", short(s.median_age_steps), `steps; 99 % below ${short(s.p99_age_steps)}`)}
+    ${tile("trainers", whole(s.trainers), s.leases === 1 ? "1 batch in hand" : `${whole(s.leases)} batches in hand`)}
+    ${tile("age", short(s.median_age_steps), `steps; 99 % at most ${short(s.p99_age_steps)}`)}
   </dl>`;
 }
 
-function panel(name, title, words) {
+// What the chart shows is in its label too, in words.
+function figure(name, title, words, said) {
   return html`<figure class="card">
     <figcaption><b>${title}</b><span class="dim">${words}</span></figcaption>
-    <div class="chart" data-chart=${name} role="img" aria-label=${title}></div>
+    <div class="chart" data-chart=${name} role="img" aria-label="${title}: ${said}"></div>
   </figure>`;
-}
-
-function trainers(s, columns) {
-  const wait = columns.wait_share?.at(-1);
-  return html`<section aria-labelledby="trainers">
-    <h2 id="trainers">Trainers</h2>
-    ${s.ranks.length
-      ? html`<div class="card scroll">
-          <table>
-            <thead>
-              <tr><th>rank</th><th class="left">who</th><th>epoch</th><th>holds</th><th>batches</th><th>examples</th><th>waited</th></tr>
-            </thead>
-            <tbody>
-              ${s.ranks.map(
-                (rank) => html`<tr>
-                  <td>${rank.rank}</td>
-                  <td class="left">${rank.trainer} ${rank.connected ? nothing : html`<span class="badge bad">gone</span>`}</td>
-                  <td>${rank.epoch < 0 ? DASH : rank.epoch}</td>
-                  <td>${rank.held} of ${rank.lead}</td>
-                  <td>${whole(rank.batches)}</td>
-                  <td>${whole(rank.examples)}</td>
-                  <td>${ago(rank.waited_seconds)}</td>
-                </tr>`,
-              )}
-            </tbody>
-          </table>
-        </div>`
-      : html`<p class="empty small">No trainer holds a rank of this run now.</p>`}
-    <p class="dim">
-      ${wait == null ? "" : `They wait ${percent(wait)} of their time.`} ${whole(s.leases_expired)} batches of lost
-      trainers went to others.
-    </p>
-  </section>`;
-}
-
-function storage(s) {
-  const most = Math.max(1, ...s.shard.map((shard) => shard.sketched));
-  const rejected = Object.entries(s.rejected_rows);
-  return html`<section aria-labelledby="storage">
-    <h2 id="storage">Reports and storage</h2>
-    <div class="grid">
-      <div class="card">
-        <p><b>${bytes(s.memory_bytes)}</b> of table and sketches</p>
-        ${s.shard.map(
-          (shard) => html`<div class="row">
-            <span>shard ${shard.shard}</span>
-            <div class="bar"><i style="width:${(100 * shard.sketched) / most}%"></i></div>
-            <span>${shard.away ? html`<span class="badge bad">away</span>` : `${short(shard.sketched)} sketches`}</span>
-          </div>`,
-        )}
-        ${s.shards_lost ? html`<p class="notice">Shards came back empty ${s.shards_lost} times.</p>` : nothing}
-      </div>
-      <div class="card">
-        <p><b>${short(s.reported_rows)}</b> reported rows taken in, table version ${whole(s.table_version)}</p>
-        ${rejected.length
-          ? html`<table>
-              <tbody>
-                ${rejected.map(([why, count]) => html`<tr><td class="left">left out: ${why.replaceAll("_", " ")}</td><td>${whole(count)}</td></tr>`)}
-              </tbody>
-            </table>`
-          : html`<p class="dim">None was left out.</p>`}
-        ${s.weights_version
-          ? html`<p class="dim">${s.scorers} scorers, ${short(s.scored_rows)} rows scored by weights of step ${whole(s.weights_step)}</p>`
-          : nothing}
-        ${s.scorer_error ? html`<p class="notice">${s.scorer_error}</p>` : nothing}
-      </div>
-    </div>
-  </section>`;
 }
 
 function between(low, high) {
