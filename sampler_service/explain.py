@@ -43,10 +43,12 @@ def _known(example: ExampleView, loss_rank: float) -> str:
         return "No trainer has reported it yet, so it is drawn as unknown examples are."
     parts = []
     if not math.isnan(example.loss):
-        parts.append(f"its loss was {example.loss:.3g}, higher than that of {loss_rank:.0%} of the reported examples")
+        lower = "hardly any" if loss_rank < 0.005 else "nearly all" if loss_rank >= 0.995 else f"{loss_rank:.0%}"
+        parts.append(f"its loss was {example.loss:.3g}, higher than that of {lower} of the reported examples")
     if not math.isnan(example.norm):
         parts.append(f"its gradient had the norm {example.norm:.3g}")
-    ago = "" if math.isnan(example.age_steps) else f" {example.age_steps:,.0f} steps ago"
+    steps = "1 step" if example.age_steps == 1 else f"{example.age_steps:,.0f} steps"
+    ago = "" if math.isnan(example.age_steps) else f" {steps} ago"
     return f"When it was last reported{ago}, {' and '.join(parts)}."
 
 

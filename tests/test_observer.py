@@ -279,7 +279,7 @@ def test_a_partition_that_is_installed_meanwhile_is_seen_whole_or_not_at_all(mon
     more = np.arange(N, dtype=np.int32) % 9
 
     def install_then_mean(*given):
-        sampler._table.install(more, np.ones(9))
+        sampler._table.install(more, np.ones(9), 9.0)
         sampler._watched.clusters = Clusters(
             size_k=np.bincount(more), scatter_k=np.ones(9), redundancy_k=np.ones(9), at_k2=np.ones((9, 2))
         )

@@ -31,7 +31,7 @@ def test_an_example_is_explained_by_its_rate_its_report_and_its_neighbours():
     text = " ".join(found.why)
     assert "gradient_clustering" in text
     assert f"handed out {'once' if times == 1 else f'{times} times'}" in text
-    assert "its loss was 0.5, higher than that of 0% of the reported examples" in text
+    assert "its loss was 0.5, higher than that of hardly any of the reported examples" in text
 
 
 def test_why_an_example_was_never_drawn():

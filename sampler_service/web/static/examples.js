@@ -132,7 +132,7 @@ export class Examples {
       return html`${close}<h3 id="why-title">Example ${why.id}</h3>
         <p class=${why.error ? "notice" : "dim"}>${why.error ?? "Loading …"}</p>`;
     }
-    const { example, neighbours, why: sentences } = why.answer;
+    const { example, neighbours, no_neighbours: without, why: sentences } = why.answer;
     const figure = (name, value) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
     return html`${close}
       <h3 id="why-title">Example ${example.example_id}</h3>
@@ -148,7 +148,7 @@ export class Examples {
       <h4>Nearest in gradient space</h4>
       ${neighbours.length
         ? html`<ul class="examples">${neighbours.map((near) => this.card(near.example, near.similarity))}</ul>`
-        : html`<p class="dim">It has no sketch, so nothing is known of its neighbours.</p>`}`;
+        : html`<p class="dim">${without}</p>`}`;
   }
 }
 
