@@ -126,7 +126,7 @@ class PresentRates:
             weight_r: (r,) weights of the proposals.
         """
         if report.stage is not None and batch.keep:
-            self.stage.add(report.stage, round(len(batch.rows) / batch.keep), batch.global_batch_size)
+            self.stage.add(report.stage, round(len(batch.rows) / batch.keep))
         chosen = self.chosen if self.chosen and self.chosen.policy == TwoStage.name else None
         if chosen and isinstance(chosen.rates, WeightedDraw) and report.norms is not None and sound_r.any():
             probability_r = chosen.rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples

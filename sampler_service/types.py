@@ -266,8 +266,6 @@ class Stage:
     """the same of a draw by the proposals alone"""
     chosen: float
     """the same of both stages together"""
-    signal: float = float("nan")
-    """squared norm of the mean gradient, without bias and so perhaps negative; NaN when the scorer can't tell"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

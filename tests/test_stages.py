@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -139,53 +138,6 @@ def test_a_gain_that_shuffled_epochs_have_too_is_none():
     monitor = after(measured(chosen=0.37, proposed=1.0, scoring_s=0.003, training_s=0.002))
     assert SHUFFLED < monitor.ratio(3) * monitor.cost(3) < 1
     assert monitor.decide() == 1
-
-
-def noisy(*signals: float, batch: int = 64, chosen: float = 0.4) -> StageMonitor:
-    """Steps of which the scorer told the squared norm of the mean gradient, of a second moment of 1."""
-    monitor = StageMonitor(3)
-    for signal in signals:
-        monitor.add(replace(measured(chosen=chosen), signal=signal), 3, batch)
-    return monitor
-
-
-def test_the_noise_of_a_batch_is_its_variance_over_its_squared_gradient():
-    monitor = noisy(*[0.2] * WINDOW)
-    assert monitor.signal == pytest.approx(0.2)
-    assert monitor.noise == pytest.approx((0.8 / 64) / (0.2 + 0.8 / 64))
-    # ||m||^2 + variance / B with and without the choice, of the simple model of steps
-    assert monitor.steps_needed(0.4) == pytest.approx((0.2 + 0.2 / 64) / (0.2 + 0.8 / 64))
-    assert monitor.steps_needed(1.0) == 1.0
-
-
-def test_estimates_of_the_signal_are_averaged_before_they_are_cut():
-    assert noisy(0.5, -0.3, 0.5, -0.3).signal == pytest.approx(0.1)
-    assert noisy(0.1, -0.3, 0.1, -0.3).signal == 0.0
-    assert noisy(3.0, 3.0).signal == 1.0
-    assert noisy(3.0, 3.0).noise == 0.0 and noisy(3.0, 3.0).steps_needed(0.4) == 1.0
-
-
-def test_without_a_signal_steps_go_with_the_second_moment():
-    for monitor in (noisy(*[math.nan] * WINDOW), noisy(*[0.0] * WINDOW)):
-        assert monitor.noise == 1.0 and monitor.steps_needed(0.4) == pytest.approx(0.4)
-        assert "noise" not in monitor.reason
-    assert noisy(0.2, math.nan).signal == pytest.approx(0.2), "what is known is told by those that tell"
-
-
-def test_early_in_training_there_is_little_noise_to_save_and_later_there_is():
-    early = noisy(*[0.1] * WINDOW)
-    assert early.decide() == 1
-    assert "leave 0.40 of the variance, where a step is 12% noise, at 1.50 times" in early.reason
-    late = noisy(*[0.001] * WINDOW)
-    assert late.decide() == 3
-    assert noisy(*[0.1] * WINDOW, batch=2).decide() == 3, "small batches are noisy from the start"
-
-
-def test_a_ragged_last_batch_does_not_change_the_noise():
-    monitor = noisy(*[0.1] * (WINDOW - 1))
-    before = monitor.noise
-    monitor.add(replace(measured(chosen=0.4), signal=0.1), 3, 2)
-    assert monitor.noise == pytest.approx(before)
 
 
 def seen(ratio: float, *, rows: int = 64, by_norms: bool = False, scored: float = 0.2) -> Evidence:

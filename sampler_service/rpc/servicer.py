@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -295,7 +294,6 @@ def _stage(message: pb.Stage) -> Stage:
         uniform=message.uniform,
         proposed=message.proposed,
         chosen=message.chosen,
-        signal=message.signal if message.HasField("signal") else math.nan,
     )
 
 

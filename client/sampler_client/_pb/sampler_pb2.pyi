@@ -322,22 +322,20 @@ class Report(_message.Message):
     def __init__(self, session: _Optional[str] = ..., batch_id: _Optional[int] = ..., step: _Optional[int] = ..., example_ids: _Optional[bytes] = ..., losses: _Optional[bytes] = ..., norms: _Optional[bytes] = ..., sketches: _Optional[_Union[Array, _Mapping]] = ..., scores: bool = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ...) -> None: ...
 
 class Stage(_message.Message):
-    __slots__ = ("scoring", "training", "waiting", "uniform", "proposed", "chosen", "signal")
+    __slots__ = ("scoring", "training", "waiting", "uniform", "proposed", "chosen")
     SCORING_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     UNIFORM_FIELD_NUMBER: _ClassVar[int]
     PROPOSED_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
-    SIGNAL_FIELD_NUMBER: _ClassVar[int]
     scoring: float
     training: float
     waiting: float
     uniform: float
     proposed: float
     chosen: float
-    signal: float
-    def __init__(self, scoring: _Optional[float] = ..., training: _Optional[float] = ..., waiting: _Optional[float] = ..., uniform: _Optional[float] = ..., proposed: _Optional[float] = ..., chosen: _Optional[float] = ..., signal: _Optional[float] = ...) -> None: ...
+    def __init__(self, scoring: _Optional[float] = ..., training: _Optional[float] = ..., waiting: _Optional[float] = ..., uniform: _Optional[float] = ..., proposed: _Optional[float] = ..., chosen: _Optional[float] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("rows", "uniform", "chosen", "by_norms", "scored_uniform", "scored_chosen")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from types import SimpleNamespace
@@ -475,37 +474,6 @@ def test_it_trains_in_mixed_precision(served, monkeypatch):
     assert all(torch.isfinite(value).all() for value in model.parameters())
     assert any(not torch.equal(old, value) for old, value in zip(before, model.parameters(), strict=True))
     assert np.isfinite(served.service._samplers["r"]._table.norm_n).sum() > N / 2
-
-
-def test_the_signal_is_that_of_all_examples_whatever_the_weights_of_the_candidates():
-    """Over all pairs of candidates, each as likely as its proposals make it."""
-    gradient_nd = torch.tensor([[1.0, 2.0], [-0.5, 1.0], [3.0, -1.0], [0.2, 0.1]])
-    chance_n = np.array([0.1, 0.2, 0.3, 0.4])
-    reports: list = []
-
-    def scores(item) -> sampler.Scores:
-        rows = gradient_nd[item[0]]
-        return sampler.Scores(rows.norm(dim=1), square_of_sum=lambda a: (a @ rows).square().sum())
-
-    stage, expected = SecondStage(TwoStage(scores)), 0.0
-    for pair in itertools.product(range(4), repeat=2):
-        ids = np.array(pair)
-        columns = {"weights": (1 / (4 * chance_n[ids])).astype("f4").tobytes(), "example_ids": ids.tobytes()}
-        message = pb.Batch(probabilities=chance_n[ids].astype("f4").tobytes(), keep=1, **columns)
-        message.cluster_ids = np.zeros(2, "i4").tobytes()
-        stage.select((torch.tensor(pair),), sampler.Batch(message, reports.append), 0.0)
-        expected += float(chance_n[ids].prod()) * reports[-1].stage.signal
-    assert expected == pytest.approx(float(gradient_nd.mean(0).square().sum()), rel=1e-5)
-
-
-def test_a_scorer_that_cannot_tell_the_signal_sends_none():
-    reports: list = []
-    columns = {"weights": np.ones(6, "f4").tobytes(), "probabilities": np.ones(6, "f4").tobytes(), "keep": 2}
-    message = pb.Batch(example_ids=np.arange(6).tobytes(), cluster_ids=np.zeros(6, "i4").tobytes(), **columns)
-    for scores in (torch.ones(6), sampler.Scores(torch.ones(6), square_of_sum=lambda _: torch.tensor(torch.nan))):
-        stage = SecondStage(TwoStage(lambda _item, scores=scores: scores))
-        stage.select((torch.zeros(6, 1),), sampler.Batch(message, reports.append), 0.0)
-        assert not reports[-1].stage.HasField("signal")
 
 
 def test_batches_that_were_not_scored_come_on_the_scorers_device_too():

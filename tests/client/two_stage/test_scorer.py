@@ -60,21 +60,6 @@ def test_sequences_sum_over_their_positions_and_leave_out_what_is_ignored():
     torch.testing.assert_close(gram, exact_gram, rtol=0, atol=0.05 * float(exact_gram.max()))
 
 
-@pytest.mark.parametrize("head", [None, ""])
-def test_the_square_of_a_sum_of_gradients_is_exact(head):
-    model, x, y = classifier(), torch.randn(9, 5), torch.randint(4, (9,))
-    scores = LastLayerScorer(model, head=head, autocast=None)((x, y))
-    assert scores.square_of_sum is not None
-    coefficients = torch.rand(9) - 0.3
-    if head is None:
-        gradients = torch.stack(head_gradients(model, model[4], x, y))  # pyright: ignore[reportArgumentType]
-    else:
-        gradients = torch.softmax(model.eval()(x), 1).detach() - functional.one_hot(y, 4)
-    exact = (coefficients @ gradients).square().sum()
-    torch.testing.assert_close(scores.square_of_sum(coefficients), exact)
-    assert LastLayerScorer(Tagger())((torch.zeros(2, 3, dtype=torch.long),) * 2).square_of_sum is None
-
-
 def test_an_example_without_any_target_counts_nothing():
     scores = LastLayerScorer(Tagger())((torch.zeros(1, 3, dtype=torch.long), torch.full((1, 3), -100)))
     assert float(scores.norms) == 0.0

@@ -13,7 +13,6 @@ Shapes: c candidates, t positions, k classes, h inputs of the head, d sketch len
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -39,9 +38,6 @@ class Scores:
     """(c,) size of each example's gradient, in any unit but always the same"""
     sketches: Tensor | None = None
     """(c, d)"""
-    square_of_sum: Callable[[Tensor], Tensor] | None = None
-    """||sum_j a_j g_j||^2, (), of coefficients a (c,) on the device of the norms, which are those of g. By it the
-    service tells how much of a step is noise, and does not pay for less of it where there is little."""
 
 
 class Scorer(Protocol):
@@ -134,9 +130,7 @@ class LastLayerScorer:
             delta *= counted.unsqueeze(-1)
         self._check_head(inputs, logits)
         inputs = None if inputs is None else inputs.float()
-        # Of sequences the sum would take as much memory as the head's gradient, which may be that of a vocabulary.
-        square = None if logits.ndim == 3 else functools.partial(_square_of_sum, delta, inputs)
-        return Scores(_norms(delta, inputs), self._sketches(delta, inputs), square)
+        return Scores(_norms(delta, inputs), self._sketches(delta, inputs))
 
     def _check_head(self, inputs: Tensor | None, logits: Tensor) -> None:
         if self._head is None:
@@ -218,13 +212,6 @@ def _norms(delta: Tensor, inputs: Tensor | None) -> Tensor:
     # ||sum_t delta_t h_t^T||^2 = sum_st (delta_s . delta_t)(h_s . h_t + 1)
     gram = (delta @ delta.mT) * (inputs @ inputs.mT + 1)
     return gram.sum((1, 2)).clamp(min=0).sqrt()
-
-
-def _square_of_sum(delta: Tensor, inputs: Tensor | None, coefficients: Tensor) -> Tensor:
-    """||sum_j a_j delta_j (h_j, 1)^T||^2, (), of (c, k), (c, h) and (c,)."""
-    scaled = delta * coefficients.unsqueeze(1)
-    square = scaled.sum(0).square().sum()
-    return square if inputs is None else square + (scaled.T @ inputs).square().sum()
 
 
 def _default_forward(model: nn.Module, item: Any) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ Shapes: c candidates, b kept, d sketch length.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -111,7 +110,6 @@ class SecondStage:
             rng=np.random.default_rng(batch.choice_seed),
             order_c=self._order_of(sketch_cd, batch),
         )
-        signal = _signal(scores, batch.weights)
         item = take_rows(item, torch.from_numpy(choice.index), len(batch))
         self.counts.autocast_failed = getattr(self.scorer, "autocast_failed", 0)
         self.counts.scored += 1
@@ -124,7 +122,6 @@ class SecondStage:
             uniform=choice.moments.uniform,
             proposed=choice.moments.proposed,
             chosen=choice.moments.chosen,
-            signal=signal,
         )
         batch.report_scores(norms=norm_c, sketches=sketch_cd, stage=stage)
         return item, batch.kept(choice.index, choice.weights, stage)
@@ -165,20 +162,6 @@ class SecondStage:
         if sketch_cd is None:
             raise ConfigError('order="similar" needs sketches; give LastLayerScorer a sketch_dim, such as 64')
         return similar_together(batch.weights[:, None] * np.nan_to_num(sketch_cd), leaf=len(batch) // batch.keep)
-
-
-def _signal(scores: Scores, weight_c: NDArray[np.float32]) -> float | None:
-    """||mean gradient||^2 without bias, so perhaps negative; None when the scorer can't tell.
-
-    Of c draws with E[w g] = m, ||sum w g||^2 is c squares ||w g||^2 and c (c - 1) products, each ||m||^2 on average.
-    """
-    if scores.square_of_sum is None or len(weight_c) < 2:
-        return None
-    with torch.no_grad():
-        weights = torch.tensor(weight_c, device=scores.norms.device)
-        rest = scores.square_of_sum(weights) - (weights * scores.norms).square().sum()
-    signal = float(rest) / (len(weight_c) * (len(weight_c) - 1))
-    return signal if math.isfinite(signal) else None
 
 
 def _array(values: Any) -> NDArray[np.float32]:
