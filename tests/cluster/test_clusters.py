@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 import sampler_client as sampler
 from sampler_service.config import ServiceConfig
-from sampler_service.embedded import RunningService, running_service
 from sampler_service.errors import ConfigError
 from sampler_service.runtime import placement
-from tests.cluster.conftest import OPEN_CLUSTER, PATIENT, actors, cli, ray_head, until
+from tests.cluster.support import (
+    OPEN_CLUSTER,
+    PATIENT,
+    actors,
+    cli,
+    epoch,
+    joining,
+    kill,
+    nothing_left,
+    python,
+    ray_head,
+    until,
+)
 from tests.support import make_config
 
 pytestmark = pytest.mark.timeout(300)
-
-OURS = ("Gateway", "Page", "Registry", "RunHost", "Shard")
 
 
 @pytest.fixture(scope="module")
@@ -30,52 +35,6 @@ def head() -> Iterator[tuple[str, int]]:
     """Address and process of a Ray cluster with one GPU, or so it says."""
     with ray_head("--num-gpus=1") as head:
         yield head
-
-
-def joining(address: str, *arguments: str, **options):
-    """A gateway on that cluster."""
-    return running_service(arguments=("--address", address, *arguments), environment=OPEN_CLUSTER, **options)
-
-
-def left_on(address: str) -> dict[str, list[str]]:
-    """Names of actors and of placement groups on a cluster."""
-    code = f"""
-import json, ray
-ray.init(address={address!r}, logging_level="error")
-groups = [each["name"] for each in ray.util.placement_group_table().values() if each["state"] != "REMOVED"]
-print(json.dumps({{"actors": [each["name"] for each in ray.util.list_named_actors(True)], "groups": groups}}))
-"""
-    return json.loads(python(code))
-
-
-def python(code: str) -> str:
-    """What a program prints last."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, env={**os.environ, **OPEN_CLUSTER}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
-
-
-def nothing_left(head: tuple[str, int]) -> None:
-    address, pid = head
-    until(lambda: not any(actors(pid, title) for title in OURS), "the cluster to be empty of us", 20)
-    assert left_on(address) == {"actors": [], "groups": []}
-
-
-def kill(service: RunningService) -> None:
-    """As the kernel does when memory runs out."""
-    os.killpg(service.pid, signal.SIGKILL)
-    service.process.wait(10)
-
-
-def epoch(loader) -> list[int]:
-    ids = []
-    for _, batch in loader:
-        ids += batch.example_ids.tolist()
-        batch.report(np.ones(len(batch)))
-    loader.flush()
-    return ids
 
 
 def test_services_of_two_names_share_a_cluster_and_down_ends_one_of_them(attach, head):
@@ -139,6 +98,18 @@ def test_a_registry_that_is_killed_finds_its_runs_again(attach, service):
         assert client.statistics("outlives").reported_rows == 2 * 64
     assert {process.pid for process in actors(service.pid, "RunHost")} == hosts
     assert len(epoch(attach("after", policy="shuffle"))) == 64, "and opens others"
+
+
+def test_a_registry_that_is_killed_knows_which_runs_were_closed(attach, service):
+    former = iter(attach("ended", policy="shuffle"))
+    next(former)
+    with sampler.SamplerClient(service, timeouts=PATIENT) as client:
+        client.close_run("ended")
+        (registry,) = actors(service.pid, "Registry")
+        registry.kill()
+        with pytest.raises(sampler.Stale, match="run 'ended' was closed"):
+            list(former)
+        assert "ended" not in client.runs(), "its trainer did not open it again"
 
 
 def _runs(client: sampler.SamplerClient) -> list[str]:

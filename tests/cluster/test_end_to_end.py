@@ -11,7 +11,7 @@ import pytest
 import sampler_client as sampler
 from sampler_service.config import ServiceConfig
 from sampler_service.runtime import ray_service
-from tests.cluster.conftest import cli
+from tests.cluster.support import cli
 from tests.support import make_config
 
 GROUPS = 4

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 
 import sampler_client as sampler
-from tests.cluster.conftest import PATIENT, actors, until
+from tests.cluster.support import PATIENT, actors, until
 from tests.cluster.test_end_to_end import GroupedSketches, train
 
 

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 from tests.cluster.conftest import NOT_RUN
-from tests.cluster.host_cluster import ENVIRONMENT, HostCluster, lost_and_repeated, service_across, until
+from tests.cluster.host_cluster import ENVIRONMENT, HostCluster, lost_and_repeated, service_across
 from tests.cluster.hosts import why_not
+from tests.cluster.support import OURS, until
 from tests.examples.ddp_worker import EPOCHS
 from trainer_examples.data import load
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -133,10 +132,9 @@ def test_down_from_any_host_leaves_nothing_on_all_of_them(cluster: HostCluster) 
     done = cluster.hosts.run("worker-2", command, timeout_s=90, environment=ENVIRONMENT)
     assert (done.returncode, "is down" in done.stdout) == (0, True), done.stdout + done.stderr
     assert [cluster.await_gateway_end(name, 30) for name in ("head", "worker-1")] == [0, 0]
-    ours = ("Gateway", "Registry", "RunHost", "Shard")
 
     def left() -> list[str]:
         hosts = ("head", "worker-1", "worker-2", "worker-3")
-        return [f"{each} on {name}" for name in hosts for each in ours if cluster.hosts.processes(name, f"ray::{each}")]
+        return [f"{each} on {name}" for name in hosts for each in OURS if cluster.hosts.processes(name, f"ray::{each}")]
 
     until(lambda: not left(), "no actor of the service left", 20)

@@ -16,7 +16,7 @@ import sampler_client as sampler
 from sampler_service.embedded import running_service
 from sampler_service.errors import Unavailable
 from sampler_service.runtime.joining import connect
-from tests.cluster.conftest import OPEN_CLUSTER, actors, answers, cli, free_ports, ray_head, until
+from tests.cluster.support import OPEN_CLUSTER, OURS, actors, answers, cli, free_ports, ray_head, until
 
 
 @pytest.fixture
@@ -73,8 +73,7 @@ def test_gateways_of_a_cluster_share_its_runs_and_the_last_to_leave_ends_them(at
         stopped = cli("stop", second)
         assert (stopped.returncode, stopped.stdout.strip()) == (0, f"{second} is stopping")
         assert second.process.wait(30) == 0, second.log.read_text()
-    ours = ("Gateway", "Registry", "RunHost", "Shard")
-    until(lambda: not any(actors(head, title) for title in ours), "the cluster to be empty of us", 20)
+    until(lambda: not any(actors(head, title) for title in OURS), "the cluster to be empty of us", 20)
     assert answers(address)
 
 
