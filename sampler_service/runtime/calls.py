@@ -9,9 +9,26 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from sampler_service.errors import Unavailable
 
+REPORTS = "reports"
+"""threads of a run's actor for calls that may wait for its shards: batches wait for none of them"""
+
+GROUP_OF: dict[str, str] = dict.fromkeys(("report", "fence", "published", "to_score", "take_scores"), REPORTS)
+"""by method of the Sampler; all others have the threads that are left"""
+
+
+def call_run(host: Any, method: str, *args: Any, **options: Any) -> Any:
+    """Call a method of the Sampler that a run's actor has; see `answer`."""
+    return host.call.options(concurrency_group=GROUP_OF.get(method)).remote(method, *args, **options)
+
 
 class Ended(Unavailable):
     """An actor is gone, and Ray does not start it again."""
+
+
+def finished(reference: Any, within_s: float = 0.0) -> bool:
+    """Whether an actor has answered, or never will; waits for it."""
+    ready, _ = ray.wait([reference], timeout=within_s, fetch_local=False)
+    return bool(ready)
 
 
 def answer(reference: Any, timeout_s: float | None, whom: str) -> Any:

@@ -41,7 +41,7 @@ class Cluster:
         serve: makes the server; given by the composition root, since this side knows no gRPC.
         serve_page: makes the page's server, if the configuration has one.
         config: of the service.
-        address: of a Ray cluster to join ("auto", "host:6379", "ray://…"); None starts one in this process's care.
+        address: of a Ray cluster to join ("auto", "host:6379"); None starts one in this process's care.
         make_scorer: makes what scores a dataset, in a scorer's process; given by the composition root, since this side
             knows no torch. None: there are no scorers.
 
@@ -192,13 +192,9 @@ def _here(config: ServiceConfig) -> dict[str, Any]:
 
 def _check_gpus(config: ServiceConfig, *, own: bool) -> None:
     """Say now what every run would hear: a cluster of one's own gets no GPUs later, another may."""
-    for what, gpus, count in (
-        ("the shards of each run", config.gpus_per_shard, config.shards),
-        ("the scorers of each run", config.scorer_gpus, config.scorers),
-    ):
-        try:
-            placement.check_room(what, placement.gpus(gpus), count)
-        except ConfigError as error:
-            if own:
-                raise
-            log.warning("no run can be opened yet: %s", error)
+    try:
+        placement.check_room([placement.shards(config), placement.scorers(config)])
+    except ConfigError as error:
+        if own:
+            raise
+        log.warning("no run can be opened yet: %s", error)

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from sampler_service.errors import ConfigError, Unavailable
 
@@ -48,7 +49,13 @@ def connect(address: str | None, namespace: str) -> None:
         try:
             ray.init(**options)
             return
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except AuthenticationError as error:
+            ray.shutdown()
+            raise Unavailable(
+                f"the Ray cluster at {address!r} asks for a token: {error.message}; set RAY_AUTH_MODE=token here, and "
+                "RAY_AUTH_TOKEN_PATH to a file with the token that its nodes have"
+            ) from error
+        except Exception as error:  # Ray raises all kinds; that a node of its own did not start is a plain one
             ray.shutdown()
             if isinstance(error, ConnectionError) and time.monotonic() < until:
                 time.sleep(JOIN_PAUSE_S)
@@ -78,9 +85,9 @@ def _check_version() -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise Unavailable when nobody listens at "host:port" or "ray://host:port", or somebody who is no gRPC server, as
+    """Raise Unavailable when nobody listens at "host:port", or somebody who is no gRPC server, as
     Ray's are: Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         return
     try:

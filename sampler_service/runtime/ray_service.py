@@ -12,7 +12,7 @@ from sampler_service.config import RunConfig
 from sampler_service.errors import Unavailable
 from sampler_service.leases import Group, run_of
 from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
-from sampler_service.runtime.calls import answer
+from sampler_service.runtime.calls import answer, call_run
 from sampler_service.runtime.ray_scorers import send_weights
 from sampler_service.types import Float32, Report
 from sampler_service.views import ExampleView, Explanation, RunStatistics
@@ -122,7 +122,7 @@ class RayService:
             with self._lock:
                 self._hosts[run] = host
         try:
-            return answer(host.call.remote(method, *args, **options), self._call_s, f"the actor of run {run!r}")
+            return answer(call_run(host, method, *args, **options), self._call_s, f"the actor of run {run!r}")
         except Unavailable:
             # It may have been closed and opened again by another gateway: look it up next time.
             with self._lock:

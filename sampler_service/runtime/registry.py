@@ -18,9 +18,16 @@ from sampler_service.config import RunConfig, ServiceConfig
 from sampler_service.errors import Conflict, SamplerError, Stale, Unavailable
 from sampler_service.reports import policy_of
 from sampler_service.runtime import kept, names, placement
-from sampler_service.runtime.calls import answer
+from sampler_service.runtime.calls import answer, call_run
 from sampler_service.runtime.ray_scorers import ONE_THREAD, Staff
-from sampler_service.runtime.run_actors import end_run, openings, quiet_logging, start_run
+from sampler_service.runtime.run_actors import (
+    end_run,
+    openings,
+    quiet_logging,
+    release,
+    reserve_scorers,
+    start_run,
+)
 from sampler_service.scorers import MakeScorer
 from sampler_service.service import Catalog
 from sampler_service.weights import NO_SCORERS
@@ -32,12 +39,6 @@ LOOK_AGAIN_S = 0.5
 
 ENDING_S = 10.0
 """within which a gateway that was told to be the last one ends this actor"""
-
-_ALIKE = (
-    *("shards", "gpus_per_shard", "threads_per_shard"),
-    *("scorers", "scoring", "scorer_gpus", "threads_per_scorer"),
-)
-"""what all gateways of a service must ask for alike: the registry starts it for all of them"""
 
 
 class Registry:
@@ -78,13 +79,7 @@ class Registry:
         """
         if time.monotonic() < self._ending + ENDING_S:
             raise Unavailable(f"service {self._namespace!r} is ending with its last gateway; try again")
-        for name in _ALIKE:
-            here, asked = getattr(self._config, name), getattr(config, name)
-            if here != asked:
-                raise Conflict(
-                    f"service {config.name!r} on this cluster runs with {name}={here}, asked for {asked}; use the "
-                    "same, or give this one another --name, or end the other first: sampler-service down"
-                )
+        self._config.check_same(config)
 
     def leave(self, gateway: str, ends_runs: bool) -> bool:
         """A gateway, by the name of its actor, closes; True when it was the last one, and all runs have been ended.
@@ -196,30 +191,34 @@ class Registry:
         Raises:
             Stale: this service has none.
             ConfigError: the cluster has no GPUs for them.
+            Busy: others use those that it has.
         """
         if self._make_scorer is None:
             raise Stale(NO_SCORERS)
-        host, known = self.host(run), 0
+        host, known, opening, group = self.host(run), 0, "", None
         if run not in self._staff:
-            gpus = placement.gpus(self._config.scorer_gpus)
-            placement.check_room(f"the scorers of run {run!r}", gpus, self._config.scorers)
-            statistics = host.call.remote("statistics")  # weights may have come before this registry was made anew
+            statistics = call_run(host, "statistics")  # weights may have come before this registry was made anew
             known = answer(statistics, self._config.call_s, f"the actor of run {run!r}").weights_version
+            opening = self._openings.get(run, "")
+            group = reserve_scorers(self._config, opening)
         with self._lock:  # making actors waits for none of them, and a run that is closed meanwhile must get none
+            if run not in self._staff and self._openings.get(run) != opening:
+                release(self._namespace, opening)
             config = self._catalog.run(run)
             if run not in self._staff:
                 make = partial(self._make_scorer, config.dataset, config.num_examples, config.sketch_dim)
-                self._staff[run] = Staff(self._config, opening=self._openings[run], make=make, version=known)
+                self._staff[run] = Staff(self._config, opening=opening, make=make, version=known, group=group)
             return self._staff[run].weights, self._staff[run].next_version(), self._config.scorers
 
     def _check_room(self, config: RunConfig) -> None:
-        """Raise ConfigError when the shards of a run that is not open can't be placed at all."""
+        """Raise ConfigError when a run that is not open can't be placed at all."""
         with self._lock:
             if config.run in self._openings:
                 return
+        needs = [placement.scorers(self._config, f"run {config.run!r}")]
         if placement.needs_group(self._config):
-            bundle = placement.bundle_of(config, self._config)
-            placement.check_room(f"the shards of run {config.run!r}", bundle, self._config.shards)
+            needs += [placement.shards(self._config, config), placement.run_actor(config)]
+        placement.check_room(needs)
 
     def _started(self, starting: Future[ActorHandle], run: str) -> ActorHandle:
         """The actor of a run, or what kept it from starting."""

@@ -42,7 +42,8 @@ def attach(service: RunningService) -> Iterator[Callable[..., sampler.SampledLoa
 
     def make(run: str, *, examples: int = 64, batch_size: int = 16, address: str = service, **options):
         plain = DataLoader(TensorDataset(torch.arange(examples)), batch_size=batch_size)
-        opened.append((run, sampler.attach(plain, str(address), run=run, timeouts=PATIENT, **options)))
+        options = {"timeouts": PATIENT, **options}
+        opened.append((run, sampler.attach(plain, str(address), run=run, **options)))
         return opened[-1][1]
 
     yield make

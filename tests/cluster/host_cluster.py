@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A host that is cut off is given up after some five seconds, in place of half a minute.
+    # A host that is cut off is given up after some five seconds, in place of a minute.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1500",

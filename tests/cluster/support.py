@@ -45,14 +45,15 @@ def answers(address: str) -> bool:
 
 
 @contextlib.contextmanager
-def ray_head(*options: str) -> Iterator[tuple[str, int]]:
+def ray_head(*options: str, environment: Mapping[str, str] = OPEN_CLUSTER) -> Iterator[tuple[str, int]]:
     """Address and process of a Ray cluster that belongs to somebody else."""
     port, client_port, low = free_ports(3)
     command = [beside("ray"), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=false"]
     command += [f"--port={port}", f"--ray-client-server-port={client_port}", f"--node-manager-port={low}"]
     command += ["--object-store-memory=100000000", "--num-cpus=2", "--node-ip-address=127.0.0.1", *options]
-    environment = {**os.environ, **OPEN_CLUSTER}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+    with subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as head:
         try:
             until(lambda: answers(f"127.0.0.1:{port}"), "the Ray cluster to answer")
             yield f"127.0.0.1:{port}", head.pid

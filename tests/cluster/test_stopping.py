@@ -14,7 +14,7 @@ import pytest
 
 import sampler_client as sampler
 from sampler_service.embedded import running_service
-from sampler_service.errors import Unavailable
+from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.runtime.joining import connect
 from tests.cluster.support import OPEN_CLUSTER, OURS, actors, answers, cli, free_ports, ray_head, until
 
@@ -85,6 +85,27 @@ def test_a_cluster_that_is_not_there_is_one_line_and_an_exit_code():
     assert said[-1].startswith(f"Unavailable: no Ray cluster at '127.0.0.1:{port}'")
     assert said[-1].endswith("start one with `ray start --head`")
     assert len(said) == 2
+
+
+def test_a_ray_of_this_machine_that_is_too_old_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setattr("ray.__version__", "2.9.3")
+    with pytest.raises(ConfigError, match=r"ray 2\.9\.3 is installed, 2\.55 is the oldest that serves: pip install"):
+        connect(None, "nobody")
+
+
+def with_token(token: str) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
+def test_a_token_that_is_missing_or_wrong_is_one_line_with_what_to_do(tmp_path):
+    with ray_head(environment=with_token(64 * "a")) as (address, _):
+        for environment in (OPEN_CLUSTER, with_token(64 * "b")):
+            joining = cli("up", "--port", "0", "--no-page", "--address", address, environment=environment)
+            assert joining.returncode == 1
+            said = (joining.stdout + joining.stderr).strip().splitlines()
+            assert "Traceback" not in said
+            assert said[-1].startswith(f"Unavailable: the Ray cluster at '{address}' asks for a token: "), said
+            assert said[-1].endswith("RAY_AUTH_TOKEN_PATH to a file with the token that its nodes have")
 
 
 @pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "closes"])
