@@ -24,6 +24,8 @@ JOIN_S = 30.0
 """within which it must let us in: one that was just started takes connections before its first node is there"""
 JOIN_PAUSE_S = 0.5
 
+TOKEN_ADVICE = "set RAY_AUTH_MODE=token here, and RAY_AUTH_TOKEN_PATH to a file with the token that its nodes have"
+
 SETTINGS = 4
 """type of the frame by which HTTP/2, and so gRPC, begins"""
 
@@ -52,8 +54,7 @@ def connect(address: str | None, namespace: str) -> None:
         except AuthenticationError as error:
             ray.shutdown()
             raise Unavailable(
-                f"the Ray cluster at {address!r} asks for a token: {error.message}; set RAY_AUTH_MODE=token here, and "
-                "RAY_AUTH_TOKEN_PATH to a file with the token that its nodes have"
+                f"the Ray cluster at {address!r} asks for a token: {error.message}; {TOKEN_ADVICE}"
             ) from error
         except Exception as error:  # Ray raises all kinds; that a node of its own did not start is a plain one
             ray.shutdown()
@@ -72,7 +73,9 @@ def _advice(said: str, address: str | None) -> str:
         return "install the same versions of Ray and Python here as on the cluster's nodes"
     if "No node info found" in said:
         return f"this machine is no node of that cluster: first `ray start --address={address}` here"
-    return "start one with `ray start --head`, and set RAY_AUTH_MODE=token here if it asks for a token"
+    if "Failed to connect" in said:  # all that Ray says of a token that is wrong, or that it was not told to send
+        return f"a server answers there: if it asks for a token, {TOKEN_ADVICE}"
+    return "start one with `ray start --head`"
 
 
 def _check_version() -> None:

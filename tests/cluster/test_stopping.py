@@ -15,7 +15,7 @@ import pytest
 import sampler_client as sampler
 from sampler_service.embedded import running_service
 from sampler_service.errors import ConfigError, Unavailable
-from sampler_service.runtime.joining import connect
+from sampler_service.runtime.joining import TOKEN_ADVICE, connect
 from tests.cluster.support import OPEN_CLUSTER, OURS, actors, answers, cli, free_ports, ray_head, until
 
 
@@ -93,19 +93,25 @@ def test_a_ray_of_this_machine_that_is_too_old_is_named_with_what_to_do(monkeypa
         connect(None, "nobody")
 
 
-def with_token(token: str) -> dict[str, str]:
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-
-
 def test_a_token_that_is_missing_or_wrong_is_one_line_with_what_to_do(tmp_path):
-    with ray_head(environment=with_token(64 * "a")) as (address, _):
-        for environment in (OPEN_CLUSTER, with_token(64 * "b")):
-            joining = cli("up", "--port", "0", "--no-page", "--address", address, environment=environment)
-            assert joining.returncode == 1
-            said = (joining.stdout + joining.stderr).strip().splitlines()
-            assert "Traceback" not in said
-            assert said[-1].startswith(f"Unavailable: the Ray cluster at '{address}' asks for a token: "), said
-            assert said[-1].endswith("RAY_AUTH_TOKEN_PATH to a file with the token that its nodes have")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 64 * "a"}
+    missing = {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    with ray_head(environment=token) as (address, _):
+        for environment, words in (
+            (missing, f"the Ray cluster at '{address}' asks for a token: "),
+            (
+                {**token, "RAY_AUTH_TOKEN": 64 * "b"},
+                f"no Ray cluster at '{address}' that can be joined: Failed to connect",
+            ),
+        ):
+            refused = cli(
+                "up", "--port", "0", "--no-page", "--address", address, environment=environment, timeout_s=120
+            )
+            assert refused.returncode == 1
+            assert "Traceback" not in refused.stdout + refused.stderr
+            said = refused.stdout.strip().splitlines()[-1]
+            assert said.startswith(f"Unavailable: {words}")
+            assert said.endswith(f"{TOKEN_ADVICE}")
 
 
 @pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "closes"])

@@ -6,6 +6,7 @@ tests/deploy/test_kubernetes.py compares it with the real one where that is inst
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def _transformed(folder: Path, manifests: list[Manifest]) -> list[Manifest]:
         raise ValueError(f"{folder}: {sorted(unknown)} is not among what this understands; add it here")
     for name in asked.get("resources", ()):
         path = folder / name
-        manifests += render(path) if path.is_dir() else yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        manifests += render(path) if path.is_dir() else _load(path)
     manifests += [_secret(folder, secret) for secret in asked.get("secretGenerator", ())]
     for name in asked.get("components", ()):
         manifests = _transformed(folder / name, manifests)
@@ -46,6 +47,11 @@ def _transformed(folder: Path, manifests: list[Manifest]) -> list[Manifest]:
             if manifest["kind"] != "Namespace":
                 manifest["metadata"]["namespace"] = namespace
     return manifests
+
+
+def _load(path: Path) -> list[Manifest]:
+    """By way of JSON: what an anchor names is written out at each place, and patched at one."""
+    return [json.loads(json.dumps(each)) for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
 
 
 def _secret(folder: Path, asked: Manifest) -> Manifest:
