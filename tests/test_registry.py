@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,3 +137,21 @@ def test_a_registry_answers_nothing_until_it_has_looked_for_the_runs_that_there_
     actors.away = False
     assert registry._looked.wait(10)
     assert registry.runs() == []
+
+
+def test_a_run_that_is_closed_while_room_for_its_scorers_is_made_gets_none(
+    actors: Actors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actors.may_start.set()
+    registry = Registry(ServiceConfig(scorers=1, scoring="some:where"), lambda *_: None)
+    registry.register_dataset("data", 100)
+    registry.open_run(make_config(100))
+    (opening,) = actors.openings
+    given_back: list[str] = []
+    monkeypatch.setattr(module, "call_run", lambda *_: None)
+    monkeypatch.setattr(module, "answer", lambda *_: SimpleNamespace(weights_version=0))
+    monkeypatch.setattr(module, "reserve_scorers", lambda *_: registry.close_run("run"))
+    monkeypatch.setattr(module, "release", lambda _namespace, opening: given_back.append(opening))
+    with pytest.raises(Stale, match="was closed"):
+        registry.publishing("run")
+    assert given_back == [opening]

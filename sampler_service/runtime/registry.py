@@ -195,17 +195,19 @@ class Registry:
         """
         if self._make_scorer is None:
             raise Stale(NO_SCORERS)
-        host, known, opening, group = self.host(run), 0, "", None
-        if run not in self._staff:
+        host, known, group = self.host(run), 0, None
+        opening = self._openings.get(run)
+        if opening and run not in self._staff:
             statistics = call_run(host, "statistics")  # weights may have come before this registry was made anew
             known = answer(statistics, self._config.call_s, f"the actor of run {run!r}").weights_version
-            opening = self._openings.get(run, "")
             group = reserve_scorers(self._config, opening)
         with self._lock:  # making actors waits for none of them, and a run that is closed meanwhile must get none
-            if run not in self._staff and self._openings.get(run) != opening:
-                release(self._namespace, opening)
-            config = self._catalog.run(run)
+            if not opening or self._openings.get(run) != opening:
+                if opening:
+                    release(self._namespace, opening)
+                raise Stale(f"run {run!r} was closed; attach again to start it anew")
             if run not in self._staff:
+                config = self._catalog.run(run)
                 make = partial(self._make_scorer, config.dataset, config.num_examples, config.sketch_dim)
                 self._staff[run] = Staff(self._config, opening=opening, make=make, version=known, group=group)
             return self._staff[run].weights, self._staff[run].next_version(), self._config.scorers

@@ -95,9 +95,7 @@ class RunHost:
                 if late:
                     log.warning("the run goes on without shards that are away: %s", self._missing)
             except SamplerError as error:
-                self._missing = str(error)
-                if no_node := placement.unplaced(self._group):
-                    self._missing += f"; no node has room for {', '.join(no_node)}"
+                self._missing = f"{error}{self._without_room()}"
                 log.warning("not recovered yet: %s", self._missing)
                 time.sleep(REFRESH_CHECK_S)
         while True:
@@ -110,6 +108,15 @@ class RunHost:
                 log.warning("clusters could not be made anew: %s", error)
             except Exception:
                 log.exception("clusters could not be made anew")
+
+    def _without_room(self) -> str:
+        """Of what the run has lost, what fits on no node that is left."""
+        try:
+            lost = placement.unplaced(self._group)
+        except Exception:
+            log.exception("Ray does not say what has a place")
+            return ""
+        return f"; no node has room for {', '.join(lost)}" if lost else ""
 
 
 def _no_word_of_groups(record: logging.LogRecord) -> bool:
