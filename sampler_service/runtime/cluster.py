@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError, SamplerError, Unavailable
 from sampler_service.runtime import names, placement
-from sampler_service.runtime.calls import Ended, answer
+from sampler_service.runtime.calls import Ended, answer, finished
 from sampler_service.runtime.ending import DRAINED_S, GRACE_S, LEAVE_S, end_service
 from sampler_service.runtime.gateway import Gateway, Page, Serve, ServePage
 from sampler_service.runtime.joining import connect
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 SLOW_S = 20.0
 """beyond what a gateway was asked to wait, after which it is slow"""
+
+NODE_CHECK_S = 5.0
+"""between two looks at whether a gateway that is awaited still has a node"""
 
 ENTER_PAUSE_S = 0.5
 """between two tries to enter"""
@@ -89,7 +92,10 @@ class Cluster:
         """Have the gateway listen; its port."""
         config = replace(self._config, port=port)
         started = self._gateway.start.remote(self._serve, config, self._make_scorer)
-        listens_on = answer(started, 6 * config.call_s, "the gateway to start")
+        until = time.monotonic() + 6 * config.call_s
+        while not finished(started, NODE_CHECK_S) and time.monotonic() < until:
+            _check_node()
+        listens_on = answer(started, max(0.0, until - time.monotonic()), "the gateway to start")
         self._serves = True
         return listens_on
 
@@ -120,7 +126,7 @@ class Cluster:
         made anew, on the same port.
 
         Raises:
-            Ended: it dies again and again. Runs stay for the next gateway, or for `down`.
+            Ended: it dies again and again, or its node is lost. Runs stay for the next gateway, or for `down`.
         """
         reference = self._gateway.wait_for_stop.remote(timeout_s)
         try:
@@ -137,6 +143,7 @@ class Cluster:
         while self._died[0] < now - WITHIN_S:
             self._died.popleft()
         self._serves = False
+        _check_node()
         if len(self._died) > NEW_GATEWAYS:
             raise Ended(f"the gateway has died {len(self._died)} times within {WITHIN_S:g} s; the last time: {why}")
         log.warning("%s; another is started on port %d", why, self.port)
@@ -182,6 +189,15 @@ class Cluster:
         left = registry.leave.remote(self._name, ends_runs=self._serves)
         if answer(left, LEAVE_S, "the registry to close its runs"):
             end_service(self._config.name)
+
+
+def _check_node() -> None:
+    """Raise Ended when the cluster has given up this machine's node: no actor starts there any more."""
+    here = ray.get_runtime_context().get_node_id()
+    if not any(node["NodeID"] == here and node["Alive"] for node in ray.nodes()):
+        raise Ended(
+            "this machine's Ray node is no longer part of the cluster: start Ray here again, and then the service"
+        )
 
 
 def _here(config: ServiceConfig) -> dict[str, Any]:

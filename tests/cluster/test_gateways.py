@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class Answers:
         self.cluster._gateway = self
         self.wait_for_stop = self
         monkeypatch.setattr(module, "answer", self._answer)
+        monkeypatch.setattr(module, "_check_node", lambda: None)
         self._error = error
 
     def remote(self, _timeout_s: float) -> None: ...
@@ -109,3 +111,14 @@ def test_a_gateway_that_dies_again_and_again_is_given_up_and_its_runs_are_not(mo
         dying.cluster.wait_for_stop(0.5)
     assert dying.made == NEW_GATEWAYS
     assert dying.cluster._serves is False, "so it ends no run when it leaves"
+
+
+def test_a_gateway_whose_node_is_lost_is_not_made_again(monkeypatch):
+    dead = Answers(monkeypatch, Ended("its process has ended"))
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "answer", dead._answer)
+    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(module.ray, "nodes", lambda: [{"NodeID": "here", "Alive": False}])
+    with pytest.raises(Ended, match="this machine's Ray node is no longer part of the cluster"):
+        dead.cluster.wait_for_stop(0.5)
+    assert dead.made == 0
