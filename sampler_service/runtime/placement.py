@@ -154,12 +154,13 @@ def in_group(group: PlacementGroup | None, number: int) -> PlacementGroupSchedul
 
 def unplaced(prefix: str) -> list[str]:
     """Bundles that lost their node and have found no other, of groups whose names begin so."""
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     return [
         f"{_words(bundle)} for number {number} of {each['name'].removeprefix(prefix).lstrip(':') or 'its shards'}"
         for each in placement_group_table().values()
         if each["name"].startswith(prefix) and each["state"] != "REMOVED"
         for number, bundle in each["bundles"].items()
-        if not each["bundles_to_node_id"].get(number)
+        if each["bundles_to_node_id"].get(number) not in alive
     ]
 
 

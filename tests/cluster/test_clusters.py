@@ -259,3 +259,16 @@ def test_shards_and_scorers_share_the_gpus_that_there_are(monkeypatch):
     on_nodes(monkeypatch, {"GPU": 1.0})
     with pytest.raises(ConfigError, match=r"the shards of each run: .* for 0 of .* beside 1 x 1 GPU of the scorers"):
         placement.check_room(needs)
+
+
+def test_bundles_that_lost_their_node_are_named(monkeypatch):
+    monkeypatch.setattr(placement.ray, "nodes", lambda: [{"NodeID": "b", "Alive": True, "Resources": {}}])
+    shards = {
+        "name": "ns:run:token",
+        "state": "RESCHEDULING",
+        "bundles": {0: {"memory": 4e8}, 1: {"memory": 4e8, "GPU": 1.0}},
+        "bundles_to_node_id": {0: "b", 1: ""},  # as Ray has it
+    }
+    others = {**shards, "name": "ns:other:token"}
+    monkeypatch.setattr(placement, "placement_group_table", lambda: {"1": shards, "2": others})
+    assert placement.unplaced("ns:run:token") == ["1 GPU and 0.4 GB of memory for number 1 of its shards"]
