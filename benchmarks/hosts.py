@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.common import write_result
-from tests.cluster.host_cluster import HostCluster, Received, lost_and_repeated, service_across, until
+from tests.cluster.host_cluster import HostCluster, Received, lost_and_repeated, service_across
+from tests.cluster.support import until
 
 HOSTS = ("head", "worker-1", "worker-2")
 GATEWAYS = ("head", "worker-1")
@@ -77,7 +78,7 @@ def main(json: Annotated[Path | None, typer.Option(help="where to write the resu
         notes=(
             "hosts are namespaces of network, processes and mounts on one machine, each with a Ray node and a shard",
             "host-lost: the link of a host with a gateway and a shard is taken down for good while both trainers train",
-            "longest_wait_s: that one of them waited for a batch then; Ray gives a host up after some 5 s here, not 30",
+            "longest_wait_s: that one of them waited for a batch then; Ray gives a host up after some 5 s here, not 60",
         ),
     )
 

@@ -3,7 +3,7 @@
     python deploy/sizing.py                # the table
     python deploy/sizing.py 3e8 128        # 300 million examples, sketches of 128 float16
 
-Bytes an example are asked of the service's own columns, so that this can't drift away from them.
+The service places runs by the same figures.
 """
 
 from __future__ import annotations
@@ -12,29 +12,16 @@ import math
 import sys
 from dataclasses import dataclass
 
-from sampler_service.drawn import Drawn
-from sampler_service.shard import Shard
-from sampler_service.table import Table
-
-GIB = 1024**3
+from sampler_service import sizes
+from sampler_service.sizes import GIB
 
 SHARD_BYTES = 2 * GIB
 """of rows that a shard should hold at most: a lost one loses little, and its pass over the rows stays short"""
-
-WORKING_BYTES = 128
-"""an example that a run holds beside its columns, at its peak: orders, cumulative rates, what statistics sort.
-tests/deploy/test_sizes.py measures it."""
-
-PROCESS_BYTES = 0.3 * GIB
-"""of an actor before its first example: Python, Ray, numpy, FAISS and the rows that a shard converts at a time"""
 
 SHARDS_PER_GPU = 8
 """rows stay in the host's memory; on the card a shard has a context and scratch space, about 1 GiB"""
 
 SIZES = [(10**6, 64), (10**7, 64), (10**7, 256), (10**8, 64), (10**8, 256), (10**9, 64)]
-
-_ROWS = 1000
-"""of the stores that are asked: the fixed parts vanish"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +34,12 @@ class Need:
     @property
     def run_bytes(self) -> float:
         """Of the run's actor."""
-        columns = (Table(_ROWS).memory_bytes + Drawn(_ROWS).memory_bytes) / _ROWS
-        return self.examples * (columns + WORKING_BYTES) + PROCESS_BYTES
+        return sizes.run_bytes(self.examples)
 
     @property
     def row_bytes(self) -> float:
         """Of one example in its shard."""
-        return Shard(0, 1, _ROWS, self.dim).stock()[2] / _ROWS
+        return sizes.row_bytes(self.dim)
 
     @property
     def shards(self) -> int:
@@ -62,7 +48,7 @@ class Need:
     @property
     def shard_bytes(self) -> float:
         """Of each shard's actor."""
-        return self.examples * self.row_bytes / self.shards + PROCESS_BYTES
+        return sizes.shard_bytes(self.examples / self.shards, self.dim)
 
     @property
     def total_bytes(self) -> float:

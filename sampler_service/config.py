@@ -118,6 +118,13 @@ class RunConfig:
             )
 
 
+_ALIKE = (
+    *("shards", "gpus_per_shard", "threads_per_shard"),
+    *("scorers", "scoring", "scorer_gpus", "threads_per_scorer"),
+)
+"""what all gateways of a service must ask for alike: its registry starts it for all of them"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
     """How the service runs on its cluster."""
@@ -179,3 +186,13 @@ class ServiceConfig:
                 f"scorers is {self.scorers} and scoring {self.scoring!r}: give both, --scorers 1 --scoring "
                 "package.module:factory, or neither"
             )
+
+    def check_same(self, other: ServiceConfig) -> None:
+        """Raise Conflict unless a gateway with `other` may serve beside those of this service."""
+        for name in _ALIKE:
+            here, asked = getattr(self, name), getattr(other, name)
+            if here != asked:
+                raise Conflict(
+                    f"service {self.name!r} on this cluster runs with {name}={here}, asked for {asked}; use the same, "
+                    "or give this one another --name, or end the other first: sampler-service down"
+                )

@@ -340,14 +340,21 @@ class Sampler:
             partition.passes,
         )
 
-    def recover(self) -> None:
-        """After a restart: take back from the shards what was reported; trainers join again by themselves."""
+    def recover(self, *, partial: bool = False) -> None:
+        """After a restart: take back from the shards what was reported; trainers join again by themselves.
+
+        Args:
+            partial: go on without the shards that are away; what they hold is reported anew.
+
+        Raises:
+            Unavailable: a shard is away.
+        """
         # From now on a shard that comes back empty is told from the one it was.
         stock = self._shards.stock(self._timeout_s)
-        scored = self._shards.scored(self._timeout_s)
+        scored = self._shards.scored(self._timeout_s, partial=partial)
         if scored:  # by all of them, also if the run was lost between two
-            self._shards.forget_gradients(self._timeout_s)
-        columns = self._shards.columns(self._timeout_s)
+            self._shards.forget_gradients(self._timeout_s, partial=partial)
+        columns = self._shards.columns(self._timeout_s, partial=partial)
         with self._lock:
             self._table.restore(columns.loss_n, columns.norm_n, columns.step_n)
             self._intake.scored = self._rates.stage.kept_fresh = scored

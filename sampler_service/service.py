@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from sampler_service.config import RunConfig, check_name, check_size
 from sampler_service.errors import Conflict, NotFound, Stale
@@ -83,12 +83,21 @@ class Service(Protocol):
 
 
 class Catalog:
-    """Names of datasets and the configurations of runs: what a registry remembers. Not thread-safe."""
+    """Names of datasets and the configurations of runs: what a registry remembers. Not thread-safe.
 
-    def __init__(self) -> None:
-        self._datasets: dict[str, int] = {}
+    Args:
+        datasets: examples of each, and
+        closed: runs that have ended, as an earlier one knew them.
+    """
+
+    def __init__(self, datasets: Mapping[str, int] | None = None, closed: Iterable[str] = ()) -> None:
+        self._datasets = dict(datasets or {})
         self.runs: dict[str, RunConfig] = {}
-        self._closed: deque[str] = deque(maxlen=4096)
+        self._closed: deque[str] = deque(closed, maxlen=4096)
+
+    def state(self) -> dict[str, Any]:
+        """What another is made of that knows the same, but for open runs."""
+        return {"datasets": self._datasets, "closed": list(self._closed)}
 
     def register_dataset(self, dataset: str, num_examples: int) -> None:
         check_name("dataset", dataset)
@@ -114,10 +123,18 @@ class Catalog:
         known.check_same(config)
         return False
 
-    def close_run(self, run: str) -> None:
-        """Forget a run. Its trainers are told that it ended, so that they don't take it for lost and open it again."""
-        if self.runs.pop(run, None) is not None:
+    def close_run(self, run: str, *, there: bool = False) -> None:
+        """Forget a run. Its trainers are told that it ended, so that they don't take it for lost and open it again.
+
+        Args:
+            run: one that is not open is passed over, unless it is `there` and has yet to be found again.
+        """
+        if self.runs.pop(run, None) is not None or there:
             self._closed.append(run)
+
+    def forget_run(self, run: str) -> None:
+        """Forget a run that never started: nobody trained in it."""
+        self.runs.pop(run, None)
 
     def run(self, run: str) -> RunConfig:
         if run in self._closed:

@@ -117,16 +117,18 @@ class Shards(Protocol):
         """Cluster of every example, (n,) int32, NO_CLUSTER where it has none."""
         ...
 
-    def columns(self, timeout_s: float | None = None) -> Columns:
-        """Losses, norms and steps of every example."""
+    # `partial`, of the three below: without the shards that are away, instead of raising Unavailable.
+
+    def columns(self, timeout_s: float | None = None, *, partial: bool = False) -> Columns:
+        """Losses, norms and steps of every example; unknown those of a shard that is away."""
         ...
 
-    def forget_gradients(self, timeout_s: float | None = None) -> None:
+    def forget_gradients(self, timeout_s: float | None = None, *, partial: bool = False) -> None:
         """Drop all norms, sketches and clusters: those that come next are of another unit, that of scorers. A repeat
         reaches only shards that did not do it, or came back empty."""
         ...
 
-    def scored(self, timeout_s: float | None = None) -> bool:
+    def scored(self, timeout_s: float | None = None, *, partial: bool = False) -> bool:
         """Whether norms and sketches were forgotten for those of scorers."""
         ...
 
@@ -211,7 +213,7 @@ class LocalShards:
             cluster_n[number :: self.num_shards] = shard.clusters()
         return cluster_n
 
-    def columns(self, timeout_s: float | None = None) -> Columns:
+    def columns(self, timeout_s: float | None = None, *, partial: bool = False) -> Columns:
         loss_n = np.full(self._num_examples, np.nan, np.float32)
         norm_n = np.full(self._num_examples, np.nan, np.float32)
         step_n = np.full(self._num_examples, NEVER, np.int64)
@@ -220,11 +222,11 @@ class LocalShards:
             loss_n[own], norm_n[own], step_n[own] = shard.columns()
         return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
 
-    def forget_gradients(self, timeout_s: float | None = None) -> None:
+    def forget_gradients(self, timeout_s: float | None = None, *, partial: bool = False) -> None:
         for shard in self._shards:
             shard.forget_gradients()
 
-    def scored(self, timeout_s: float | None = None) -> bool:
+    def scored(self, timeout_s: float | None = None, *, partial: bool = False) -> bool:
         return any(shard.scored() for shard in self._shards)
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:

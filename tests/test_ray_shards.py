@@ -31,6 +31,11 @@ class Actor:
         return not self.down
 
 
+@pytest.fixture(autouse=True)
+def all_have_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_shards, "finished", lambda *_: True)
+
+
 def answer(stored: bool, _limit_s: float, whom: str) -> None:
     if not stored:
         raise Unavailable(f"{whom} is away")
@@ -104,3 +109,72 @@ def test_a_search_that_takes_too_long_is_given_up_between_two_parts(monkeypatch)
     with pytest.raises(Unavailable, match=r"30% of the sketches were compared within 2\.5 s"):
         RayShards([actor], 100, 4, call_s=10.0).nearest(np.ones((1, 4), np.float32), 1, "cosine", 2.5)
     assert limits == [2.5, 1.5, 0.5]
+
+
+class Silent:
+    """Takes what it is given, and answers nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.update = SimpleNamespace(remote=self._update)
+
+    def _update(self, part: ReportBlock) -> int:
+        self.calls += 1
+        return self.calls
+
+
+def block_of(*ids: int, step: int = 0) -> ReportBlock:
+    column = np.zeros(len(ids), np.float32)
+    return ReportBlock(example_ids=np.array(ids), losses=column, norms=column, sketches=None, step=step)
+
+
+def test_one_report_waits_for_a_shard_that_is_away_and_no_other(monkeypatch):
+    waits: list[float] = []
+    stored = 0
+
+    def finished(call: int, within_s: float = 0.0) -> bool:
+        waits.append(within_s)
+        return call <= stored
+
+    monkeypatch.setattr(ray_shards, "finished", finished)
+    monkeypatch.setattr(ray_shards, "answer", lambda *_: None)
+    silent: Any = Silent()
+    shards = RayShards([silent], 100, 4, call_s=20.0)
+    lost = [shards.update(block_of(0, 1)) for _ in range(3 * UPDATES_IN_FLIGHT)]
+    assert [wait for wait in waits if wait] == [pytest.approx(ray_shards.HELD_UP_S, abs=1)]
+    assert silent.calls == UPDATES_IN_FLIGHT + 1, "what waits for it is bounded"
+    assert sum(lost) == 2 * (3 * UPDATES_IN_FLIGHT - silent.calls), "what is not put before it is lost at once"
+    stored = silent.calls
+    assert shards.update(block_of(0, 1)) == 0
+    assert silent.calls == UPDATES_IN_FLIGHT + 2, "it is back"
+
+
+def test_a_fence_waits_for_every_block_since_calls_that_are_made_again_come_in_any_order(monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(ray_shards, "answer", lambda reference, *_: asked.append(reference))
+    silent: Any = Silent()
+    shards = RayShards([silent], 100, 4, call_s=1.0)
+    for step in range(3):
+        shards.update(block_of(0, step=step))
+    shards.flush()
+    assert asked == [1, 2, 3]
+
+
+def test_what_shards_that_answer_hold_is_had_without_one_that_is_away(monkeypatch):
+    column = np.arange(2, dtype=np.float32)
+    held = {0: (column, column, np.array([3, 4])), 1: None}
+
+    def answer_of(shard: int, *_: object) -> Any:
+        if held[shard] is None:
+            raise Unavailable(f"sketch shard {shard} of 2 is away")
+        return held[shard]
+
+    monkeypatch.setattr(ray_shards, "answer", answer_of)
+    monkeypatch.setattr(ray_shards.ray, "wait", lambda *_, **__: None)
+    actors: list[Any] = [SimpleNamespace(columns=SimpleNamespace(remote=lambda n=n: n)) for n in (0, 1)]
+    shards = RayShards(actors, 4, 4, call_s=1.0)
+    with pytest.raises(Unavailable, match="shard 1 of 2 is away"):
+        shards.columns()
+    columns = shards.columns(partial=True)
+    assert columns.step_n.tolist() == [3, -1, 4, -1]
+    np.testing.assert_array_equal(columns.loss_n, [0, np.nan, 1, np.nan])

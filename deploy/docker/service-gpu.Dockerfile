@@ -14,8 +14,9 @@ COPY sampler_service sampler_service
 RUN sed 's/^faiss-cpu==/faiss-gpu==/' constraints.txt > constraints-gpu.txt \
     && pip install --no-cache-dir --constraint constraints-gpu.txt '.[service-gpu,torch]'
 
-# Without these two the toolkit shows a container no GPU. Kubernetes' device plugin sets the first by itself.
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Which GPUs a container sees is for those who start it: NVIDIA_VISIBLE_DEVICES=all in an image would show every pod all of
+# them, whatever Kubernetes gave it.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ENV PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 USER 1000
 WORKDIR /home/sampler

@@ -8,12 +8,21 @@ from typing import Any
 import ray
 
 from sampler_service.errors import NotFound, Unavailable
-from sampler_service.runtime import names
+from sampler_service.runtime import kept, names
 from sampler_service.runtime.joining import connect
 from sampler_service.runtime.run_actors import end_run, openings
 
-DRAIN_S = 20.0
-"""within which gateways that were asked to must have drained and gone"""
+GRACE_S = 5.0
+"""that calls under way have when a gateway drains"""
+
+DRAINED_S = GRACE_S + 10.0
+"""within which it must have drained"""
+
+LEAVE_S = 30.0
+"""within which the registry must have ended the runs of the last gateway"""
+
+ASKED_S = DRAINED_S + LEAVE_S + 5.0
+"""within which gateways that were asked to must have drained, taken leave and gone"""
 
 GONE_S = 20.0
 """within which what was killed must be gone"""
@@ -21,8 +30,11 @@ GONE_S = 20.0
 
 def end_service(namespace: str) -> None:
     """End the registry and all runs; gateways are left to those who started them."""
+    # Those of this registry: a gateway that comes just now makes another, with runs of its own.
+    ending = openings(namespace)
+    kept.forget(namespace)
     names.kill(namespace, names.REGISTRY)
-    for opening in openings(namespace):
+    for opening in ending:
         end_run(namespace, opening)
 
 
@@ -44,7 +56,7 @@ def down(address: str, namespace: str) -> list[str]:
             with suppress(ValueError):
                 gateway: Any = ray.get_actor(name, namespace)
                 gateway.ask_stop.remote()
-        stuck = names.gone(namespace, "gateway", within_s=DRAIN_S)
+        stuck = names.gone(namespace, "gateway", within_s=ASKED_S)
         for name in names.existing(namespace, "gateway", "page"):
             names.kill(namespace, name)
         end_service(namespace)

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from sampler_service.errors import ConfigError, Unavailable
 
@@ -22,6 +23,8 @@ REACH_S = 5.0
 JOIN_S = 30.0
 """within which it must let us in: one that was just started takes connections before its first node is there"""
 JOIN_PAUSE_S = 0.5
+
+TOKEN_ADVICE = "set RAY_AUTH_MODE=token here, and RAY_AUTH_TOKEN_PATH to a file with the token that its nodes have"
 
 SETTINGS = 4
 """type of the frame by which HTTP/2, and so gRPC, begins"""
@@ -48,7 +51,12 @@ def connect(address: str | None, namespace: str) -> None:
         try:
             ray.init(**options)
             return
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except AuthenticationError as error:
+            ray.shutdown()
+            raise Unavailable(
+                f"the Ray cluster at {address!r} asks for a token: {error.message}; {TOKEN_ADVICE}"
+            ) from error
+        except Exception as error:  # Ray raises all kinds; that a node of its own did not start is a plain one
             ray.shutdown()
             if isinstance(error, ConnectionError) and time.monotonic() < until:
                 time.sleep(JOIN_PAUSE_S)
@@ -65,7 +73,9 @@ def _advice(said: str, address: str | None) -> str:
         return "install the same versions of Ray and Python here as on the cluster's nodes"
     if "No node info found" in said:
         return f"this machine is no node of that cluster: first `ray start --address={address}` here"
-    return "start one with `ray start --head`, and set RAY_AUTH_MODE=token here if it asks for a token"
+    if "Failed to connect" in said:  # all that Ray says of a token that is wrong, or that it was not told to send
+        return f"a server answers there: if it asks for a token, {TOKEN_ADVICE}"
+    return "start one with `ray start --head`"
 
 
 def _check_version() -> None:
@@ -78,9 +88,9 @@ def _check_version() -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise Unavailable when nobody listens at "host:port" or "ray://host:port", or somebody who is no gRPC server, as
+    """Raise Unavailable when nobody listens at "host:port", or somebody who is no gRPC server, as
     Ray's are: Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         return
     try:

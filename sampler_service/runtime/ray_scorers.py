@@ -15,11 +15,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
 
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import Unavailable
-from sampler_service.runtime import names
-from sampler_service.runtime.calls import answer
+from sampler_service.runtime import names, placement
+from sampler_service.runtime.calls import answer, call_run
 from sampler_service.scorers import RowScorer, ScorerLoop, Weights
 from sampler_service.types import ScoreReport, Work
 from sampler_service.weights import WeightsStore, in_parts
@@ -45,11 +46,11 @@ class RayDesk:
         self._call_s = call_s
 
     def weights(self, after: int) -> Weights | None:
-        found = self._ask("the weights", "newest", after)
+        store: Any = self._actor("the weights")
+        found = answer(store.newest.remote(after), self._call_s, "the weights that this scorer is for")
         if found is None:
             return None
         version, step, count = found
-        store: Any = self._actor("the weights")
         parts: list[bytes] = []
         waiting = deque(store.part.remote(version, number) for number in range(min(count, PARTS_IN_FLIGHT)))
         while waiting:
@@ -62,13 +63,13 @@ class RayDesk:
         return version, step, b"".join(parts)
 
     def to_score(self, scorer: str, version: int, step: int, count: int) -> Work:
-        return self._ask("the run", "call", "to_score", scorer, version, step, count)
+        return self._ask_run("to_score", scorer, version, step, count)
 
     def take_scores(self, report: ScoreReport) -> None:
-        self._ask("the run", "call", "take_scores", report)
+        self._ask_run("take_scores", report)
 
-    def _ask(self, whom: str, method: str, *args: Any) -> Any:
-        return answer(getattr(self._actor(whom), method).remote(*args), self._call_s, f"{whom} that this scorer is for")
+    def _ask_run(self, method: str, *args: Any) -> Any:
+        return answer(call_run(self._actor("the run"), method, *args), self._call_s, "the run that this scorer is for")
 
     def _actor(self, whom: str) -> ActorHandle:
         if whom not in self._actors:
@@ -118,6 +119,7 @@ class Staff:
         opening: of the run, by which its actors are named.
         make: makes the model and its records, in the scorer's process.
         version: of the newest weights that the run knows.
+        group: room for them, if they have GPUs.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Staff:
         opening: str,
         make: Callable[[], RowScorer],
         version: int = 0,
+        group: PlacementGroup | None = None,
     ) -> None:
         self._version = version
         weights_name = names.join("weights", opening)
@@ -142,6 +145,7 @@ class Staff:
                 name=names.join("scorer", opening, number),
                 num_cpus=0,
                 num_gpus=service.scorer_gpus,
+                scheduling_strategy=placement.in_group(group, number),
                 runtime_env={"env_vars": env},
             )
             host.remote(f"scorer {number}", make, desk, not service.scorer_gpus)

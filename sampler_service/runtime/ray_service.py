@@ -12,7 +12,7 @@ from sampler_service.config import RunConfig
 from sampler_service.errors import Unavailable
 from sampler_service.leases import Group, run_of
 from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
-from sampler_service.runtime.calls import answer
+from sampler_service.runtime.calls import answer, call_run
 from sampler_service.runtime.ray_scorers import send_weights
 from sampler_service.types import Float32, Report
 from sampler_service.views import ExampleView, Explanation, RunStatistics
@@ -94,13 +94,13 @@ class RayService:
         return self._call(run, "published", version, step, scorers)
 
     def statistics(self, run: str, *, detail: bool = False) -> RunStatistics:
-        return self._call(run, "statistics", look=True, detail=detail)
+        return self._call(run, "statistics", detail=detail)
 
     def explain(self, run: str, example_id: int, neighbours: int) -> Explanation:
-        return self._call(run, "explain", example_id, neighbours, look=True)
+        return self._call(run, "explain", example_id, neighbours)
 
     def examples(self, run: str, order: str, count: int) -> list[ExampleView]:
-        return self._call(run, "examples", order, count, look=True)
+        return self._call(run, "examples", order, count)
 
     def stop(self) -> None:
         self._on_stop()
@@ -114,7 +114,7 @@ class RayService:
             self._registry = self._find_registry()
             raise
 
-    def _call(self, run: str, method: str, *args: Any, look: bool = False, **options: Any) -> Any:
+    def _call(self, run: str, method: str, *args: Any, **options: Any) -> Any:
         with self._lock:
             host = self._hosts.get(run)
         if host is None:
@@ -122,8 +122,7 @@ class RayService:
             with self._lock:
                 self._hosts[run] = host
         try:
-            entry = host.look if look else host.call
-            return answer(entry.remote(method, *args, **options), self._call_s, f"the actor of run {run!r}")
+            return answer(call_run(host, method, *args, **options), self._call_s, f"the actor of run {run!r}")
         except Unavailable:
             # It may have been closed and opened again by another gateway: look it up next time.
             with self._lock:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from ray.actor import ActorHandle
 from sampler_service.errors import Unavailable
 from sampler_service.index.neighbours import Neighbours, merge
 from sampler_service.index.statistics import ClusterStatistics
-from sampler_service.runtime.calls import answer
+from sampler_service.runtime.calls import answer, finished
 from sampler_service.shard import Refined
 from sampler_service.shards import CHUNK_ROWS, Columns, Stock, relay, sample_shares, total
 from sampler_service.sketch import routing
-from sampler_service.types import NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
+from sampler_service.types import NEVER, NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
 from sampler_service.views import ShardView
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ UPDATES_IN_FLIGHT = 8
 
 NEAREST_ROWS = 1 << 15
 """rows that one call searches, some 20 ms of 64 numbers each: reports and fences are served in between"""
+
+HELD_UP_S = 5.0
+"""for which a report is held up at most. A shard that has stored nothing by then is away: no other report waits for it,
+and what can't be put before it is lost, until it has stored what lies there."""
 
 STOCK_S = 2.0
 """within which a shard must say what it holds, or it is away: a person waits for the answer"""
@@ -47,6 +52,7 @@ class RayShards:
         self._call_s = call_s
         self._lock = threading.Lock()  # reports and fences come from several threads
         self._in_flight: list[deque[tuple[Any, int]]] = [deque() for _ in actors]  # and how many rows each has
+        self._away: set[int] = set()
         self._lives: list[str | None] = [None for _ in actors]
         self._lost = 0
 
@@ -63,31 +69,49 @@ class RayShards:
         return self._dim
 
     def update(self, block: ReportBlock) -> int:
-        oldest: list[tuple[int, Any, int]] = []
+        lost, until = 0, time.monotonic() + min(HELD_UP_S, self._call_s / 2)
+        full: list[tuple[int, Any]] = []
         with self._lock:
             for shard, part in routing.split(block, self.num_shards):
                 waiting = self._in_flight[shard]
+                if len(waiting) >= UPDATES_IN_FLIGHT:
+                    lost += self._clear(shard)
+                if len(waiting) > UPDATES_IN_FLIGHT and shard in self._away:
+                    lost += len(part)
+                    continue
                 waiting.append((self._actors[shard].update.remote(part), len(part)))
                 if len(waiting) > UPDATES_IN_FLIGHT:
-                    oldest.append((shard, *waiting.popleft()))
+                    full.append((shard, waiting[0][0]))
         # Every shard has its part by now: one that is away keeps nothing from the others, nor do two wait in turn.
-        lost, until = 0, time.monotonic() + self._call_s
-        for shard, reference, rows in oldest:
+        for shard, oldest in full:
+            if not finished(oldest, max(0.0, until - time.monotonic())):
+                with self._lock:
+                    self._away.add(shard)
+                log.warning("%s is away: rows that are reported for it are lost until it answers", self._name(shard))
+        return lost
+
+    def _clear(self, shard: int) -> int:
+        """Take leave of blocks that were stored, or will never be; how many rows the latter have."""
+        lost, waiting = 0, self._in_flight[shard]
+        while waiting and finished(waiting[0][0]):
+            reference, rows = waiting.popleft()
             try:
-                self._answer(reference, shard, max(0.0, until - time.monotonic()))
+                self._answer(reference, shard, STOCK_S)
+                self._away.discard(shard)
             except Unavailable as error:
                 log.warning("%d reported rows are lost: %s", rows, error)
                 lost += rows
         return lost
 
     def flush(self, timeout_s: float | None = None) -> None:
+        until = self._until(timeout_s)
         for shard, waiting in enumerate(self._in_flight):
             with self._lock:
-                newest = waiting[-1][0] if waiting else None
-            if newest is not None:
-                # Calls to one actor run in order, so the newest being done means that all are. It stays in the
-                # queue: another fence has to wait for it too, and one that failed must fail again.
-                self._answer(newest, shard, timeout_s)
+                references = [reference for reference, _ in waiting]
+            # All of them, since calls that are made again after a shard died come in any order. They stay in the queue:
+            # another fence has to wait for them too, and one that failed must fail again.
+            for reference in references:
+                self._answer(reference, shard, until - time.monotonic())
 
     def sketched(self, timeout_s: float | None = None) -> int:
         return sum(self._each("num_sketched", timeout_s))
@@ -118,19 +142,20 @@ class RayShards:
             cluster_n[shard :: self.num_shards] = own
         return cluster_n
 
-    def columns(self, timeout_s: float | None = None) -> Columns:
+    def columns(self, timeout_s: float | None = None, *, partial: bool = False) -> Columns:
         n, step = self._num_examples, self.num_shards
-        loss_n, norm_n = np.empty(n, np.float32), np.empty(n, np.float32)
-        step_n = np.empty(n, np.int64)
-        for shard, own in enumerate(self._each("columns", timeout_s)):
+        loss_n, norm_n = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+        step_n = np.full(n, NEVER, np.int64)
+        for shard, own in self._here("columns", timeout_s, partial):
             loss_n[shard::step], norm_n[shard::step], step_n[shard::step] = own
         return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
 
-    def forget_gradients(self, timeout_s: float | None = None) -> None:
-        self._each("forget_gradients", timeout_s)
+    def forget_gradients(self, timeout_s: float | None = None, *, partial: bool = False) -> None:
+        self._here("forget_gradients", timeout_s, partial)
 
-    def scored(self, timeout_s: float | None = None) -> bool:
-        return any(self._each("scored", timeout_s))  # one that came back empty has forgotten it
+    def scored(self, timeout_s: float | None = None, *, partial: bool = False) -> bool:
+        # One that came back empty has forgotten it.
+        return any(scored for _, scored in self._here("scored", timeout_s, partial))
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         limit_s = self._call_s if timeout_s is None else timeout_s
@@ -179,9 +204,28 @@ class RayShards:
 
     def _each(self, method: str, timeout_s: float | None, *args: Any) -> list[Any]:
         """The answers of all shards, which work at the same time."""
+        until = self._until(timeout_s)
         references = [getattr(actor, method).remote(*args) for actor in self._actors]
-        return [self._answer(reference, shard, timeout_s) for shard, reference in enumerate(references)]
+        return [self._answer(reference, shard, until - time.monotonic()) for shard, reference in enumerate(references)]
+
+    def _here(self, method: str, timeout_s: float | None, partial: bool) -> list[tuple[int, Any]]:
+        """The answers with the numbers of their shards; `partial`: of those that answer."""
+        if not partial:
+            return list(enumerate(self._each(method, timeout_s)))
+        references: list[Any] = [getattr(actor, method).remote() for actor in self._actors]
+        ray.wait(references, num_returns=len(references), timeout=self._call_s if timeout_s is None else timeout_s)
+        found: list[tuple[int, Any]] = []
+        for shard, reference in enumerate(references):
+            with suppress(Unavailable):
+                found.append((shard, self._answer(reference, shard, 0.0)))
+        return found
+
+    def _until(self, timeout_s: float | None) -> float:
+        return time.monotonic() + (self._call_s if timeout_s is None else timeout_s)
+
+    def _name(self, shard: int) -> str:
+        return f"sketch shard {shard} of {self.num_shards}"
 
     def _answer(self, reference: Any, shard: int, timeout_s: float | None) -> Any:
-        limit_s = self._call_s if timeout_s is None else timeout_s
-        return answer(reference, limit_s, f"sketch shard {shard} of {self.num_shards}")
+        limit_s = self._call_s if timeout_s is None else max(0.0, timeout_s)
+        return answer(reference, limit_s, self._name(shard))

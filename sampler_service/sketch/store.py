@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler_service.errors import ConfigError
+from sampler_service.sketch import routing
 from sampler_service.types import NEVER, Bool, Float32, Int64, ReportBlock, Sketches
 
 _EXPONENT_BITS = 0x7C00
@@ -22,7 +23,7 @@ class SketchStore:
 
     A row that comes in the store's own precision is kept as it is; another one as float16 (or float32) numbers below 1
     in magnitude times one power of two, so gradients of 1e-9 and of 1e+9 keep the same eleven bits and none overflows.
-    What `rows` returns is what statistics are made of, rounding included. The last arrival wins; a NaN loss or norm,
+    What `rows` returns is what statistics are made of, rounding included. The latest step wins; a NaN loss or norm,
     or a sketch row that is not finite, leaves the stored value as it was.
     """
 
@@ -74,8 +75,16 @@ class SketchStore:
         return sum(column.nbytes for column in columns)
 
     def upsert(self, row_r: Int64, block: ReportBlock) -> None:
-        """Write the block's rows at `row_r`, (r,) int64, unique, 0 … n-1."""
-        self.step_n[row_r] = block.step
+        """Write the block's rows at `row_r`, (r,) int64, unique, 0 … n-1.
+
+        A row with a loss that is of an earlier step than the stored one changes nothing: a call that was made again has
+        come after the next. Rows without one are a scorer's, whose steps are those of its weights.
+        """
+        step_r = np.broadcast_to(block.step, len(row_r))
+        late_r = (step_r < self.step_n[row_r]) & ~np.isnan(block.losses)
+        if late_r.any():
+            row_r, step_r, block = row_r[~late_r], step_r[~late_r], routing.take(block, np.flatnonzero(~late_r))
+        self.step_n[row_r] = np.maximum(self.step_n[row_r], step_r)
         for column_n, value_r in ((self.loss_n, block.losses), (self.norm_n, block.norms)):
             known_r = ~np.isnan(value_r)
             column_n[row_r[known_r]] = value_r[known_r]

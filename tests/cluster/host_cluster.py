@@ -6,15 +6,15 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from tests.cluster.hosts import Hosts
+from tests.cluster.support import beside, until
 
 RAY_PORT = 6379
 GATEWAY_PORT = 50051
@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A host that is cut off is given up after some five seconds, in place of half a minute.
+    # A host that is cut off is given up after some five seconds, in place of a minute.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1500",
@@ -110,7 +110,7 @@ class HostCluster:
         head = self.hosts["head"].address
         where = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"] if name == "head" else []
         where = where or [f"--address={head}:{RAY_PORT}"]
-        command = [_beside("ray"), "start", *where, f"--node-ip-address={self.hosts[name].address}", *NODE]
+        command = [beside("ray"), "start", *where, f"--node-ip-address={self.hosts[name].address}", *NODE]
         self._nodes[name] = self._start(name, f"ray-{name}", command)
 
     def await_node(self, name: str) -> None:
@@ -218,14 +218,6 @@ def service_across(
             cluster.close()
 
 
-def until(condition: Callable[[], object], what: str, timeout_s: float) -> None:
-    """Wait for a condition, and fail with `what` when it does not come."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"after {timeout_s:g} s still not: {what}"
-        time.sleep(0.2)
-
-
 def lost_and_repeated(received: list[Received], examples: int, epochs: int) -> tuple[int, int]:
     """Examples that came to no trainer, and how many came once more than once; over all epochs."""
     lost = repeated = 0
@@ -234,8 +226,3 @@ def lost_and_repeated(received: list[Received], examples: int, epochs: int) -> t
         lost += sum(counts[example] == 0 for example in range(examples))
         repeated += sum(counts.values()) - len(counts)
     return lost, repeated
-
-
-def _beside(program: str) -> str:
-    """A program of this Python's environment."""
-    return str(Path(sys.executable).with_name(program))

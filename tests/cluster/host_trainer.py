@@ -27,10 +27,10 @@ LEAD = 4
 class Gradients:
     """What a sketcher would have seen: examples fall into groups by their id, with little noise."""
 
-    def __init__(self, example_ids: np.ndarray) -> None:
+    def __init__(self, example_ids: np.ndarray, dim: int = DIM) -> None:
         rng = np.random.default_rng(0)
-        centre_kd = rng.standard_normal((GROUPS, DIM))
-        sketch_rd = centre_kd[example_ids % GROUPS] + 0.05 * rng.standard_normal((len(example_ids), DIM))
+        centre_kd = rng.standard_normal((GROUPS, dim))
+        sketch_rd = centre_kd[example_ids % GROUPS] + 0.05 * rng.standard_normal((len(example_ids), dim))
         self.sketches = sketch_rd.astype(np.float16)
         self.norms = np.linalg.norm(sketch_rd, axis=1).astype(np.float32)
         self.usable = np.ones(len(example_ids), bool)

@@ -26,6 +26,8 @@ from typing import IO
 
 import psutil
 
+from tests.cluster.support import title
+
 NETWORK = "10.77.0"
 SWITCH = "switch"
 START_S = 10.0
@@ -146,13 +148,13 @@ class Hosts:
             check=False,
         )
 
-    def processes(self, name: str, title: str) -> list[psutil.Process]:
+    def processes(self, name: str, begins: str) -> list[psutil.Process]:
         """Processes of a host whose command line begins so."""
         inside = os.readlink(f"/proc/{self._hosts[name].pid}/ns/pid")
         found = []
         for process in psutil.process_iter():
             try:
-                if os.readlink(f"/proc/{process.pid}/ns/pid") == inside and _title(process).startswith(title):
+                if os.readlink(f"/proc/{process.pid}/ns/pid") == inside and title(process).startswith(begins):
                     found.append(process)
             except (OSError, psutil.Error):  # it ended meanwhile
                 continue
@@ -253,10 +255,6 @@ def _check(command: Sequence[str]) -> None:
 def _port(name: str, end: str = "to") -> str:
     """Name of an interface of the switch; it can't be longer than 15 characters."""
     return f"{end}-{name}"[:15]
-
-
-def _title(process: psutil.Process) -> str:
-    return " ".join(process.cmdline())
 
 
 def _words(error: Exception) -> str:

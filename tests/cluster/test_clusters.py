@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 import sampler_client as sampler
 from sampler_service.config import ServiceConfig
-from sampler_service.embedded import RunningService, running_service
 from sampler_service.errors import ConfigError
 from sampler_service.runtime import placement
-from tests.cluster.conftest import OPEN_CLUSTER, PATIENT, actors, cli, ray_head, until
+from tests import scoring_factories as factories
+from tests.cluster.support import (
+    OPEN_CLUSTER,
+    PATIENT,
+    actors,
+    cli,
+    epoch,
+    joining,
+    kill,
+    nothing_left,
+    python,
+    ray_head,
+    until,
+)
 from tests.support import make_config
 
 pytestmark = pytest.mark.timeout(300)
-
-OURS = ("Gateway", "Page", "Registry", "RunHost", "Shard")
 
 
 @pytest.fixture(scope="module")
@@ -30,52 +37,6 @@ def head() -> Iterator[tuple[str, int]]:
     """Address and process of a Ray cluster with one GPU, or so it says."""
     with ray_head("--num-gpus=1") as head:
         yield head
-
-
-def joining(address: str, *arguments: str, **options):
-    """A gateway on that cluster."""
-    return running_service(arguments=("--address", address, *arguments), environment=OPEN_CLUSTER, **options)
-
-
-def left_on(address: str) -> dict[str, list[str]]:
-    """Names of actors and of placement groups on a cluster."""
-    code = f"""
-import json, ray
-ray.init(address={address!r}, logging_level="error")
-groups = [each["name"] for each in ray.util.placement_group_table().values() if each["state"] != "REMOVED"]
-print(json.dumps({{"actors": [each["name"] for each in ray.util.list_named_actors(True)], "groups": groups}}))
-"""
-    return json.loads(python(code))
-
-
-def python(code: str) -> str:
-    """What a program prints last."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, env={**os.environ, **OPEN_CLUSTER}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
-
-
-def nothing_left(head: tuple[str, int]) -> None:
-    address, pid = head
-    until(lambda: not any(actors(pid, title) for title in OURS), "the cluster to be empty of us", 20)
-    assert left_on(address) == {"actors": [], "groups": []}
-
-
-def kill(service: RunningService) -> None:
-    """As the kernel does when memory runs out."""
-    os.killpg(service.pid, signal.SIGKILL)
-    service.process.wait(10)
-
-
-def epoch(loader) -> list[int]:
-    ids = []
-    for _, batch in loader:
-        ids += batch.example_ids.tolist()
-        batch.report(np.ones(len(batch)))
-    loader.flush()
-    return ids
 
 
 def test_services_of_two_names_share_a_cluster_and_down_ends_one_of_them(attach, head):
@@ -141,6 +102,18 @@ def test_a_registry_that_is_killed_finds_its_runs_again(attach, service):
     assert len(epoch(attach("after", policy="shuffle"))) == 64, "and opens others"
 
 
+def test_a_registry_that_is_killed_knows_which_runs_were_closed(attach, service):
+    former = iter(attach("ended", policy="shuffle"))
+    next(former)
+    with sampler.SamplerClient(service, timeouts=PATIENT) as client:
+        client.close_run("ended")
+        (registry,) = actors(service.pid, "Registry")
+        registry.kill()
+        with pytest.raises(sampler.Stale, match="run 'ended' was closed"):
+            list(former)
+        assert "ended" not in client.runs(), "its trainer did not open it again"
+
+
 def _runs(client: sampler.SamplerClient) -> list[str]:
     try:
         return client.runs()
@@ -155,8 +128,9 @@ def test_gpus_that_a_cluster_lacks_are_named_at_once(attach, head):
         with pytest.raises(sampler.ConfigError) as refused:
             attach("no-gpus", address=service)
         said = str(refused.value)
-        assert "the shards of run 'no-gpus': asked for 2 x 1 GPU and 0.2" in said
-        assert "for 1 of which the cluster has room, its nodes having 1 GPU" in said
+        assert "the shards of run 'no-gpus': asked for 2 x 1 GPU and 0.322 GB of memory" in said
+        assert "for 1 of which the cluster has room beside 1 x 0.322 GB of memory of the actor of run" in said
+        assert "its nodes having 1 GPU and" in said
         assert "request_resources(bundles=[{'GPU': 1.0}, {'GPU': 1.0}])" in said
     nothing_left(head)
 
@@ -170,6 +144,27 @@ def test_gpus_that_others_have_are_named_and_nothing_waits_for_them(attach, head
         with sampler.SamplerClient(service, timeouts=PATIENT) as client:
             client.close_run("has-it")
         assert len(epoch(attach("wants-it", address=service, policy="shuffle"))) == 64
+    nothing_left(head)
+
+
+def test_scorers_whose_gpus_others_have_are_named_and_started_when_there_is_room(attach, head):
+    address, _ = head
+    scoring = ("--scorers", "1", "--scoring", "tests.scoring_factories:numbers", "--scorer-gpus", "1")
+    with joining(address, "--gpus-per-shard", "1") as one, joining(address, "--name", "two", *scoring) as two:
+        attach("has-it", address=one, policy="shuffle")
+        soon = dataclasses.replace(PATIENT, reconnect_s=3)
+        loader = attach("wants-it", address=two, policy="shuffle", timeouts=soon)
+        loader.publish(factories.model(1))
+        with pytest.raises(
+            sampler.Busy, match=r"the scorers of run 'wants-it': asked for 1 x 1 GPU, which the cluster"
+        ):
+            loader.flush()
+        with sampler.SamplerClient(one, timeouts=PATIENT) as client:
+            client.close_run("has-it")
+        loader.publish(factories.model(1))
+        loader.flush()
+        with sampler.SamplerClient(two, timeouts=PATIENT) as client:
+            until(lambda: client.statistics("wants-it").scored_rows == 64, "all examples to be scored")
     nothing_left(head)
 
 
@@ -221,18 +216,59 @@ def test_a_machine_without_ray_is_told_what_to_install():
     ],
 )
 def test_room_is_counted_by_node_and_by_gpu(monkeypatch, nodes, gpus, shards, fits):
-    listed = [{"Alive": True, "Resources": {"memory": 1e9, **node}} for node in nodes]
+    listed = [{"Alive": True, "Resources": {"memory": 2e9, **node}} for node in nodes]
     monkeypatch.setattr(placement.ray, "nodes", lambda: [*listed, {"Alive": False, "Resources": {"GPU": 64.0}}])
-    bundle = placement.bundle_of(make_config(100), ServiceConfig(gpus_per_shard=gpus))
+    need = [placement.shards(ServiceConfig(gpus_per_shard=gpus, shards=shards), make_config(100))]
     if fits:
-        placement.check_room("they", bundle, shards)
+        placement.check_room(need)
     else:
         with pytest.raises(ConfigError, match="asked for"):
-            placement.check_room("they", bundle, shards)
+            placement.check_room(need)
+
+
+def on_nodes(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
+    listed = [{"Alive": True, "Resources": node} for node in nodes]
+    monkeypatch.setattr(placement.ray, "nodes", lambda: listed)
 
 
 def test_memory_that_no_node_has_is_named(monkeypatch):
-    monkeypatch.setattr(placement.ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 8e9}}] * 2)
-    large = placement.bundle_of(make_config(10**8, sketch_dim=64), ServiceConfig(shards=2))
-    with pytest.raises(ConfigError, match=r"2 x 7.76 GB of memory, for 2|asked for 3 x"):
-        placement.check_room("they", large, 3)
+    on_nodes(monkeypatch, {"memory": 8.2e9}, {"memory": 8.2e9})
+    large = placement.shards(ServiceConfig(shards=3), make_config(3 * 52_000_000, sketch_dim=64))
+    with pytest.raises(ConfigError, match=r"asked for 3 x 8\.17 GB of memory, for 2 of which the cluster has room"):
+        placement.check_room([large])
+
+
+def test_a_run_needs_room_for_its_actor_beside_that_of_its_shards(monkeypatch):
+    service, run = ServiceConfig(shards=2), make_config(10**7, sketch_dim=64)
+    needs = [placement.shards(service, run), placement.run_actor(run)]
+    shard, actor = (need.bundle["memory"] for need in needs)
+    on_nodes(monkeypatch, {"memory": shard}, {"memory": shard + actor})
+    placement.check_room(needs)
+    on_nodes(monkeypatch, {"memory": shard}, {"memory": shard}, {"memory": actor / 2})
+    with pytest.raises(
+        ConfigError, match=r"the actor of run 'run': asked for 1 x 2 GB .* for 0 of which .* beside 2 x"
+    ):
+        placement.check_room(needs)
+
+
+def test_shards_and_scorers_share_the_gpus_that_there_are(monkeypatch):
+    service = ServiceConfig(shards=2, gpus_per_shard=0.5, scorers=1, scorer_gpus=1.0, scoring="some:where")
+    needs = [placement.shards(service), placement.scorers(service)]
+    on_nodes(monkeypatch, {"GPU": 2.0})
+    placement.check_room(needs)
+    on_nodes(monkeypatch, {"GPU": 1.0})
+    with pytest.raises(ConfigError, match=r"the shards of each run: .* for 0 of .* beside 1 x 1 GPU of the scorers"):
+        placement.check_room(needs)
+
+
+def test_bundles_that_lost_their_node_are_named(monkeypatch):
+    monkeypatch.setattr(placement.ray, "nodes", lambda: [{"NodeID": "b", "Alive": True, "Resources": {}}])
+    shards = {
+        "name": "ns:run:token",
+        "state": "RESCHEDULING",
+        "bundles": {0: {"memory": 4e8}, 1: {"memory": 4e8, "GPU": 1.0}},
+        "bundles_to_node_id": {0: "b", 1: ""},  # as Ray has it
+    }
+    others = {**shards, "name": "ns:other:token"}
+    monkeypatch.setattr(placement, "placement_group_table", lambda: {"1": shards, "2": others})
+    assert placement.unplaced("ns:run:token") == ["1 GPU and 0.4 GB of memory for number 1 of its shards"]

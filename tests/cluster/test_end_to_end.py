@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -11,70 +10,38 @@ import pytest
 import sampler_client as sampler
 from sampler_service.config import ServiceConfig
 from sampler_service.runtime import ray_service
-from tests.cluster.conftest import cli
+from tests.cluster.host_trainer import GROUPS, Gradients
+from tests.cluster.support import cli, until
 from tests.support import make_config
 
-GROUPS = 4
 
-
-class GroupedSketches:
-    """Sketches of a model whose examples fall into GROUPS by their id, with little noise."""
-
-    def __init__(self, dim: int = 64) -> None:
-        rng = np.random.default_rng(0)
-        self._centre_kd = rng.standard_normal((GROUPS, dim))
-        self._noise = rng
-        self.all_clustered = False
-        """whether every example of the latest epoch had a cluster"""
-        self.usable = np.ones(0, bool)
-        self.sketches = np.empty((0, dim), np.float16)
-        self.norms = np.empty(0, np.float32)
-
-    def backward(self, example_ids: np.ndarray) -> None:
-        """What a backward pass would show of these examples."""
-        centre_bd = self._centre_kd[example_ids % GROUPS]
-        self.sketches = (centre_bd + 0.05 * self._noise.standard_normal(centre_bd.shape)).astype(np.float16)
-        self.norms = np.linalg.norm(self.sketches.astype(np.float32), axis=1)
-        self.usable = np.ones(len(example_ids), bool)
-
-    def take(self, coefficients, /):
-        return self
-
-
-def train(loader, sketcher) -> list[tuple[str, list[int]]]:
-    """One epoch; policy and ids of each batch."""
+def train(loader) -> list[sampler.Batch]:
+    """The batches of one epoch, each of them reported."""
     seen = []
-    sketcher.all_clustered = True
     for (ids,), batch in loader:
-        sketcher.all_clustered &= bool((batch.cluster_ids >= 0).all())
         assert ids.tolist() == batch.example_ids.tolist()
-        sketcher.backward(batch.example_ids)
-        batch.report(np.ones(len(batch)), sketcher)
-        seen.append((batch.policy, ids.tolist()))
+        batch.report(np.ones(len(batch)), Gradients(batch.example_ids, dim=64))
+        seen.append(batch)
     loader.fence()
     return seen
 
 
 def test_gradient_clustering_becomes_active_when_the_sketches_are_there(attach, service):
-    loader, sketcher = attach("clustered", policy="gradient_clustering", num_clusters=GROUPS), GroupedSketches()
-    first = train(loader, sketcher)
-    assert {policy for policy, _ in first} == {"shuffle"}
-    assert sorted(i for _, ids in first for i in ids) == list(range(64))
-    deadline = time.monotonic() + 60
-    while {policy for policy, _ in train(loader, sketcher)} != {"gradient_clustering"}:
-        assert time.monotonic() < deadline, loader.reason
+    loader = attach("clustered", policy="gradient_clustering", num_clusters=GROUPS)
+    first = train(loader)
+    assert {batch.policy for batch in first} == {"shuffle"}
+    assert sorted(i for batch in first for i in batch.example_ids.tolist()) == list(range(64))
+    until(lambda: {batch.policy for batch in train(loader)} == {"gradient_clustering"}, "clusters to be used")
     # The first clusters are of half of the examples; the others come from a stratum without a group of its own.
-    while not sketcher.all_clustered:
-        train(loader, sketcher)
-        assert time.monotonic() < deadline, "the clusters were never made anew"
+    until(lambda: all((batch.cluster_ids >= 0).all() for batch in train(loader)), "the clusters to be made anew")
     with sampler.SamplerClient(service) as client:
         statistics = client.statistics("clustered")
     assert (statistics.active_policy, statistics.reason) == ("gradient_clustering", "")
     assert statistics.sketch_coverage == 1.0
     assert statistics.num_clusters == GROUPS
     assert statistics.refreshes >= 1
-    for _, ids in train(loader, sketcher):  # how many exactly is for the tests of planning
-        assert set(np.array(ids) % GROUPS) == set(range(GROUPS))
+    for batch in train(loader):  # how many exactly is for the tests of planning
+        assert set(batch.example_ids % GROUPS) == set(range(GROUPS))
 
 
 def test_two_runs_over_two_datasets_do_not_see_one_another(attach, service):

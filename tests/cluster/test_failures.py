@@ -11,8 +11,9 @@ import pytest
 
 import sampler_client as sampler
 from sampler_service.rpc.servicer import LOOKS_AT_ONCE
-from tests.cluster.conftest import PATIENT, actors, until
-from tests.cluster.test_end_to_end import GroupedSketches, train
+from tests.cluster.host_trainer import Gradients
+from tests.cluster.support import PATIENT, actors, until
+from tests.cluster.test_end_to_end import train
 
 
 def below(service, title: str, before: set[int]) -> list[psutil.Process]:
@@ -26,8 +27,8 @@ def pids(service, title: str) -> set[int]:
 
 def test_a_killed_run_actor_comes_back_and_the_epoch_goes_on_with_what_was_reported(attach, service):
     before = pids(service, "RunHost")
-    loader, sketcher = attach("host-killed", policy="shuffle"), GroupedSketches()
-    train(loader, sketcher)
+    loader = attach("host-killed", policy="shuffle")
+    train(loader)
     (host,) = below(service, "RunHost", before)
     ids = []
     for step, (_, batch) in enumerate(loader):
@@ -41,13 +42,13 @@ def test_a_killed_run_actor_comes_back_and_the_epoch_goes_on_with_what_was_repor
         statistics = client.statistics("host-killed")
     assert statistics.mean_age_steps == statistics.mean_age_steps  # not NaN: it knows of reports
     assert 0 < statistics.reported_rows < 2 * 64  # counts begin anew with the actor
-    assert sorted(i for _, more in train(loader, sketcher) for i in more) == list(range(64))
+    assert sorted(i for batch in train(loader) for i in batch.example_ids.tolist()) == list(range(64))
 
 
 def test_a_killed_shard_comes_back_and_the_run_goes_on(attach, service):
     before = pids(service, "Shard")
-    loader, sketcher = attach("shard-killed", policy="gradient_clustering", num_clusters=4), GroupedSketches()
-    train(loader, sketcher)
+    loader = attach("shard-killed", policy="gradient_clustering", num_clusters=4)
+    train(loader)
     shards = below(service, "Shard", before)
     assert len(shards) == 2
     shards[0].kill()
@@ -57,19 +58,19 @@ def test_a_killed_shard_comes_back_and_the_run_goes_on(attach, service):
         until(lambda: client.statistics("shard-killed").shards_lost == 1, "the loss to show")
         assert client.statistics("shard-killed").sketch_coverage == 0.5
     for _ in range(2):
-        train(loader, sketcher)
+        train(loader)
     with sampler.SamplerClient(service) as client:
         statistics = client.statistics("shard-killed")
         assert (statistics.shards, statistics.shards_away, statistics.shards_lost) == (2, 0, 1)
         assert statistics.reported_rows == 3 * 64
         assert statistics.sketch_coverage == 1.0
         assert "shard-killed" in client.runs()
-    until(lambda: train(loader, sketcher)[-1][0] == "gradient_clustering", "clusters from both shards")
+    until(lambda: train(loader)[-1].policy == "gradient_clustering", "clusters from both shards")
 
 
 def test_a_shard_that_does_not_answer_is_counted_as_away_and_the_statistics_do_not_wait_for_it(attach, service):
     before = pids(service, "Shard")
-    train(attach("shard-away", policy="gradient_clustering", num_clusters=4), GroupedSketches())
+    train(attach("shard-away", policy="gradient_clustering", num_clusters=4))
     stopped = below(service, "Shard", before)[0]
     with sampler.SamplerClient(service, timeouts=PATIENT) as client:
         assert client.statistics("shard-away").shards_away == 0
@@ -87,7 +88,7 @@ def test_a_shard_that_does_not_answer_is_counted_as_away_and_the_statistics_do_n
 
 def test_many_who_look_while_a_shard_is_away_keep_no_trainer_waiting(attach, service):
     before = pids(service, "Shard")
-    train(attach("looked-at", policy="gradient_clustering", num_clusters=4), GroupedSketches())
+    train(attach("looked-at", policy="gradient_clustering", num_clusters=4))
     stopped = below(service, "Shard", before)[0]
     with sampler.SamplerClient(service, timeouts=PATIENT) as client, ThreadPoolExecutor(24) as people:
         assert len(client.explain("looked-at", 1).neighbours) == 8
@@ -108,3 +109,30 @@ def test_many_who_look_while_a_shard_is_away_keep_no_trainer_waiting(attach, ser
         if each.exception():
             with pytest.raises(sampler.Busy, match="others look at this service"):
                 each.result()
+
+
+def test_a_shard_that_is_away_holds_up_one_report_and_no_batch(attach, service):
+    before = pids(service, "Shard")
+    loader = attach("goes-on-without", policy="shuffle")
+    train(loader)
+    stopped = below(service, "Shard", before)[0]
+    stopped.suspend()
+    try:
+        # More than twice the blocks that a shard may have before it. Waiting a call's time for each would take minutes.
+        for _ in range(5):
+            ids = []
+            for _, batch in loader:
+                ids += batch.example_ids.tolist()
+                batch.report(np.ones(len(batch)), Gradients(batch.example_ids, dim=64))
+                loader.flush()  # so that no two share a block
+            assert sorted(ids) == list(range(64))
+        with sampler.SamplerClient(service, timeouts=PATIENT) as client:
+            said = client.statistics("goes-on-without")
+        assert said.rejected_rows["shard_away"] > 0
+        assert said.reported_rows + said.rejected_rows["shard_away"] == 6 * 64
+        assert said.trainers == 1
+    finally:
+        stopped.resume()
+    train(loader)
+    with sampler.SamplerClient(service, timeouts=PATIENT) as client:
+        assert client.statistics("goes-on-without").sketch_coverage == 1.0

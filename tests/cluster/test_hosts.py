@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 from tests.cluster.conftest import NOT_RUN
-from tests.cluster.host_cluster import ENVIRONMENT, HostCluster, lost_and_repeated, service_across, until
+from tests.cluster.host_cluster import ENVIRONMENT, HostCluster, Received, lost_and_repeated, service_across
 from tests.cluster.hosts import why_not
+from tests.cluster.support import OURS, until
 from tests.examples.ddp_worker import EPOCHS
 from trainer_examples.data import load
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -61,6 +60,16 @@ def test_a_training_job_runs_across_hosts_and_its_shards_are_spread(cluster: Hos
     until(lambda: not cluster.shards(), "the shards of a closed run to end", 20)
 
 
+def all_reports_counted(received: list[Received]) -> bool:
+    """Whether all rows that came were taken, or refused for what the loss of a gateway or of a shard explains."""
+    for each in received:
+        rows, end = sum(map(len, each.ids.values())), each.end
+        assert end["accepted"] + sum(end["rejected"].values()) == rows, end
+        assert end["rejected"].keys() <= {"old", "duplicate", "shard_away"}, end
+        assert end["dropped"] == 0, end
+    return True
+
+
 def test_two_gateways_and_a_slow_cable_that_loses_frames_deliver_every_example_once(cluster: HostCluster) -> None:
     by = cluster.hosts.weather("trainers", delay_s=0.02, loss=0.01)
     try:
@@ -88,6 +97,7 @@ def test_a_worker_that_is_cut_off_for_moments_is_waited_for(cluster: HostCluster
     received = [rank.wait(120) for rank in ranks]
     lost, repeated = lost_and_repeated(received, EXAMPLES, 3)
     assert lost == 0
+    assert all_reports_counted(received)
     assert repeated <= 4 * BATCH, "no more than what one trainer may hold"
     assert not cluster.node_has_ended("worker-1")
     cluster.ask(cluster.gateway("head"), "client.close_run('moments')")
@@ -103,6 +113,7 @@ def test_a_worker_that_is_lost_takes_nothing_with_it_and_comes_back(cluster: Hos
     cluster.hosts.cut("worker-1")
     received = [rank.wait(200) for rank in ranks]
     assert lost_and_repeated(received, EXAMPLES, 4)[0] == 0
+    assert all_reports_counted(received)
     assert sum(cluster.shards().values()) - cluster.shards().get("worker-1", 0) == SHARDS, (
         "all are made again elsewhere"
     )
@@ -114,7 +125,9 @@ def test_a_worker_that_is_lost_takes_nothing_with_it_and_comes_back(cluster: Hos
     cluster.start_gateways("worker-1", options=("--shards", str(SHARDS)))
     alone = {**JOB, "world_size": 1}
     back = cluster.trainer(cluster.gateway("worker-1"), "back", rank=0, epochs=1, step_s=0.0, **alone)
-    assert lost_and_repeated([back.wait(90)], EXAMPLES, 1) == (0, 0)
+    received = [back.wait(90)]
+    assert lost_and_repeated(received, EXAMPLES, 1) == (0, 0)
+    assert received[0].end == {"accepted": EXAMPLES, "rejected": {}, "dropped": 0}
 
 
 def test_a_host_that_joins_takes_shards_of_the_runs_that_come(cluster: HostCluster) -> None:
@@ -125,6 +138,7 @@ def test_a_host_that_joins_takes_shards_of_the_runs_that_come(cluster: HostClust
     trainer = cluster.trainer(cluster.gateway("head"), "joined", rank=0, epochs=1, step_s=0.0, **alone)
     received = trainer.wait(90)
     assert lost_and_repeated([received], EXAMPLES, 1) == (0, 0)
+    assert received.end == {"accepted": EXAMPLES, "rejected": {}, "dropped": 0}
     assert cluster.shards().get("worker-3") == 1, "where nothing is yet, there is most room"
 
 
@@ -133,10 +147,9 @@ def test_down_from_any_host_leaves_nothing_on_all_of_them(cluster: HostCluster) 
     done = cluster.hosts.run("worker-2", command, timeout_s=90, environment=ENVIRONMENT)
     assert (done.returncode, "is down" in done.stdout) == (0, True), done.stdout + done.stderr
     assert [cluster.await_gateway_end(name, 30) for name in ("head", "worker-1")] == [0, 0]
-    ours = ("Gateway", "Registry", "RunHost", "Shard")
 
     def left() -> list[str]:
         hosts = ("head", "worker-1", "worker-2", "worker-3")
-        return [f"{each} on {name}" for name in hosts for each in ours if cluster.hosts.processes(name, f"ray::{each}")]
+        return [f"{each} on {name}" for name in hosts for each in OURS if cluster.hosts.processes(name, f"ray::{each}")]
 
     until(lambda: not left(), "no actor of the service left", 20)

@@ -16,7 +16,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_service.embedded import RunningService, running_service
 from sampler_service.runtime.ray_scorers import RayDesk, ScorerHost
 from tests import scoring_factories as factories
-from tests.cluster.conftest import PATIENT, actors, cli, until
+from tests.cluster.support import PATIENT, actors, cli, epoch, until
 
 SCORING = "tests.scoring_factories:numbers"
 
@@ -43,16 +43,6 @@ def ended(service: RunningService, run: str) -> None:
         client.close_run(run)
     left = ("ScorerHost", "WeightsStore")
     until(lambda: not any(actors(service.pid, title) for title in left), "no scorer and no weights left", 20)
-
-
-def epoch(loader) -> list[int]:
-    """Ids of one epoch; losses alone are reported."""
-    ids = []
-    for _, batch in loader:
-        ids += batch.example_ids.tolist()
-        batch.report(np.ones(len(batch)))
-    loader.flush()
-    return ids
 
 
 def test_published_weights_refresh_all_examples_with_the_scores_of_the_trainer_s_own_scorer(attach, scored):

@@ -14,9 +14,9 @@ import pytest
 
 import sampler_client as sampler
 from sampler_service.embedded import running_service
-from sampler_service.errors import Unavailable
-from sampler_service.runtime.joining import connect
-from tests.cluster.conftest import OPEN_CLUSTER, actors, answers, cli, free_ports, ray_head, until
+from sampler_service.errors import ConfigError, Unavailable
+from sampler_service.runtime.joining import TOKEN_ADVICE, connect
+from tests.cluster.support import OPEN_CLUSTER, OURS, actors, answers, cli, free_ports, ray_head, until
 
 
 @pytest.fixture
@@ -73,8 +73,7 @@ def test_gateways_of_a_cluster_share_its_runs_and_the_last_to_leave_ends_them(at
         stopped = cli("stop", second)
         assert (stopped.returncode, stopped.stdout.strip()) == (0, f"{second} is stopping")
         assert second.process.wait(30) == 0, second.log.read_text()
-    ours = ("Gateway", "Registry", "RunHost", "Shard")
-    until(lambda: not any(actors(head, title) for title in ours), "the cluster to be empty of us", 20)
+    until(lambda: not any(actors(head, title) for title in OURS), "the cluster to be empty of us", 20)
     assert answers(address)
 
 
@@ -86,6 +85,33 @@ def test_a_cluster_that_is_not_there_is_one_line_and_an_exit_code():
     assert said[-1].startswith(f"Unavailable: no Ray cluster at '127.0.0.1:{port}'")
     assert said[-1].endswith("start one with `ray start --head`")
     assert len(said) == 2
+
+
+def test_a_ray_of_this_machine_that_is_too_old_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setattr("ray.__version__", "2.9.3")
+    with pytest.raises(ConfigError, match=r"ray 2\.9\.3 is installed, 2\.55 is the oldest that serves: pip install"):
+        connect(None, "nobody")
+
+
+def test_a_token_that_is_missing_or_wrong_is_one_line_with_what_to_do(tmp_path):
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 64 * "a"}
+    missing = {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    with ray_head(environment=token) as (address, _):
+        for environment, words in (
+            (missing, f"the Ray cluster at '{address}' asks for a token: "),
+            (
+                {**token, "RAY_AUTH_TOKEN": 64 * "b"},
+                f"no Ray cluster at '{address}' that can be joined: Failed to connect",
+            ),
+        ):
+            refused = cli(
+                "up", "--port", "0", "--no-page", "--address", address, environment=environment, timeout_s=120
+            )
+            assert refused.returncode == 1
+            assert "Traceback" not in refused.stdout + refused.stderr
+            said = refused.stdout.strip().splitlines()[-1]
+            assert said.startswith(f"Unavailable: {words}")
+            assert said.endswith(f"{TOKEN_ADVICE}")
 
 
 @pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "closes"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import requests
 
 from sampler_client._pb import sampler_pb2 as pb
@@ -23,6 +20,7 @@ from sampler_client.config import Timeouts
 from sampler_client.reporter import ReportRows
 from sampler_client.session import Session
 from sampler_service.web.server import WebServer
+from tests.deploy.conftest import path_of
 from tests.raw_wire import ids_of, open_session
 from tests.served import ServedService
 from tests.web.conftest import Trainer, Web
@@ -31,14 +29,6 @@ PROMETHEUS = Path(__file__).parents[2] / "deploy/prometheus"
 
 SCRAPE_S = 2
 """also its deadline: a page whose service is away says so after some retries"""
-
-
-def command(name: str) -> str:
-    """Path of a command of Debian's package `prometheus`. Without it a test is skipped, but in CI it fails."""
-    if path := shutil.which(name):
-        return path
-    reason = f"{name} is not installed; apt-get install prometheus brings it"
-    return pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +104,7 @@ class Prometheus:
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 [
-                    command("prometheus"),
+                    path_of("prometheus"),
                     f"--config.file={config}",
                     f"--storage.tsdb.path={folder / 'data'}",
                     f"--web.listen-address=127.0.0.1:{port}",

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import DEPLOY, ROOT
+from tests.served import ServedService
 
 FILE = DEPLOY / "compose.yaml"
 
@@ -33,6 +34,35 @@ def services() -> dict[str, Any]:
 def test_compose_is_what_its_specification_says() -> None:
     done = check_schema(FILE)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_with_gpus_is_what_its_specification_says() -> None:
+    done = check_schema(DEPLOY / "compose.gpu.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sampler,) = load("compose.gpu.yaml")["services"].values()
+    assert sampler["environment"] == {"NVIDIA_VISIBLE_DEVICES": "all"}, "the image does not say it"
+
+
+@pytest.fixture
+def health_check(services) -> list[str]:
+    """The command, for a service that a test adds the address of."""
+    marker, program, *rest = services["sampler"]["healthcheck"]["test"]
+    assert (marker, program) == ("CMD", "python")
+    return [sys.executable, *rest]
+
+
+def checked(command: list[str], address: str) -> int:
+    assert "127.0.0.1:50051" in command[-1]
+    ask = [*command[:-1], command[-1].replace("127.0.0.1:50051", address)]
+    return subprocess.run(ask, capture_output=True, check=False, timeout=30).returncode
+
+
+def test_a_service_is_healthy_though_one_of_its_runs_is_away(health_check, monkeypatch) -> None:
+    served = ServedService()
+    monkeypatch.setattr(served.service, "runs", lambda: ["away"])
+    assert checked(health_check, served.address) == 0
+    served.stop()
+    assert checked(health_check, served.address) != 0
 
 
 def test_a_mistake_in_compose_would_be_found(tmp_path: Path) -> None:

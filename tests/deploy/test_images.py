@@ -61,6 +61,10 @@ def test_faiss_gpu_is_pinned_where_faiss_cpu_is() -> None:
     assert re.search(r"^faiss-cpu==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def test_no_image_says_which_gpus_it_sees(dockerfile: str) -> None:
+    assert not re.search(r"^ENV.*NVIDIA_VISIBLE_DEVICES", dockerfile, re.MULTILINE)
+
+
 def trainers_check() -> str:
     text = (DEPLOY / "docker/trainer.Dockerfile").read_text(encoding="utf-8")
     (check,) = re.findall(r'python -c "(.*)"$', text, re.MULTILINE)

@@ -6,19 +6,23 @@ import base64
 import copy
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
-from tests.deploy.conftest import DEPLOY, ROOT, only
+from sampler_client.config import Timeouts
+from tests.deploy.conftest import DEPLOY, ROOT, Tool, given_up_after_s, only
 from tests.deploy.test_commands import up
 
 VERSION = "1.34"
 """of Kubernetes, whose schemas are asked"""
 
-CUSTOM = {"RayCluster": "ray.io/v1", "PodMonitor": "monitoring.coreos.com/v1"}
-"""kinds that are not Kubernetes' own; their schemas come with their operators"""
+CUSTOM = yaml.safe_load(Path(__file__).with_name("schemas.yaml").read_text(encoding="utf-8"))
+"""schemas of kinds that are not Kubernetes' own, but of operators"""
 
 Manifest = dict[str, Any]
 
@@ -36,8 +40,11 @@ def containers(cluster: Manifest) -> Iterator[Manifest]:
 
 
 def check(manifest: Manifest) -> None:
-    """Raise ValidationError unless Kubernetes would take it; unknown fields are errors, too."""
-    kubernetes_validate.validate(manifest, VERSION, strict=True)
+    """Raise an error unless Kubernetes would take it; unknown fields are errors, too."""
+    if manifest["kind"] in CUSTOM:
+        jsonschema.validate(manifest, CUSTOM[manifest["kind"]])
+    else:
+        kubernetes_validate.validate(manifest, VERSION, strict=True)
 
 
 def as_pod(template: Manifest) -> Manifest:
@@ -62,10 +69,7 @@ def ports(cluster: Manifest) -> dict[str, int]:
 
 def test_manifests_are_what_kubernetes_takes(manifests) -> None:
     for manifest in manifests:
-        if manifest["kind"] in CUSTOM:
-            assert manifest["apiVersion"] == CUSTOM[manifest["kind"]]
-        else:
-            check(manifest)
+        check(manifest)
 
 
 def test_the_pods_of_the_ray_cluster_are_what_kubernetes_takes(cluster) -> None:
@@ -78,6 +82,34 @@ def test_a_mistake_in_a_pod_would_be_found(cluster) -> None:
     template["spec"]["containers"][0]["resource"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="resource"):
         check(as_pod(template))
+
+
+MISTAKES = {
+    "misspelt": ("RayCluster", lambda spec: spec.update(headgroupSpec=spec.pop("headGroupSpec"))),
+    "no text": ("RayCluster", lambda spec: spec["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0})),
+    "unknown": ("RayCluster", lambda spec: spec["workerGroupSpecs"][0].update(replica=2)),
+    "no count": ("RayCluster", lambda spec: spec["workerGroupSpecs"][0].update(maxReplicas="2")),
+    "no choice": ("RayCluster", lambda spec: spec["authOptions"].update(mode="tokens")),
+    "no duration": ("PodMonitor", lambda spec: spec["podMetricsEndpoints"][0].update(interval=15)),
+    "no such field": ("PodMonitor", lambda spec: spec["podMetricsEndpoints"][0].update(targetport="page")),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_what_an_operator_reads_would_be_found(manifests, mistake: str) -> None:
+    kind, make = MISTAKES[mistake]
+    manifest = copy.deepcopy(only(manifests, kind))
+    check(manifest)
+    make(manifest["spec"])
+    with pytest.raises(jsonschema.ValidationError):
+        check(manifest)
+
+
+def test_manifests_are_those_that_kubectl_makes(overlay: Path, manifests, tool: Tool) -> None:
+    made = {each["kind"]: each for each in yaml.safe_load_all(tool("kubectl", "kustomize", overlay))}
+    token = made["Secret"]["data"]
+    token["auth_token"] = "".join(token["auth_token"].split())  # it folds lines
+    assert made == {each["kind"]: each for each in manifests}
 
 
 def test_everything_is_in_the_namespace(manifests) -> None:
@@ -199,6 +231,19 @@ def test_volumes_are_there_for_those_who_mount_them(manifests, cluster) -> None:
         for container in template["spec"]["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= {*volumes}
     assert claimed == claims
+
+
+def test_the_head_sees_no_gpus_that_others_were_given(cluster) -> None:
+    if "nvidia.com/gpu" not in str(cluster):
+        return
+    assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-gpus"] == "0"
+    for container in next(templates(cluster))["spec"]["containers"]:
+        assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"]
+
+
+def test_a_node_is_given_up_before_trainers_give_up(cluster) -> None:
+    variables = {each["name"]: each.get("value") for each in next(templates(cluster))["spec"]["containers"][0]["env"]}
+    assert given_up_after_s(variables) < Timeouts().reconnect_s / 2
 
 
 def test_shards_on_gpus_fit_on_those_of_the_workers(cluster, gateway) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.live import PROMETHEUS, Live, Prometheus, command, live, prometheus
+from tests.deploy.conftest import path_of
+from tests.deploy.live import PROMETHEUS, Live, Prometheus, live, prometheus
 
 RULES = {
     rule["alert"]: rule
@@ -32,7 +33,7 @@ def scraping(scene: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def promtool(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
-    words = [command("promtool"), *map(str, arguments)]
+    words = [path_of("promtool"), *map(str, arguments)]
     return subprocess.run(words, input=text, capture_output=True, text=True, timeout=60)
 
 
@@ -40,13 +41,16 @@ def labels(**named: str) -> frozenset[tuple[str, str]]:
     return frozenset(named.items())
 
 
-def test_a_missing_prometheus_fails_in_ci_and_is_skipped_elsewhere_with_the_reason(monkeypatch):
+def test_a_missing_tool_fails_in_ci_unless_it_said_so_and_is_skipped_elsewhere_with_the_reason(monkeypatch):
     monkeypatch.setenv("CI", "1")
-    with pytest.raises(pytest.fail.Exception, match="no-such-tool is not installed; apt-get install prometheus"):
-        command("no-such-tool")
+    monkeypatch.setenv("CI_WITHOUT", "kubectl no-other-tool")
+    with pytest.raises(pytest.fail.Exception, match="no-such-tool is not on this machine, and what it checks"):
+        path_of("no-such-tool")
+    with pytest.raises(pytest.skip.Exception, match="no-other-tool is not on this machine"):
+        path_of("no-other-tool")
     monkeypatch.delenv("CI")
-    with pytest.raises(pytest.skip.Exception, match="no-such-tool is not installed"):
-        command("no-such-tool")
+    with pytest.raises(pytest.skip.Exception, match="no-such-tool is not on this machine"):
+        path_of("no-such-tool")
 
 
 # --- promtool ---

@@ -6,12 +6,16 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.deploy.conftest import DEPLOY, ROOT
+from sampler_client.config import Timeouts
+from tests.deploy.conftest import DEPLOY, ROOT, given_up_after_s
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 AS_RAY_UP = """
 import json, sys
@@ -60,6 +64,19 @@ def test_every_node_starts_ray_with_the_token_that_was_sent(cluster) -> None:
         (path,) = re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", start)
         assert mounts[path] == "./ray-token"
         assert "ray start" in start
+
+
+def test_a_node_is_given_up_before_trainers_give_up(cluster) -> None:
+    start = cluster["head_start_ray_commands"][-1]
+    assert given_up_after_s(dict(re.findall(r"(RAY_\w+)=(\S+)", start))) < Timeouts().reconnect_s / 2
+
+
+def test_our_package_is_that_of_the_wheel_and_no_index_is_asked_for_it(cluster) -> None:
+    _, dependencies, ours, _ = cluster["setup_commands"]
+    wheel = f"~/sampler/wheels/gradient_sampler-{PROJECT['version']}-py3-none-any.whl"
+    assert dependencies.split()[-1] == f"{wheel}[service]"
+    assert ours.split()[-3:] == ["--no-deps", "--force-reinstall", wheel], "also one of the same version"
+    assert not re.search(r"(?<!/)gradient-sampler", " ".join(cluster["setup_commands"]))
 
 
 def test_what_is_sent_to_the_nodes_is_made_as_the_file_says(cluster) -> None:

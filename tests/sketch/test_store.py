@@ -59,13 +59,25 @@ def test_finite_rows_are_told_for_every_float16():
     assert finite_rows(np.empty((0, 4), np.float16)).tolist() == []
 
 
-def test_the_last_arrival_wins_and_nan_leaves_the_old_value():
+def test_the_latest_step_wins_and_nan_leaves_the_old_value():
     store, sketch_rd = SketchStore(4, 2), np.ones((2, 2), np.float32)
     store.upsert(np.array([3, 1]), block(sketch_rd, 2, step=5, value=2.0))
     store.upsert(np.array([1, 0]), block(None, 2, step=7, value=np.nan))
     assert store.step_n.tolist() == [7, 7, NEVER, 5]
     np.testing.assert_array_equal(store.loss_n, [np.nan, 2, np.nan, 2])
     assert store.sketched_n.tolist() == [False, True, False, True]
+
+
+def test_rows_of_an_earlier_step_change_nothing_but_those_of_scorers_do():
+    store, sketch_rd = SketchStore(3, 2), np.ones((2, 2), np.float32)
+    store.upsert(np.array([0, 1]), block(sketch_rd, 2, step=5, value=5.0))
+    store.upsert(np.array([1, 2]), block(2 * sketch_rd, 2, step=4, value=4.0))
+    assert store.step_n.tolist() == [5, 5, 4]
+    assert store.loss_n.tolist() == store.norm_n.tolist() == [5, 5, 4]
+    np.testing.assert_array_equal(store.rows(np.arange(3))[:, 0], [1, 1, 2])
+    store.upsert(np.array([0, 1]), block(3 * sketch_rd, 2, step=3, value=np.nan))
+    assert store.step_n.tolist() == [5, 5, 4]
+    np.testing.assert_array_equal(store.rows(np.arange(3))[:, 0], [3, 3, 2])
 
 
 def test_a_sketch_that_is_not_finite_is_left_out():
