@@ -5,7 +5,7 @@ from __future__ import annotations
 import requests
 
 from sampler_service.embedded import running_service
-from tests.cluster.conftest import actors, until
+from tests.cluster.support import actors, until
 
 
 def answers(url: str) -> bool:
