@@ -246,7 +246,7 @@ def test_a_run_needs_room_for_its_actor_beside_that_of_its_shards(monkeypatch):
     placement.check_room(needs)
     on_nodes(monkeypatch, {"memory": shard}, {"memory": shard}, {"memory": actor / 2})
     with pytest.raises(
-        ConfigError, match=r"the actor of run 'run': asked for 1 x 2 GB .* for 0 of which .* beside 2 x"
+        ConfigError, match=r"the actor of run 'run': asked for 1 x 2.04 GB .* for 0 of which .* beside 2 x"
     ):
         placement.check_room(needs)
 

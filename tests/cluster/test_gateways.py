@@ -82,7 +82,7 @@ class Answers:
         self.cluster._died, self.cluster._serves, self.cluster.port = module.deque(), True, 50051
         self.cluster._make_gateway = self._make
         self.cluster._start_gateway = lambda _port: None
-        self.cluster._gateway = self
+        self.cluster._gateway, self.cluster._page = self, None
         self.wait_for_stop = self
         monkeypatch.setattr(module, "answer", self._answer)
         monkeypatch.setattr(module, "_check_node", lambda: None)

@@ -46,7 +46,8 @@ def ended(service: RunningService, run: str) -> None:
 
 
 def test_published_weights_refresh_all_examples_with_the_scores_of_the_trainer_s_own_scorer(attach, scored):
-    loader = attach("refreshed", address=scored, policy="importance", policy_options={"gate": 1, "alpha": 0.5})
+    ageless = {"gate": 1, "alpha": 0.5, "half_life": 1e6}  # what age does to the rates is another test's
+    loader = attach("refreshed", address=scored, policy="importance", policy_options=ageless)
     assert not scorers(scored), "they start with the first weights"
     model = factories.model(1)
     epoch(loader)
