@@ -47,9 +47,10 @@ def answers(address: str) -> bool:
 @contextlib.contextmanager
 def ray_head(*options: str, environment: Mapping[str, str] = OPEN_CLUSTER) -> Iterator[tuple[str, int]]:
     """Address and process of a Ray cluster that belongs to somebody else."""
-    port, client_port, low = free_ports(3)
+    port, client_port, low, agent = free_ports(4)
     command = [beside("ray"), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=false"]
     command += [f"--port={port}", f"--ray-client-server-port={client_port}", f"--node-manager-port={low}"]
+    command += [f"--dashboard-agent-listen-port={agent}"]  # Ray's own is taken where another cluster runs
     command += ["--object-store-memory=100000000", "--num-cpus=2", "--node-ip-address=127.0.0.1", *options]
     with subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

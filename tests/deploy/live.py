@@ -70,6 +70,7 @@ def choose(session: Session) -> None:
     """An epoch in two stages, without a model: what the choice saves and costs is said, not measured."""
     session.start_epoch(0, 0)
     measured = pb.Stage(scoring=0.01, training=0.02, waiting=0.001, uniform=2.0, proposed=1.5, chosen=1.0)
+    witnessed = pb.Evidence(rows=64, uniform=2.0, chosen=1.2, scored_uniform=2.0, scored_chosen=1.0)
     while (batch := session.next()) is not None:
         ids = ids_of(batch)
         session.put(
@@ -77,6 +78,8 @@ def choose(session: Session) -> None:
                 batch.batch_id, ids, step=batch.step, norms=np.ones(len(ids), np.float32), scores=True, stage=measured
             )
         )
+        losses = np.ones(batch.keep or len(ids), np.float32)
+        session.put(report(batch.batch_id, ids[: len(losses)], step=batch.step, losses=losses, evidence=witnessed))
         session.done(batch.batch_id)
     session.finish_epoch()
     session.flush()
