@@ -1,0 +1,171 @@
+"""Embeddings of pairs: hinges over the hardest negatives, recall, and a warm-up that does not collapse.
+
+A batch holds b matched pairs (left_i, right_i), such as captions in two languages or images and captions. With s the
+cosine of a left and a right embedding, the hinges of pair i are
+
+    [margin - s(i, i) + s(i, j)]+ over the rights j of other pairs, and [margin - s(i, i) + s(j, i)]+ over their lefts.
+
+Summed they are the usual ranking loss; the largest of each kind alone, that of VSE++.
+
+Source: Faghri, Fleet, Kiros and Fidler, "VSE++", BMVC 2018, arXiv 1707.05612, equations 4 to 6. The warm-up and the
+detector of collapse are ours, after what others met (`methods.md` 2.3).
+
+Shapes: b pairs, d numbers of an embedding, n pairs of a whole set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sampler_client.errors import ConfigError
+
+
+class MaxOfHinges(nn.Module):
+    """Per-pair losses between the sum of hinges and the largest ones.
+
+    Args:
+        margin: by which a pair's own similarity must exceed the others', > 0; of cosines, which lie in [-1, 1].
+        hardness: share of the largest hinges, in [0, 1]: 0 is the sum of hinges, 1 VSE++'s. It may be set anew at any
+            step, as by `warm_up`.
+    """
+
+    def __init__(self, margin: float = 0.2, hardness: float = 1.0) -> None:
+        super().__init__()
+        if not (math.isfinite(margin) and margin > 0):
+            raise ConfigError(f"margin must be positive, got {margin}")
+        self.margin = margin
+        self.hardness = hardness
+
+    @property
+    def hardness(self) -> float:
+        return self._hardness
+
+    @hardness.setter
+    def hardness(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise ConfigError(f"hardness must lie in [0, 1], got {value}")
+        self._hardness = value
+
+    def forward(self, left: Tensor, right: Tensor, group: Tensor | None = None) -> Tensor:
+        """Losses of the pairs, their two kinds of hinges added.
+
+        Args:
+            left, right: (b, d) embeddings of the same pairs in the same order; their lengths do not matter.
+            group: (b,) whole numbers; pairs of one group are equivalent and no negatives of one another, such as
+                captions of one image. Absent: each pair is a group of its own.
+
+        Returns:
+            (b,) losses, at least 0. Their sum is the papers' loss; `batch.weighted_mean` takes them as they are.
+
+        Raises:
+            ConfigError: shapes that do not fit one another.
+        """
+        if left.ndim != 2 or left.shape != right.shape:
+            raise ConfigError(
+                f"left and right must both have shape (pairs, dim), got {tuple(left.shape)} and {tuple(right.shape)}"
+            )
+        if group is not None and group.shape != left.shape[:1]:
+            raise ConfigError(f"group needs one number for each of {len(left)} pairs, got {tuple(group.shape)}")
+        similarity = functional.normalize(left, dim=1) @ functional.normalize(right, dim=1).T
+        own = similarity.diagonal()
+        same = torch.eye(len(left), dtype=torch.bool, device=left.device)
+        if group is not None:
+            same = group.unsqueeze(0) == group.unsqueeze(1)
+        of_rights = (self.margin - own.unsqueeze(1) + similarity).clamp(min=0).masked_fill(same, 0.0)
+        of_lefts = (self.margin - own.unsqueeze(0) + similarity).clamp(min=0).masked_fill(same, 0.0)
+        hardest = of_rights.amax(1) + of_lefts.amax(0)
+        if self._hardness == 1:
+            return hardest
+        summed = of_rights.sum(1) + of_lefts.sum(0)
+        return self._hardness * hardest + (1 - self._hardness) * summed
+
+
+def warm_up(progress: float, *, begin: float = 0.1, end: float = 0.3) -> float:
+    """Hardness at a share of the training: 0 up to `begin`, then rising evenly to 1 at `end`.
+
+    The largest hinges alone can leave an untrained model on a plateau where all similarities are equal.
+
+    Raises:
+        ConfigError: not 0 <= begin <= end <= 1, or a progress that is no share.
+    """
+    if not 0 <= begin <= end <= 1:
+        raise ConfigError(f"warm_up needs 0 <= begin <= end <= 1, got begin {begin} and end {end}")
+    if not 0 <= progress <= 1:
+        raise ConfigError(f"progress must lie in [0, 1], got {progress}")
+    if progress >= end:
+        return 1.0
+    return max(0.0, (progress - begin) / (end - begin))
+
+
+class CollapseDetector:
+    """Notices when the largest hinges have stood at twice the margin for a while: all similarities are equal.
+
+    Args:
+        margin: of the hinges.
+        tolerance: relative distance from twice the margin that still counts, > 0.
+        patience: batches in a row.
+    """
+
+    def __init__(self, margin: float = 0.2, *, tolerance: float = 0.01, patience: int = 50) -> None:
+        if not (margin > 0 and tolerance > 0 and patience >= 1):
+            raise ConfigError(
+                f"margin and tolerance must be positive and patience at least 1, got {margin}, {tolerance}, {patience}"
+            )
+        self._plateau, self._tolerance, self._patience = 2 * margin, tolerance, patience
+        self._still = 0
+
+    def collapsed(self, hardest: float) -> bool:
+        """Whether it has, taking in a batch's mean loss at hardness 1."""
+        near = abs(hardest - self._plateau) <= self._tolerance * self._plateau
+        self._still = self._still + 1 if near else 0
+        return self._still >= self._patience
+
+
+@torch.no_grad()
+def recall_at_k(
+    left: Tensor, right: Tensor, *, ks: Sequence[int] = (1, 5, 10), group: Tensor | None = None, rows: int = 1024
+) -> dict[str, dict[int, float]]:
+    """Share of the pairs whose partner, or an equivalent one, is among the k most similar of the whole set.
+
+    Args:
+        left, right: (n, d) embeddings of the same pairs in the same order.
+        ks: each 1 … n.
+        group: (n,) as in `MaxOfHinges`.
+        rows: compared at a time with all; n x rows similarities are held.
+
+    Returns:
+        {"left_to_right": {k: share}, "right_to_left": {k: share}}, shares in 0 … 1.
+
+    Raises:
+        ConfigError: shapes that do not fit, no pairs, a k outside its range, or embeddings that are not finite.
+    """
+    if left.ndim != 2 or left.shape != right.shape or not len(left):
+        raise ConfigError(
+            f"left and right must both have shape (pairs, dim), got {tuple(left.shape)} and {tuple(right.shape)}"
+        )
+    if not ks or min(ks) < 1 or max(ks) > len(left):
+        raise ConfigError(f"ks must lie in 1 … {len(left)}, the number of pairs, got {tuple(ks)}")
+    if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
+        raise ConfigError("embeddings must be finite; some are NaN or infinite")
+    left, right = functional.normalize(left.float(), dim=1), functional.normalize(right.float(), dim=1)
+    group = torch.arange(len(left), device=left.device) if group is None else group
+    return {
+        "left_to_right": _recalls(left, right, group, ks, rows),
+        "right_to_left": _recalls(right, left, group, ks, rows),
+    }
+
+
+def _recalls(query: Tensor, key: Tensor, group: Tensor, ks: Sequence[int], rows: int) -> dict[int, float]:
+    found = dict.fromkeys(ks, 0)
+    for start in range(0, len(query), rows):
+        part = slice(start, start + rows)
+        nearest = (query[part] @ key.T).topk(max(ks), dim=1).indices
+        right = group[nearest] == group[part].unsqueeze(1)
+        for k in ks:
+            found[k] += int(right[:, :k].any(1).sum())
+    return {k: count / len(query) for k, count in found.items()}

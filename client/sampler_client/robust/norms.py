@@ -1,0 +1,128 @@
+"""Norms of linear classifiers and of perturbations, their duals, projections onto their balls and proximal steps.
+
+Fourier norms are those of the unitary discrete Fourier transform over the last dimension, "fourier_2d_…" over the last
+two. Source: Faghri et al., "Bridging the gap between adversarial robustness and optimization bias", arXiv 2102.08868;
+projection onto the l1 ball after Duchi et al., ICML 2008.
+
+Shapes: (…, d) numbers, (…, h, w) pixels; every function works on the last dimension (Fourier 2-D: the last two) and
+treats all before it as separate vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sampler_client.errors import ConfigError
+
+Norm = Literal["l1", "l2", "linf", "fourier_l1", "fourier_linf", "fourier_2d_l1", "fourier_2d_linf"]
+
+DUAL: dict[Norm, Norm] = {
+    "l1": "linf",
+    "l2": "l2",
+    "linf": "l1",
+    "fourier_l1": "fourier_linf",
+    "fourier_linf": "fourier_l1",
+    "fourier_2d_l1": "fourier_2d_linf",
+    "fourier_2d_linf": "fourier_2d_l1",
+}
+"""the norm ||.||_* with max over ||delta|| <= 1 of <w, delta> = ||w||_*"""
+
+
+def check_norm(norm: str) -> None:
+    """Raise ConfigError for a name that is none."""
+    if norm not in get_args(Norm):
+        raise ConfigError(f"norm must be one of {get_args(Norm)}, got {norm!r}")
+
+
+def norm_of(vectors: Tensor, norm: Norm) -> Tensor:
+    """(…,) norms of (…, d) vectors, or of (…, h, w) images for a 2-D norm."""
+    check_norm(norm)
+    moduli, dims = _moduli(vectors, norm)
+    if norm == "l2":
+        return moduli.square().sum(dims).sqrt()
+    return moduli.sum(dims) if norm.endswith("l1") else moduli.amax(dims)
+
+
+def project(vectors: Tensor, norm: Norm, radius: float) -> Tensor:
+    """The nearest point, in l2, of the ball ||x|| <= radius of each vector.
+
+    Args:
+        radius: at least 0.
+    """
+    check_norm(norm)
+    if not (math.isfinite(radius) and radius >= 0):
+        raise ConfigError(f"radius must be at least 0, got {radius}")
+    return _in_basis(vectors, norm, lambda moduli: _projected(moduli, norm, radius))
+
+
+def prox(vectors: Tensor, norm: Norm, strength: float) -> Tensor:
+    """argmin over x of strength ||x|| + ||x - v||^2 / 2, by Moreau: v less its projection onto the dual ball.
+
+    Args:
+        strength: at least 0.
+    """
+    check_norm(norm)
+    return vectors - project(vectors, DUAL[norm], strength)
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """argmax over ||delta|| <= 1 of <gradient, delta>: the attack of a linear loss, and steepest descent's direction.
+
+    Where several are as good, the one that spreads evenly over them.
+    """
+    check_norm(norm)
+    if norm.endswith("l1"):
+        return _in_basis(gradient, norm, _largest)
+    if norm == "l2":
+        return gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return _in_basis(gradient, norm, lambda moduli: (moduli > 0).to(moduli.dtype))
+
+
+def _largest(moduli: Tensor) -> Tensor:
+    most = moduli == moduli.amax(-1, keepdim=True)
+    return most / most.sum(-1, keepdim=True)
+
+
+def _moduli(vectors: Tensor, norm: Norm) -> tuple[Tensor, tuple[int, ...]]:
+    if norm.startswith("fourier_2d"):
+        return torch.fft.fft2(vectors, norm="ortho").abs(), (-2, -1)
+    if norm.startswith("fourier"):
+        return torch.fft.fft(vectors, norm="ortho").abs(), (-1,)
+    return vectors.abs(), (-1,)
+
+
+def _in_basis(vectors: Tensor, norm: Norm, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Give each coefficient, in the norm's basis, the modulus that `change` makes of all; phases or signs stay."""
+    if norm.startswith("fourier_2d"):
+        coefficients = torch.fft.fft2(vectors, norm="ortho").flatten(-2)
+        changed = _with_moduli(coefficients, change(coefficients.abs())).unflatten(-1, vectors.shape[-2:])
+        return torch.fft.ifft2(changed, norm="ortho").real
+    if norm.startswith("fourier"):
+        coefficients = torch.fft.fft(vectors, norm="ortho")
+        return torch.fft.ifft(_with_moduli(coefficients, change(coefficients.abs())), norm="ortho").real
+    return _with_moduli(vectors, change(vectors.abs()))
+
+
+def _with_moduli(coefficients: Tensor, moduli: Tensor) -> Tensor:
+    size = coefficients.abs()
+    return torch.where(size > 0, coefficients / size.clamp(min=torch.finfo(size.dtype).tiny), 0) * moduli
+
+
+def _projected(moduli: Tensor, norm: Norm, radius: float) -> Tensor:
+    if norm == "l2":
+        length = moduli.norm(dim=-1, keepdim=True)
+        return moduli * (radius / length.clamp(min=torch.finfo(moduli.dtype).tiny)).clamp(max=1)
+    if norm.endswith("linf"):
+        return moduli.clamp(max=radius)
+    # l1: what is over the largest threshold at which the rest sums to the radius.
+    order = moduli.sort(-1, descending=True).values
+    excess = order.cumsum(-1) - radius
+    rank = torch.arange(1, moduli.shape[-1] + 1, device=moduli.device, dtype=moduli.dtype)
+    active = (order * rank > excess).sum(-1, keepdim=True).clamp(min=1)
+    threshold = (excess.gather(-1, active - 1) / active).clamp(min=0)
+    return (moduli - threshold).clamp(min=0)

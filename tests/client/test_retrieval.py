@@ -1,0 +1,95 @@
+"""Hinges over hard negatives and recall, against what a person can count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sampler_client as sampler
+from sampler_client.retrieval import CollapseDetector, MaxOfHinges, recall_at_k, warm_up
+
+
+def by_hand(left, right, margin, hardness, group):
+    """(b,) losses by the formula, one pair after another."""
+    left, right = torch.nn.functional.normalize(left, dim=1), torch.nn.functional.normalize(right, dim=1)
+    losses = []
+    for i in range(len(left)):
+        others = [j for j in range(len(left)) if group[j] != group[i]]
+        own = float(left[i] @ right[i])
+        rights = [max(0.0, margin - own + float(left[i] @ right[j])) for j in others] or [0.0]
+        lefts = [max(0.0, margin - own + float(left[j] @ right[i])) for j in others] or [0.0]
+        losses.append(hardness * (max(rights) + max(lefts)) + (1 - hardness) * (sum(rights) + sum(lefts)))
+    return torch.tensor(losses)
+
+
+@pytest.mark.parametrize("hardness", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("group", [None, [0, 1, 1, 2, 3, 0]])
+def test_losses_are_those_of_the_formula(hardness, group):
+    torch.manual_seed(0)
+    left, right = torch.randn(6, 4), torch.randn(6, 4)
+    found = MaxOfHinges(0.2, hardness)(left, right, None if group is None else torch.tensor(group))
+    torch.testing.assert_close(found, by_hand(left, right, 0.2, hardness, group or range(6)), rtol=1e-5, atol=1e-6)
+
+
+def test_equal_embeddings_stand_on_the_plateau_and_a_separated_batch_has_no_loss():
+    same = torch.ones(5, 3)
+    assert MaxOfHinges(0.2)(same, same).tolist() == pytest.approx([0.4] * 5)
+    assert MaxOfHinges(0.2)(torch.eye(5), torch.eye(5)).tolist() == [0.0] * 5
+
+
+def test_the_gradient_pulls_a_pair_together_and_pushes_the_hardest_negative_away():
+    torch.manual_seed(0)
+    left, right = torch.randn(8, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
+    loss = MaxOfHinges(0.5)
+    before = loss(left, right).sum()
+    before.backward()
+    with torch.no_grad():
+        after = loss(left - 0.01 * left.grad, right - 0.01 * right.grad).sum()
+    assert after < before
+
+
+def test_recall_counts_partners_among_the_nearest_in_both_directions():
+    left = torch.eye(4)
+    right = torch.eye(4)[[0, 2, 1, 3]].clone()  # pairs 1 and 2 are swapped
+    right[3] = torch.tensor([0.9, 0.0, 0.0, 0.5])  # nearest to pair 0's left, its own comes second
+    found = recall_at_k(left, right, ks=(1, 2, 4), rows=3)
+    assert found["left_to_right"][1] == pytest.approx(2 / 4)
+    assert found["right_to_left"] == {1: pytest.approx(1 / 4), 2: pytest.approx(2 / 4), 4: 1.0}
+    assert found["left_to_right"][4] == 1.0
+
+
+def test_an_equivalent_partner_counts_as_found():
+    left = torch.eye(3)
+    right = torch.eye(3)[[1, 0, 2]]
+    assert recall_at_k(left, right, ks=(1,))["left_to_right"][1] == pytest.approx(1 / 3)
+    assert recall_at_k(left, right, ks=(1,), group=torch.tensor([7, 7, 8]))["left_to_right"][1] == 1.0
+
+
+def test_hardness_rises_once_the_warm_up_is_over():
+    assert [warm_up(p, begin=0.1, end=0.3) for p in (0.0, 0.1, 0.2, 0.3, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert warm_up(0.0, begin=0.0, end=0.0) == 1.0
+
+
+def test_a_collapse_is_noticed_after_as_many_batches_in_a_row():
+    detector = CollapseDetector(0.2, patience=3)
+    assert [detector.collapsed(loss) for loss in (0.4, 0.401, 0.3, 0.399, 0.4, 0.4, 0.4)] == [False] * 5 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: MaxOfHinges(0.0), "margin must be positive, got 0.0"),
+        (lambda: MaxOfHinges(hardness=2.0), r"hardness must lie in \[0, 1\], got 2.0"),
+        (lambda: MaxOfHinges()(torch.ones(2, 3), torch.ones(3, 3)), r"got \(2, 3\) and \(3, 3\)"),
+        (lambda: MaxOfHinges()(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3)), r"each of 2 pairs, got \(3,\)"),
+        (lambda: warm_up(0.5, begin=0.6, end=0.3), "begin 0.6 and end 0.3"),
+        (lambda: warm_up(1.5), r"progress must lie in \[0, 1\], got 1.5"),
+        (lambda: CollapseDetector(patience=0), "patience at least 1"),
+        (lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(5,)), "ks must lie in 1 … 2"),
+        (lambda: recall_at_k(torch.full((2, 3), torch.nan), torch.ones(2, 3), ks=(1,)), "must be finite"),
+        (lambda: recall_at_k(torch.ones(0, 3), torch.ones(0, 3)), "shape"),
+    ],
+)
+def test_bad_input_is_refused_in_words(call, words):
+    with pytest.raises(sampler.ConfigError, match=words):
+        call()
