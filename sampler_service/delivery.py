@@ -81,6 +81,11 @@ class Delivery:
         return self._epochs[-1].lent(self._config.num_examples) if self._epochs else 0.0
 
     @property
+    def passes(self) -> int:
+        """Over the set that were begun, also under former geometries."""
+        return self._passes
+
+    @property
     def last_batch_id(self) -> int:
         return self._next_id
 

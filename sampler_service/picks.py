@@ -1,10 +1,10 @@
-"""Which policy each epoch runs under: the run's own, or the one that `auto` picks when the epoch begins."""
+"""Which policy each epoch runs under: the run's own, that of its phase, or the one that `auto` picks as it begins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from sampler_service.policies import Auto, Pick, Policy
+from sampler_service.policies import Auto, Phases, Pick, Policy
 from sampler_service.types import TableView
 
 KEPT_PICKS = 8
@@ -36,6 +36,7 @@ class Picks:
         rows: int,
         sketched: bool,
         ratio: float,
+        progress: float,
     ) -> Pick:
         """The policy of an epoch, and why.
 
@@ -46,7 +47,11 @@ class Picks:
             rows: reported since the run began.
             sketched: whether trainers report sketches.
             ratio: share of a batch's variance that the present clusters were measured to leave; NaN: not measured.
+            progress: share of the run that is done.
         """
+        if isinstance(self._policy, Phases):
+            phase = self._policy.at(progress)
+            self.latest = Pick(phase.policy, f"the phase up to {phase.until:.0%} of the run")
         if not isinstance(self._policy, Auto):
             return self.latest
         known = self._picks.get(epoch)

@@ -11,7 +11,7 @@ from sampler_service.config import RunConfig
 from sampler_service.leases import Chosen
 from sampler_service.mixing import MixTuner
 from sampler_service.picks import Picks
-from sampler_service.policies import REDUNDANT, Auto, Pick, Policy, Shuffle, TwoStage, choose
+from sampler_service.policies import REDUNDANT, Auto, Phases, Pick, Policy, Shuffle, TwoStage, choose
 from sampler_service.stages import StageMonitor
 from sampler_service.table import Table
 from sampler_service.telemetry import stratum_sizes
@@ -50,8 +50,8 @@ class PresentRates:
         self._steps = 0  # planned
         self._picks = Picks(policy, config.candidates)
         self._ratio = math.nan  # measured of the present clusters
-        self.stage = StageMonitor(config.candidates, shuffles=isinstance(policy, TwoStage | Auto))
-        fixed = policy.alpha if isinstance(policy, TwoStage) else 0.0 if isinstance(policy, Auto) else FIXED
+        self.stage = StageMonitor(config.candidates, shuffles=isinstance(policy, TwoStage | Auto | Phases))
+        fixed = policy.alpha if isinstance(policy, TwoStage) else 0.0 if isinstance(policy, Auto | Phases) else FIXED
         self.mix = MixTuner(fixed)
         self.ages: deque[int] = deque(maxlen=RECENT)
         """of the latest drawn steps, how many had been planned since their rates were made; 0 where nothing was
@@ -80,7 +80,7 @@ class PresentRates:
     def choose(self, epoch: int, steps: int) -> Chosen:
         """Present rates, for `steps` steps (0: the epoch begins); made anew when the table has moved on far enough."""
         progress = min(1.0, epoch / self._config.epochs) if self._config.epochs else 0.0
-        pick = self._in_force(epoch, begins=steps == 0)
+        pick = self._in_force(epoch, progress, begins=steps == 0)
         candidates = self.stage.plan(steps) if pick.policy.kind == "draw" else 1
         key = progress, pick, candidates
         known, made_at, rows = self._served.pop(key, (None, 0, 0))
@@ -148,7 +148,7 @@ class PresentRates:
             return age > 0
         return age < most and changed < CHANGED_SHARE * n
 
-    def _in_force(self, epoch: int, *, begins: bool) -> Pick:
+    def _in_force(self, epoch: int, progress: float, *, begins: bool) -> Pick:
         """The policy of an epoch."""
         return self._picks.of(
             epoch,
@@ -157,6 +157,7 @@ class PresentRates:
             rows=self._table.rows,
             sketched=self.sketched,
             ratio=self._ratio,
+            progress=progress,
         )
 
     def _view(self) -> TableView:

@@ -5,7 +5,7 @@ Shapes: r reported rows, b examples of a batch, d sketch length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from sampler_service.config import RunConfig
 from sampler_service.errors import ConfigError
 from sampler_service.leases import Group
-from sampler_service.policies import POLICIES, Policy, make_policy
+from sampler_service.policies import POLICIES, HardNegative, Policy, make_policy, read_options
 from sampler_service.sketch.store import finite_rows
 from sampler_service.types import Float32, Int64, Report, ReportBlock
 
@@ -28,27 +28,24 @@ def policy_of(config: RunConfig) -> Policy:
     """The policy of a run.
 
     Raises:
-        ConfigError: there is none of that name or with these options, or it has no use for candidates and gets some.
+        ConfigError: there is none of that name or with these options, it has no use for candidates and gets some, or
+            the run lacks what it goes by.
     """
-    policy = make_policy(config.policy, _option_values(config.policy_options))
+    policy = make_policy(config.policy, read_options(config.policy_options))
     if config.candidates > 1 and policy.kind == "sweep":
         draws = sorted(name for name, cls in POLICIES.items() if cls.kind == "draw")
         raise ConfigError(
             f"policy {config.policy!r} goes through each epoch's examples and proposes no candidates; leave "
             f"two_stage=… out, or use one of {draws}"
         )
+    if getattr(policy, "by_progress", False) and not config.epochs:
+        raise ConfigError(f"policy {config.policy!r} goes by the share of the run that is done; say how long: epochs=…")
+    if isinstance(policy, HardNegative) and config.sketch_dim % 2:
+        raise ConfigError(
+            f"policy 'hard_negative' keeps the embeddings of a pair side by side, sketch_dim is {config.sketch_dim}; "
+            "make it twice the length of an embedding"
+        )
     return policy
-
-
-def _option_values(options: Mapping[str, str]) -> dict[str, float | str | bool]:
-    """Policy options from their texts: numbers where they read as such."""
-    values: dict[str, float | str | bool] = {}
-    for name, text in options.items():
-        try:
-            values[name] = float(text)
-        except ValueError:
-            values[name] = text
-    return values
 
 
 def check_group(config: RunConfig, group: Group, rank: int, lead: int) -> None:
@@ -84,6 +81,12 @@ def check_reference(config: RunConfig, reference_loss_n: Float32) -> None:
     if not np.isfinite(reference_loss_n).all():
         bad = int(np.flatnonzero(~np.isfinite(reference_loss_n))[0])
         raise ConfigError(f"reference loss of example {bad} is {reference_loss_n[bad]}; it must be finite")
+
+
+def check_groups(config: RunConfig, group_n: Int64) -> None:
+    """Raise ConfigError unless there is one group for each example."""
+    if len(group_n) != config.num_examples:
+        raise ConfigError(f"groups: got {len(group_n)}, run {config.run!r} has {config.num_examples} examples")
 
 
 def misfit(config: RunConfig, report: Report, now: int) -> str:

@@ -5,15 +5,14 @@
 Everything this file touches is a plain object behind a narrow face: the shards may be local or Ray actors, the
 policy and the planner are pure. Calls come from many threads; the lock is held for short, numpy-only work, and
 never while the shards cluster. What becomes of reports is in `intake`, when rates are made in `rates`, and who gets
-which batch in `delivery`, what scorers do in `scores`, and what is seen of it all made in `observer` and `standouts`.
+which batch in `delivery`, what is made of sketches in `refreshes`, what scorers do in `scores`, and what is seen of it
+all made in `observer` and `standouts`.
 
 Shapes: n examples.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sampler_service import reports
-from sampler_service.clustering import recluster, refresh_due
 from sampler_service.config import RunConfig
 from sampler_service.delivery import Delivery
 from sampler_service.drawn import Drawn
@@ -31,20 +29,19 @@ from sampler_service.leases import Group, Membership, Trainer
 from sampler_service.monitor import VarianceMonitor
 from sampler_service.observer import Observer
 from sampler_service.rates import PresentRates
+from sampler_service.refreshes import Refreshes
 from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
 from sampler_service.scores import Scores
 from sampler_service.shards import Shards
 from sampler_service.stages import ENOUGH
 from sampler_service.standouts import Standouts
 from sampler_service.table import Table
-from sampler_service.types import Float32, Report, ScoreReport, Work
+from sampler_service.types import Float32, Int64, Report, ScoreReport, Work
 from sampler_service.views import ExampleView, Explanation, RunStatistics
-from sampler_service.watched import Clusters, Watched
+from sampler_service.watched import Watched
 
-log = logging.getLogger(__name__)
-
-FIRST_COVERAGE = 0.5
-"""share of the examples whose sketches make the first clusters, for a policy that can do without any"""
+PATIENCE = 2
+"""epochs that a run may do without what its policy needs"""
 
 
 class Sampler:
@@ -101,8 +98,7 @@ class Sampler:
             timeout_s=timeout_s,
         )
         self._observer, self._standouts = Observer(self._watched), Standouts(self._watched)
-        self._dropped_rate = False
-        self._refreshes = 0
+        self._refreshes = Refreshes(self._watched, self._observer.measured_ratio)
 
     # --- trainers ---
 
@@ -169,7 +165,12 @@ class Sampler:
         with self._lock:
             trainer, now = self._members.find(session), self._clock()
             trainer.seen(now)
-            first, num_steps = self._of(trainer).start_epoch(trainer, epoch, skip_examples, first_step, now)
+            delivery = self._of(trainer)
+            # Not sooner: of several ranks one may begin an epoch just before another gives what is needed.
+            begins = epoch > delivery.epoch and delivery.passes >= PATIENCE
+            if begins and (lacking := self._refreshes.lacking()):
+                raise ConfigError(f"{lacking}; got none in {delivery.passes} epochs")
+            first, num_steps = delivery.start_epoch(trainer, epoch, skip_examples, first_step, now)
             return EpochStarted(epoch=epoch, num_steps=num_steps, policy=first.policy, reason=first.reason)
 
     def take(self, session: str, count: int, acked: Sequence[int] = (), waited_s: float = 0.0) -> Taken:
@@ -218,6 +219,13 @@ class Sampler:
         self._shards.flush(self._timeout_s)
         with self._lock:
             self._rates.outdate()
+            return self._table.version
+
+    def set_groups(self, group_n: Int64) -> int:
+        """Take the groups (n,) of pairs that match one another, and so are no negatives."""
+        reports.check_groups(self.config, group_n)
+        with self._lock:
+            self._table.group_n = group_n.copy()
             return self._table.version
 
     def set_reference(self, reference_loss_n: Float32) -> int:
@@ -280,65 +288,23 @@ class Sampler:
                 self._scores.rows -= lost
                 self._scores.rejected.update(shard_away=lost)
 
-    # --- clusters ---
+    # --- what is made of sketches ---
 
     def announce_drop(self) -> None:
         """The learning rate drops: gradients change abruptly, so the clusters are made anew soon."""
-        with self._lock:
-            self._dropped_rate = True
+        self._refreshes.announce_drop()
 
     def refresh_due(self) -> str | None:
-        """Why the clusters should be made anew, or None."""
-        policy = self._rates.policy
-        if "cluster" not in policy.needs | getattr(policy, "uses", frozenset()):
-            return None
-        # Made before the lock is taken: batches and reports do not wait for it.
-        ratio = self._observer.measured_ratio() if self._rates.by_clusters else math.nan
-        with self._lock:
-            first = not self._table.cluster_sse_k.size  # also after they were forgotten
-            if not first:
-                self._rates.judge(ratio)
-            return refresh_due(
-                fresh_rows=self._intake.fresh_rows,
-                num_examples=self.config.num_examples,
-                ratio=ratio,
-                learning_rate_dropped=self._dropped_rate,
-                coverage=min(self.config.refresh_coverage, policy.min_coverage or FIRST_COVERAGE if first else 1.0),
-            )
+        """Why what is made of the sketches should be made anew, or None."""
+        return self._refreshes.due(self._delivery)
 
     def refresh(self) -> None:
-        """Make the clusters anew from the present sketches. Slow; batches go on meanwhile."""
-        with self._lock:
-            neyman = getattr(self._rates.policy, "allocation", "equal") == "neyman"
-            fresh_rows, dropped_rate = self._intake.fresh_rows, self._dropped_rate
-            scored = self._intake.scored
-        partition = recluster(
-            self._shards,
-            num_clusters=self._num_clusters(),
-            method="kmeans" if neyman else "hartigan",
-            seed=self.config.seed,
-            timeout_s=self._timeout_s,
-        )
-        clusters = Clusters.of(partition)
-        with self._lock:
-            if scored != self._intake.scored:
-                return  # they are of sketches that were forgotten meanwhile
-            self._intake.fresh_rows -= fresh_rows  # only now: a refresh that failed is due again
-            self._dropped_rate &= not dropped_rate
-            self._table.install(partition.cluster_n, partition.sse_k, partition.scatter)
-            self._watched.clusters = clusters
-            self._intake.clustered_at = self._table.version
-            self._monitor.reset()
-            self._refreshes += 1
-            self._rates.clusters_changed()
-        log.info(
-            "run %s: %d clusters, objective %.4g -> %.4g in %d passes",
-            self.config.run,
-            len(partition),
-            partition.objective_before,
-            partition.objective,
-            partition.passes,
-        )
+        """Make it anew from the present sketches. Slow; batches go on meanwhile."""
+        self._refreshes.make()
+
+    def set_target(self, sketch_md: Float32) -> int:
+        """Take sketches of held-out examples, (m, d), which all others are compared with; see `Refreshes.aim`."""
+        return self._refreshes.aim(sketch_md)
 
     def recover(self, *, partial: bool = False) -> None:
         """After a restart: take back from the shards what was reported; trainers join again by themselves.
@@ -366,7 +332,7 @@ class Sampler:
 
     def statistics(self, *, detail: bool = False) -> RunStatistics:
         """Where the run stands; `detail`: with histograms and clusters."""
-        return self._observer.statistics(self._delivery, self._refreshes, detail=detail)
+        return self._observer.statistics(self._delivery, self._refreshes.count, detail=detail)
 
     def explain(self, example_id: int, neighbours: int) -> Explanation:
         """Why an example was drawn as often as it was; see `Standouts.explain`."""
@@ -412,9 +378,3 @@ class Sampler:
         if self._delivery is None:
             raise ConfigError(f"{trainer.name} has not joined run {self.config.run!r}")
         return self._delivery
-
-    def _num_clusters(self) -> int:
-        """K = B unless it was set, and few enough for clusters to have members."""
-        group = self._members.group
-        batch = group.batch_size * group.world_size if group else 64
-        return self.config.num_clusters or max(1, min(batch, self.config.num_examples // 4))

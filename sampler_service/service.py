@@ -18,7 +18,7 @@ from sampler_service.replies import EpochStarted, Joined, Published, ReportSumma
 from sampler_service.sampler import Sampler
 from sampler_service.scorers import MakeScorer, ScorerLoop, Weights
 from sampler_service.shards import LocalShards
-from sampler_service.types import Float32, Report, ScoreReport, Work
+from sampler_service.types import Float32, Int64, Report, ScoreReport, Work
 from sampler_service.views import ExampleView, Explanation, RunStatistics
 from sampler_service.weights import NO_SCORERS
 
@@ -63,6 +63,12 @@ class Service(Protocol):
     def fence(self, run: str) -> int: ...
 
     def set_reference(self, run: str, losses: Float32) -> int: ...
+
+    def set_groups(self, run: str, groups: Int64) -> int: ...
+
+    def set_target(self, run: str, sketches: Float32) -> int:
+        """Take sketches of held-out examples; batches planned from now on know how all others compare with them."""
+        ...
 
     def announce_drop(self, run: str) -> None: ...
 
@@ -238,6 +244,13 @@ class LocalService:
 
     def set_reference(self, run: str, losses: Float32) -> int:
         return self._sampler(run).set_reference(losses)
+
+    def set_groups(self, run: str, groups: Int64) -> int:
+        return self._sampler(run).set_groups(groups)
+
+    def set_target(self, run: str, sketches: Float32) -> int:
+        with self._turns.get(run, self._lock):
+            return self._sampler(run).set_target(sketches)
 
     def announce_drop(self, run: str) -> None:
         self._sampler(run).announce_drop()

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sampler_service import balancing
 from sampler_service.index import hartigan, neighbours, seeding
 from sampler_service.index.neighbours import Neighbours
 from sampler_service.index.statistics import ClusterStatistics
 from sampler_service.sketch import routing
 from sampler_service.sketch.store import SketchStore, finite_rows
-from sampler_service.types import NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
+from sampler_service.types import NO_CLUSTER, Bool, Float32, Float64, Int32, Int64, ReportBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +150,25 @@ class Shard:
         row_rd = self._store.rows(row_r)
         row_rd[~self._store.sketched_n[row_r]] = np.nan
         return row_rd
+
+    def dots(self, vector_d: Float32, start: int, stop: int) -> Float32:
+        """Inner products (r,) float32 of rows start … stop-1 with a vector; NaN where there is no sketch."""
+        row_r = self._sketched_rows(start, stop)
+        dot_r = np.full(max(0, min(stop, len(self)) - start), np.nan, np.float32)
+        dot_r[row_r - start] = self._store.rows(row_r) @ vector_d
+        return dot_r
+
+    def sum_of(self, start: int, stop: int) -> tuple[int, Float64]:
+        """How many of rows start … stop-1 have a sketch, and the sum (d,) of these."""
+        row_r = self._sketched_rows(start, stop)
+        return len(row_r), self._store.rows(row_r).sum(axis=0, dtype=np.float64)
+
+    def signs(self, row_r: Int64, mean_d: Float64, sum_d: Float64) -> tuple[Bool, Float64]:
+        """Which of the rows get a plus in a balanced walk, and the signed sum (d,) after them; a row without a sketch
+        counts as the mean. See `balancing.signs`."""
+        row_rd = self._store.rows(row_r)
+        row_rd[~self._store.sketched_n[row_r]] = mean_d
+        return balancing.signs(row_rd, mean_d, sum_d)
 
     def _sketched_rows(self, start: int, stop: int) -> Int64:
         return start + np.flatnonzero(self._store.sketched_n[start:stop])

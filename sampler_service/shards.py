@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from sampler_service.balancing import balanced_places
 from sampler_service.index.neighbours import Neighbours, merge
 from sampler_service.index.statistics import ClusterStatistics
 from sampler_service.shard import Refined, Shard
@@ -133,12 +134,20 @@ class Shards(Protocol):
         ...
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
-        """The k nearest examples of each sketch, by "l2" or "cosine". Looks at all rows, in parts; `timeout_s` bounds
-        all of them together."""
+        """The k nearest examples of each sketch, by "l2", "cosine" or "dot". Looks at all rows, in parts; `timeout_s`
+        bounds all of them together."""
         ...
 
     def rows(self, example_ids: Int64, timeout_s: float | None = None) -> Float32:
         """Sketches (r, d) float32 of the examples; NaN where there is none."""
+        ...
+
+    def dots(self, vector_d: Float32, timeout_s: float | None = None) -> Float32:
+        """Inner product (n,) float32 of every example's sketch with a vector; NaN where there is none."""
+        ...
+
+    def balance(self, place_n: Float64, timeout_s: float | None = None) -> Float64:
+        """Places (n,) of the next balanced order, from those of the present one; see `balancing`."""
         ...
 
     def stock(self, timeout_s: float | None = None) -> Stock:
@@ -238,6 +247,18 @@ class LocalShards:
         for number in np.unique(shard_r):
             row_rd[shard_r == number] = self._shards[number].rows(example_ids[shard_r == number])
         return row_rd
+
+    def dots(self, vector_d: Float32, timeout_s: float | None = None) -> Float32:
+        dot_n = np.empty(self._num_examples, np.float32)
+        for number, shard in enumerate(self._shards):
+            dot_n[number :: self.num_shards] = shard.dots(vector_d, 0, len(shard))
+        return dot_n
+
+    def balance(self, place_n: Float64, timeout_s: float | None = None) -> Float64:
+        def call(shard: int, method: str, *args: Any) -> Any:
+            return getattr(self._shards[shard], method)(*args)
+
+        return balanced_places(call, place_n, num_shards=self.num_shards, dim=self._dim, chunk_rows=self._chunk_rows)
 
     def stock(self, timeout_s: float | None = None) -> Stock:
         held = [shard.stock() for shard in self._shards]

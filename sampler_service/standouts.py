@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from sampler_service.delivery import Delivery
 from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.explain import explain
-from sampler_service.index.neighbours import NO_ROW
-from sampler_service.types import Float32, Int32, Int64
+from sampler_service.types import NO_ROW, Float32, Int32, Int64
 from sampler_service.views import ExampleView, Explanation, Neighbour
 from sampler_service.watched import Present, Watched
 

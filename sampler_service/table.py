@@ -17,6 +17,7 @@ from sampler_service.types import (
     Float64,
     Int32,
     Int64,
+    Nearby,
     ReportBlock,
     TableView,
 )
@@ -36,6 +37,11 @@ class Table:
         self.cluster_sse_k: Float64 = np.empty(0, dtype=np.float64)
         self.cluster_scatter = np.nan
         self.reference_loss_n: Float32 | None = None
+        self.alignment_n: Float32 | None = None
+        self.place_n: Float64 | None = None
+        self.nearby: Nearby | None = None
+        self.group_n: Int64 | None = None
+        """of pairs that match one another; no policy reads it"""
         self.step = 0
         self.version = 0
         self.rows = 0
@@ -84,6 +90,7 @@ class Table:
         self.cluster_n = np.full_like(self.cluster_n, NO_CLUSTER)  # batches that were planned keep the old ones
         self.cluster_sse_k = np.empty(0, dtype=np.float64)
         self.cluster_scatter = np.nan
+        self.alignment_n = self.place_n = self.nearby = None
         self.version += 1
 
     def install(self, cluster_n: Int32, cluster_sse_k: Float64, cluster_scatter: float) -> None:
@@ -98,6 +105,21 @@ class Table:
         self.reference_loss_n = reference_loss_n
         self.version += 1
 
+    def align(self, alignment_n: Float32) -> None:
+        """Take inner products with held-out sketches in."""
+        self.alignment_n = alignment_n
+        self.version += 1
+
+    def place(self, place_n: Float64) -> None:
+        """Take a balanced order in."""
+        self.place_n = place_n
+        self.version += 1
+
+    def bring_near(self, nearby: Nearby | None) -> None:
+        """Take near pairs in."""
+        self.nearby = nearby
+        self.version += 1
+
     def view(self, epoch_steps: int = 1) -> TableView:
         """Read-only arrays for a policy; they change with the table, so rates are made before it moves on."""
         return TableView(
@@ -109,6 +131,9 @@ class Table:
             cluster_scatter=self.cluster_scatter,
             gradient_step_n=self.gradient_step_n,
             reference_loss_n=self.reference_loss_n,
+            alignment_n=self.alignment_n,
+            place_n=self.place_n,
+            nearby=self.nearby,
             epoch_steps=epoch_steps,
             step=self.step,
             version=self.version,
@@ -131,5 +156,7 @@ class Table:
         columns = (
             *(self.loss_n, self.norm_n, self.step_n, self.gradient_step_n),
             *(self.cluster_n, self.cluster_sse_k),
+            *(self.reference_loss_n, self.alignment_n, self.place_n, self.group_n),
         )
-        return sum(column.nbytes for column in columns)
+        near = (self.nearby.anchor_a, self.nearby.near_am) if self.nearby else ()
+        return sum(column.nbytes for column in (*columns, *near) if column is not None)

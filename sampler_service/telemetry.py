@@ -125,10 +125,11 @@ def stratum_sizes(rates: Rates) -> Float64 | None:
 
 
 def measured_ratio(window: Window, rates: Rates, size_k: Float64 | None, batch_size: int) -> float:
-    """Variance of a global batch over that of an i.i.d. one, from fresh reports; NaN for sweeps or too few reports."""
+    """Variance of a global batch over that of an i.i.d. one, from fresh reports; NaN for sweeps, for draws that are
+    biased on purpose, or of too few reports."""
     if isinstance(rates, StratifiedDraw):
         return window.ratio_to_iid(size_k=size_k, rate_k=rates.rate_k, batch_size=batch_size)
-    return window.ratio_to_iid() if isinstance(rates, WeightedDraw) else float("nan")
+    return window.ratio_to_iid() if isinstance(rates, WeightedDraw) and rates.unbiased else float("nan")
 
 
 def effective_sample_ratio(rates: Rates, size_k: Float64 | None) -> float:

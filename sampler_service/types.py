@@ -25,6 +25,9 @@ NO_CLUSTER = -1
 NEVER = -1
 """step of an example that was never reported"""
 
+NO_ROW = -1
+"""example id where fewer were found than were looked for"""
+
 
 def freeze(view: object) -> None:
     """Mark every array field of a dataclass read-only, so that a stray write fails at the line at fault."""
@@ -62,6 +65,13 @@ class TableView:
     older than that where trainers report losses alone and scorers the rest."""
     reference_loss_n: Float32 | None = None
     """Loss under a reference model (the irreducible loss of RHO-LOSS), when the run was given one."""
+    alignment_n: Float32 | None = None
+    """Inner product of the example's sketch with the mean sketch of held-out examples, when the run was given one; NaN
+    where there is no sketch."""
+    place_n: Float64 | None = None
+    """Place of the example in a balanced order, 0 … 1; None until one was made."""
+    nearby: Nearby | None = None
+    """Pairs near to some, when there are embeddings."""
     epoch_steps: int = 1
     """Steps of an epoch, the yardstick of ages."""
     step: int = 0
@@ -77,8 +87,59 @@ class TableView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Nearby:
+    """Pairs whose other halves are near to that of an anchor. a anchors, m pairs."""
+
+    anchor_a: Int64
+    """Example ids, each once."""
+    near_am: Int64
+    """Example ids in the rank band of each anchor, nearest first; NO_ROW (-1) where there are fewer."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestOfSome:
+    """Order of whole batches: the best one of some candidates that are drawn at random, again and again."""
+
+    score_n: Float32
+    """Of the examples; a batch has their mean. No NaN."""
+    attempts: int
+    """Candidates for each step, at least 1: a random order."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByPlace:
+    """The order of given places, the same in each epoch."""
+
+    place_n: Float64
+    """No NaN; those of the same place are in random order."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearTogether:
+    """Anchors in random order, each followed, in the same batch, by pairs that are near to it; the others fill up."""
+
+    nearby: Nearby
+    together: int
+    """Pairs that follow an anchor, at most."""
+    share: float
+    """Of the anchors that are followed by any, 0 … 1."""
+
+
+Order = BestOfSome | ByPlace | NearTogether
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """Rates of a policy that visits each kept example once an epoch, in random order."""
+    """Rates of a policy that visits each kept example once an epoch, in random order or one of its own."""
 
     keep_n: Float64
     """Probability that the example is kept this epoch, in (0, 1]; independent over examples."""
@@ -87,6 +148,8 @@ class Sweep:
     score_n: Float32 | None = None
     """When given, every run of `round(b / top_fraction)` examples in the epoch's order is cut to its b highest."""
     top_fraction: float = 1.0
+    order: Order | None = None
+    """None: random."""
 
     def __post_init__(self) -> None:
         freeze(self)
@@ -111,6 +174,8 @@ class WeightedDraw:
 
     probability_n: Float64
     """Sums to 1, positive everywhere."""
+    unbiased: bool = True
+    """Whether weights undo the probabilities; without, all are 1, and training minimises another mean of the losses."""
 
     def __post_init__(self) -> None:
         freeze(self)

@@ -80,7 +80,7 @@ class Searched:
         return self._shard.nearest(sketch_qd, k, metric, start, stop)
 
 
-@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
 def test_neighbours_are_those_of_one_search_and_no_call_looks_at_many_rows(monkeypatch, metric: str):
     monkeypatch.setattr(ray_shards, "answer", lambda found, _limit_s, _whom: found)
     monkeypatch.setattr(ray_shards, "NEAREST_ROWS", 16)
@@ -92,6 +92,34 @@ def test_neighbours_are_those_of_one_search_and_no_call_looks_at_many_rows(monke
     found = RayShards(actors, 101, 4, call_s=10.0).nearest(rows[:3], 9, metric)
     assert found.example_ids_qk.tolist() == local.nearest(rows[:3], 9, metric).example_ids_qk.tolist()
     assert asked == [(start, start + 16) for start in range(0, 51, 16) for _ in actors]
+
+
+class Called:
+    """A shard behind the face of an actor, whose answers are there at once."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._shard, method))
+
+
+def test_inner_products_and_balanced_orders_are_those_of_shards_in_process(monkeypatch):
+    monkeypatch.setattr(ray_shards, "answer", lambda found, _limit_s, _whom: found)
+    monkeypatch.setattr(ray_shards, "NEAREST_ROWS", 16)
+    monkeypatch.setattr(ray_shards, "CHUNK_ROWS", 16)
+    local, rng = LocalShards(101, 4, 3, "float32"), np.random.default_rng(0)
+    nothing, ids = np.full(90, np.nan, np.float32), rng.permutation(101)[:90]
+    rows = rng.normal(size=(90, 4)).astype(np.float32)
+    local.update(ReportBlock(example_ids=ids, losses=nothing, norms=nothing, sketches=rows, step=0))
+    actors: list[Any] = [Called(shard) for shard in local._shards]
+    shards = RayShards(actors, 101, 4, call_s=10.0)
+    vector, place_n = rng.normal(size=4).astype(np.float32), rng.random(101)
+    dot_n = shards.dots(vector)
+    np.testing.assert_allclose(dot_n[ids], rows @ vector, rtol=1e-5)
+    assert np.isnan(np.delete(dot_n, ids)).all()
+    np.testing.assert_array_equal(dot_n, local.dots(vector))
+    np.testing.assert_array_equal(shards.balance(place_n), local.balance(place_n))
 
 
 def test_a_search_that_takes_too_long_is_given_up_between_two_parts(monkeypatch):

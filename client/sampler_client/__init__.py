@@ -40,6 +40,7 @@ from sampler_client.errors import (
     VersionMismatch,
 )
 from sampler_client.figures import FigureLogger, WandbWriter
+from sampler_client.phases import Phase
 
 if TYPE_CHECKING:
     from sampler_client.pytorch.loader import RemoteBatchSampler, SampledLoader, attach
@@ -60,6 +61,7 @@ __all__ = [
     "LastLayerScorer",
     "MessageTooLarge",
     "NotFound",
+    "Phase",
     "RemoteBatchSampler",
     "ReplyTimeout",
     "RunOptions",

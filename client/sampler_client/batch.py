@@ -29,8 +29,8 @@ class Taken(Protocol):
         ...
 
     @property
-    def norms(self) -> NDArray[np.float32]:
-        """(b,) gradient norms"""
+    def norms(self) -> NDArray[np.float32] | None:
+        """(b,) gradient norms; None: of something else than gradients"""
         ...
 
     @property
@@ -43,7 +43,7 @@ class _Snapshot(NamedTuple):
     """`Taken`, as it was at one moment."""
 
     sketches: NDArray[Any]
-    norms: NDArray[np.float32]
+    norms: NDArray[np.float32] | None
     usable: NDArray[np.bool_]
 
 

@@ -144,6 +144,21 @@ class SamplerClient:
         what = f"set reference losses of run {run!r}"
         return self._call(pb_grpc.RunsStub(self.channel()).SetReference, request, what).table_version
 
+    def set_groups(self, run: str, groups: NDArray[np.int64]) -> int:
+        """Groups of all examples, (num_examples,) whole numbers; pairs of one group match one another, and
+        `hard_negative` takes none of them for negatives."""
+        data = np.ascontiguousarray(groups, dtype=np.int64).tobytes()
+        request = pb.SetGroupsRequest(run=run, groups=data)
+        what = f"set groups of run {run!r}"
+        return self._call(pb_grpc.RunsStub(self.channel()).SetGroups, request, what).table_version
+
+    def set_target(self, run: str, sketches: NDArray[Any]) -> int:
+        """Sketches (m, sketch_dim) of held-out examples, float16 or float32; needed by `poa` and
+        `validation_alignment`, whose next batches know of them."""
+        request = pb.SetTargetRequest(run=run, sketches=wire.encode_array(np.asarray(sketches)))
+        what = f"set target of run {run!r}"
+        return self._call(pb_grpc.RunsStub(self.channel()).SetTarget, request, what).table_version
+
     def announce_drop(self, run: str) -> None:
         """Say that the learning rate drops now, so that the clusters are made anew."""
         request = pb.AnnounceDropRequest(run=run)

@@ -65,7 +65,7 @@ class ReportRows:
         return self
 
     def with_sketches(
-        self, sketches: NDArray[Any], norms: NDArray[np.float32], usable: NDArray[np.bool_]
+        self, sketches: NDArray[Any], norms: NDArray[np.float32] | None, usable: NDArray[np.bool_]
     ) -> ReportRows:
         """The same rows with sketches (r, d) and norms (r,); rows that are not usable are left out."""
         if usable.all():
@@ -74,7 +74,7 @@ class ReportRows:
             self,
             example_ids=self.example_ids[usable],
             losses=None if self.losses is None else self.losses[usable],
-            norms=norms[usable],
+            norms=None if norms is None else norms[usable],
             sketches=sketches[usable],
             unusable=self.unusable + int(np.count_nonzero(~usable)),
         )

@@ -18,7 +18,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -83,6 +85,35 @@ class MaxOfHinges(nn.Module):
             return hardest
         summed = of_rights.sum(1) + of_lefts.sum(0)
         return self._hardness * hardest + (1 - self._hardness) * summed
+
+
+class PairSketches:
+    """The embeddings of a batch's pairs as their sketches, for the policy `hard_negative`.
+
+    `batch.report(losses, PairSketches(left, right))`, in a run attached with `sketch_dim` twice that of an embedding.
+
+    Args:
+        left, right: (b, e) embeddings; of lengths other than 1 only the direction counts.
+
+    Raises:
+        ConfigError: shapes that do not fit one another.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        if left.ndim != 2 or left.shape != right.shape:
+            raise ConfigError(
+                f"left and right must both have shape (pairs, dim), got {tuple(left.shape)} and {tuple(right.shape)}"
+            )
+        units = [functional.normalize(side.detach().float(), dim=1) for side in (left, right)]
+        self.sketches: NDArray[np.float16] = torch.cat(units, dim=1).half().cpu().numpy()
+        """(b, 2e)"""
+        self.norms = None
+        self.usable = np.asarray(np.isfinite(self.sketches).all(axis=1))
+        """(b,)"""
+
+    def take(self, coefficients: object = None, /) -> PairSketches:  # noqa: ARG002 - a sketcher's face
+        """Itself: embeddings need no backward pass."""
+        return self
 
 
 def warm_up(progress: float, *, begin: float = 0.1, end: float = 0.3) -> float:

@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
@@ -50,6 +52,8 @@ class Source(Protocol):
     def flush(self, timeout_s: float | None = None) -> None: ...
 
     def fence(self) -> int: ...
+
+    def set_target(self, sketches: NDArray[Any]) -> int: ...
 
     def statistics(self) -> pb.GetStatisticsResponse: ...
 
@@ -157,11 +161,19 @@ class Session:
     def fence(self) -> int:
         """Send the reports that wait, then wait until the next batch will be planned from them; the table's version."""
         self.reporter.flush()
+        return self._in_run(lambda: self.client.fence(self.run))
+
+    def set_target(self, sketches: NDArray[Any]) -> int:
+        """Send the reports that wait, then let all be compared with held-out sketches (m, d); the table's version."""
+        self.fence()
+        return self._in_run(lambda: self.client.set_target(self.run, sketches))
+
+    def _in_run(self, call: Callable[[], int]) -> int:
         try:
-            return self.client.fence(self.run)
+            return call()
         except NotFound:  # the service was restarted, and no report was there to notice
             self._join()
-            return self.client.fence(self.run)
+            return call()
 
     def statistics(self) -> pb.GetStatisticsResponse:
         """Where the run stands; also after `close`, and from any thread.

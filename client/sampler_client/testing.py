@@ -79,6 +79,7 @@ class FakeSession:
         self.steps_per_epoch = len(self._starts(num_examples))
         self.reports: list[ReportRows] = []
         self.published: list[tuple[bytes, int]] = []
+        self.targets: list[NDArray[Any]] = []
         self.closed = False
 
     def rows(self) -> NDArray[np.int64]:
@@ -117,6 +118,10 @@ class FakeSession:
     def flush(self, timeout_s: float | None = None) -> None: ...
 
     def fence(self) -> int:
+        return len(self.reports)
+
+    def set_target(self, sketches: NDArray[Any]) -> int:
+        self.targets.append(sketches)
         return len(self.reports)
 
     def statistics(self) -> pb.GetStatisticsResponse:

@@ -12,10 +12,7 @@ import numpy as np
 
 from sampler_service.errors import ConfigError
 from sampler_service.index import kernels
-from sampler_service.types import Float32, Int64, freeze
-
-NO_ROW = -1
-"""example id where a query has fewer than k neighbours"""
+from sampler_service.types import NO_ROW, Float32, Int64, freeze
 
 _BLOCK = 1 << 16
 
@@ -30,7 +27,7 @@ class Neighbours:
     example_ids_qk: Int64
     """NO_ROW (-1) where there are fewer than k."""
     distance_qk: Float32
-    """Squared L2 distance, or 1 - cosine similarity (0 … 2); infinite where there is no row."""
+    """Squared L2 distance, 1 - cosine similarity (0 … 2), or less the inner product; infinite where there is no row."""
 
     def __post_init__(self) -> None:
         freeze(self)
@@ -47,15 +44,16 @@ def nearest(
         id_n: (n,) int64, their example ids.
         query_qd: (q, d), finite.
         k: at least 1; more than n leaves NO_ROW.
-        metric: "l2", or "cosine" (of direction alone; a zero sketch is at distance 1 from everything).
+        metric: "l2", "cosine" (of direction alone; a zero sketch is at distance 1 from everything), or "dot" (the
+            inner product).
 
     Raises:
         ConfigError: k < 1 or an unknown metric.
     """
     if k < 1:
         raise ConfigError(f"k must be at least 1, got {k}")
-    if metric not in ("l2", "cosine"):
-        raise ConfigError(f"metric must be 'l2' or 'cosine', got {metric!r}")
+    if metric not in ("l2", "cosine", "dot"):
+        raise ConfigError(f"metric must be 'l2', 'cosine' or 'dot', got {metric!r}")
     query_qd = np.asarray(query_qd, np.float32)
     found = [_none(len(query_qd), k)]
     for start in range(0, len(row_n), _BLOCK):
@@ -80,6 +78,9 @@ def _search(query_qd: Float32, row_bd: Float32, k: int, metric: str) -> tuple[Fl
     if metric == "l2":
         distance_qk, index_qk = kernels.knn(query_qd, row_bd, k)
         return np.maximum(distance_qk, 0.0), index_qk
+    if metric == "dot":
+        product_qk, index_qk = kernels.knn(query_qd, row_bd, k, metric="inner_product")
+        return -product_qk, index_qk
     cosine_qk, index_qk = kernels.knn(_unit(query_qd), _unit(row_bd), k, metric="inner_product")
     return (1.0 - cosine_qk).astype(np.float32), index_qk
 

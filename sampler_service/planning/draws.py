@@ -135,7 +135,7 @@ class DrawPlanner:
             num_batches = BLOCK_STEPS - row if under_way else BLOCK_STEPS
             rng = generator(Stream.DRAW, seed=self._seed, epoch=epoch, position=first)
             id_m = drawer.draw(num_batches=num_batches, size=size, rng=rng).ravel()
-            rows = _weighted_rows(id_m, rates.probability_n[id_m], self._num_examples)
+            rows = _weighted_rows(id_m, rates.probability_n[id_m], self._num_examples, unbiased=rates.unbiased)
             stop = first + num_batches * stride
             self._block, self._block_ended = _Block(rows=rows, first=first, stop=stop, stride=stride, size=size), False
         return self._block
@@ -146,7 +146,7 @@ class DrawPlanner:
         if self._drawer is not None and epoch == self._drawer_epoch:
             if rates is self._rates:
                 return self._drawer
-            if isinstance(self._rates, WeightedDraw) and np.array_equal(rates.probability_n, self._rates.probability_n):
+            if _same(rates, self._rates):
                 self._rates = rates
                 return self._drawer
         self._rates, self._block_ended = None, True  # also should what follows fail
@@ -195,12 +195,15 @@ def _member_probability(rate_k: Float64, size_k: Int64) -> Float64:
     return rate_k / np.maximum(size_k, 1)
 
 
-def _weighted_rows(id_m: Int64, probability_m: Float64, num_examples: int) -> Rows:
-    return Rows(
-        example_ids=id_m,
-        weights=(1 / (num_examples * probability_m)).astype(np.float32),
-        probabilities=probability_m,
-    )
+def _weighted_rows(id_m: Int64, probability_m: Float64, num_examples: int, *, unbiased: bool = True) -> Rows:
+    weight_m = 1 / (num_examples * probability_m) if unbiased else np.ones(len(id_m))
+    return Rows(example_ids=id_m, weights=weight_m.astype(np.float32), probabilities=probability_m)
+
+
+def _same(rates: WeightedDraw, others: StratifiedDraw | WeightedDraw | None) -> bool:
+    if not isinstance(others, WeightedDraw) or rates.unbiased != others.unbiased:
+        return False
+    return np.array_equal(rates.probability_n, others.probability_n)
 
 
 def _joined(parts: list[Rows]) -> Rows:

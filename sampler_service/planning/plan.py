@@ -10,6 +10,7 @@ import numpy as np
 
 from sampler_service.errors import ConfigError
 from sampler_service.planning.draws import DrawPlanner
+from sampler_service.planning.ordering import in_order
 from sampler_service.planning.split import batch_sizes, split_ranks
 from sampler_service.planning.sweep import cut_to_top, epoch_order
 from sampler_service.types import Int64, Rates, Rows, Sweep
@@ -44,7 +45,7 @@ class Planner:
         self._draws = DrawPlanner(num_examples, seed=seed)
         self._order: Rows | None = None
         self._edge_t = np.zeros(1, dtype=np.int64)
-        self._skip = self._global_batch = self._world = 0
+        self._skip = self._batch = self._global_batch = self._world = 0
 
     @property
     def num_steps(self) -> int:
@@ -59,7 +60,7 @@ class Planner:
             world: number of ranks.
             skip_examples: rows of this epoch already delivered, over all ranks. A sweep with the same rates
                 goes on in the same order from there, under any batch size and world size; only a scored
-                sweep, whose cut depends on the global batch, needs the same one.
+                sweep, whose cut depends on the global batch, and one ordered by batches need the same one.
 
         Returns:
             Steps in what is left of the epoch, numbered from 0; 0 when nothing is left.
@@ -75,7 +76,7 @@ class Planner:
             raise ConfigError(f"skip_examples must lie in 0 … {self._num_examples}, got {skip_examples}")
         self.epoch, self._skip = epoch, skip_examples
         self._draws.restart()
-        self._global_batch, self._world = batch_size * world, world
+        self._batch, self._global_batch, self._world = batch_size, batch_size * world, world
         self._edge_t = np.zeros(1, dtype=np.int64)  # no steps, should what follows fail
         if isinstance(rates, Sweep):
             self.mode = "sweep"
@@ -126,6 +127,9 @@ class Planner:
         if len(rates.keep_n) != self._num_examples:
             raise ConfigError(f"rates are for {len(rates.keep_n)} examples, the run has {self._num_examples}")
         order = epoch_order(rates, seed=self._seed, epoch=self.epoch)
+        if rates.order is not None:
+            how = {"batch": self._batch, "world": self._world, "seed": self._seed, "epoch": self.epoch}
+            order = in_order(order, rates.order, **how)
         if rates.score_n is None:
             return order
         return cut_to_top(order, rates.score_n, top_fraction=rates.top_fraction, size=self._global_batch)

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     STRATA = 3
     DRAW = 4
     SCORES = 5
+    PLACES = 6
 
 
 def position_seed(seed: int, epoch: int, step: int, rank: int) -> int:

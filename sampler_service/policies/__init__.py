@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from sampler_service.errors import ConfigError
 from sampler_service.policies.auto import REDUNDANT, Auto, Pick
+from sampler_service.policies.balanced_order import BalancedOrder
 from sampler_service.policies.contract import Policy, choose, coverage
 from sampler_service.policies.gradient_clustering import GradientClustering
+from sampler_service.policies.hard_negative import HardNegative
 from sampler_service.policies.importance import Importance
 from sampler_service.policies.infobatch import InfoBatch
+from sampler_service.policies.phases import SCHEDULE, Phases, read_phases
+from sampler_service.policies.poa import Poa
 from sampler_service.policies.rho_loss import RhoLoss
 from sampler_service.policies.selective_backprop import SelectiveBackprop
 from sampler_service.policies.shuffle import Shuffle
 from sampler_service.policies.trimmed_loss import TrimmedLoss
 from sampler_service.policies.two_stage import TwoStage
+from sampler_service.policies.validation_alignment import ValidationAlignment
 
 __all__ = [
     "POLICIES",
     "REDUNDANT",
     "Auto",
+    "HardNegative",
+    "Phases",
     "Pick",
     "Policy",
     "Shuffle",
@@ -28,21 +36,10 @@ __all__ = [
     "choose",
     "coverage",
     "make_policy",
+    "read_options",
 ]
 
-PolicyClass = (
-    type[Shuffle]
-    | type[GradientClustering]
-    | type[Importance]
-    | type[InfoBatch]
-    | type[SelectiveBackprop]
-    | type[RhoLoss]
-    | type[TwoStage]
-    | type[TrimmedLoss]
-    | type[Auto]
-)
-
-POLICIES: dict[str, PolicyClass] = {
+POLICIES: dict[str, type[Policy]] = {
     cls.name: cls
     for cls in (
         Shuffle,
@@ -53,7 +50,12 @@ POLICIES: dict[str, PolicyClass] = {
         RhoLoss,
         TwoStage,
         TrimmedLoss,
+        HardNegative,
+        Poa,
+        BalancedOrder,
+        ValidationAlignment,
         Auto,
+        Phases,
     )
 }
 
@@ -67,7 +69,9 @@ def make_policy(name: str, options: Mapping[str, float | str | bool]) -> Policy:
     """
     if name not in POLICIES:
         raise ConfigError(f"unknown policy {name!r}; choose one of {sorted(POLICIES)}")
-    cls = POLICIES[name]
+    if name == Phases.name:
+        return _phases(options)
+    cls: Any = POLICIES[name]
     types = {field.name: type(field.default) for field in fields(cls)}
     for option, value in options.items():
         if option not in types:
@@ -76,4 +80,22 @@ def make_policy(name: str, options: Mapping[str, float | str | bool]) -> Policy:
             raise ConfigError(f"policy {name!r}: option {option!r} must be a number, got {value!r}")
         if types[option] is str and not isinstance(value, str):
             raise ConfigError(f"policy {name!r}: option {option!r} must be a word, got {value!r}")
-    return cls(**options)  # pyright: ignore[reportArgumentType]
+    return cls(**options)
+
+
+def read_options(options: Mapping[str, str]) -> dict[str, float | str | bool]:
+    """Options from their texts: numbers where they read as such."""
+    values: dict[str, float | str | bool] = {}
+    for name, text in options.items():
+        try:
+            values[name] = float(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def _phases(options: Mapping[str, float | str | bool]) -> Phases:
+    schedule = {"schedule": SCHEDULE, **options}.pop("schedule")
+    if options.keys() - {"schedule"} or not isinstance(schedule, str):
+        raise ConfigError(f"policy 'phases' has one option, 'schedule', such as {SCHEDULE!r}; got {dict(options)}")
+    return read_phases(schedule, lambda name, texts: make_policy(name, read_options(texts)))

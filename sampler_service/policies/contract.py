@@ -17,6 +17,7 @@ _WORDS = {
     "norm": "gradient norms",
     "cluster": "clustered sketches",
     "reference_loss": "reference losses",
+    "alignment": "sketches that were compared with held-out ones",
 }
 
 
@@ -37,7 +38,7 @@ class Policy(Protocol):
     name: ClassVar[str]
     """How a run asks for the policy."""
     needs: ClassVar[frozenset[str]]
-    """Columns without which the policy is blind: some of loss, norm, cluster, reference_loss."""
+    """Columns without which the policy is blind: some of loss, norm, cluster, reference_loss, alignment."""
     kind: ClassVar[Kind]
     """What it returns when it does not stand aside."""
     min_coverage: ClassVar[float]
@@ -69,12 +70,15 @@ def known(view: TableView, need: str) -> Bool:
     if need == "reference_loss":
         reference_n = view.reference_loss_n
         return np.zeros(len(view), dtype=bool) if reference_n is None else np.isfinite(reference_n)
+    if need == "alignment":
+        alignment_n = view.alignment_n
+        return np.zeros(len(view), dtype=bool) if alignment_n is None else np.isfinite(alignment_n)
     return np.isfinite(view.loss_n if need == "loss" else view.norm_n)
 
 
 def steps(view: TableView, need: str) -> Int64:
     """(n,) trainer steps at which the column `need` was taken, NEVER where it was not."""
-    if need in ("norm", "cluster") and view.gradient_step_n is not None:
+    if need in ("norm", "cluster", "alignment") and view.gradient_step_n is not None:
         return view.gradient_step_n
     return view.step_n
 
@@ -115,11 +119,13 @@ def choose(
     return rates, f"shuffle: {why}" if why else ""
 
 
-def check_within(policy: str, option: str, value: float, interval: str) -> None:
-    """Raise ConfigError unless `value` lies in `interval`, written as in mathematics: "[0, 1)", "(0,
-    inf)"."""
+def check_within(policy: str, option: str, value: float, interval: str, *, whole: bool = False) -> None:
+    """Raise ConfigError unless `value` lies in `interval`, written as in mathematics: "[0, 1)", "(0, inf)", and is a
+    `whole` number if it must be one."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     if not (above and below):
         raise ConfigError(f"policy {policy!r}: option {option!r} must lie in {interval}, got {value!r}")
+    if whole and value != int(value):
+        raise ConfigError(f"policy {policy!r}: option {option!r} must be a whole number, got {value!r}")

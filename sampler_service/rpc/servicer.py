@@ -83,6 +83,19 @@ class RunsServicer(pb_grpc.RunsServicer):
             losses = _array(request.losses, "f4", "losses")
             return pb.SetReferenceResponse(table_version=self._service.set_reference(request.run, losses))
 
+    def SetGroups(self, request: pb.SetGroupsRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            groups = _array(request.groups, "i8", "groups")
+            return pb.SetGroupsResponse(table_version=self._service.set_groups(request.run, groups))
+
+    def SetTarget(self, request: pb.SetTargetRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            try:
+                sketches = wire.decode_array(request.sketches, "sketches", wire.SKETCH_DTYPES).astype(np.float32)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            return pb.SetTargetResponse(table_version=self._service.set_target(request.run, sketches))
+
     def AnnounceDrop(self, request: pb.AnnounceDropRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
             self._service.announce_drop(request.run)

@@ -14,7 +14,7 @@ from sampler_service.leases import Group, run_of
 from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
 from sampler_service.runtime.calls import answer, call_run
 from sampler_service.runtime.ray_scorers import send_weights
-from sampler_service.types import Float32, Report
+from sampler_service.types import Float32, Int64, Report
 from sampler_service.views import ExampleView, Explanation, RunStatistics
 
 
@@ -82,6 +82,12 @@ class RayService:
 
     def set_reference(self, run: str, losses: Float32) -> int:
         return self._call(run, "set_reference", losses)
+
+    def set_groups(self, run: str, groups: Int64) -> int:
+        return self._call(run, "set_groups", groups)
+
+    def set_target(self, run: str, sketches: Float32) -> int:
+        return self._call(run, "set_target", sketches)
 
     def announce_drop(self, run: str) -> None:
         self._call(run, "announce_drop")

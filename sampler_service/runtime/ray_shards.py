@@ -16,6 +16,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from sampler_service.balancing import balanced_places
 from sampler_service.errors import Unavailable
 from sampler_service.index.neighbours import Neighbours, merge
 from sampler_service.index.statistics import ClusterStatistics
@@ -175,6 +176,21 @@ class RayShards:
             reference = self._actors[shard].rows.remote(example_ids[own])
             row_rd[own] = self._answer(reference, shard, timeout_s)
         return row_rd
+
+    def dots(self, vector_d: Float32, timeout_s: float | None = None) -> Float32:
+        dot_n = np.empty(self._num_examples, np.float32)
+        rows, until = routing.num_rows(self._num_examples, 0, self.num_shards), self._until(timeout_s)
+        for start in range(0, rows, NEAREST_ROWS):
+            found = self._each("dots", until - time.monotonic(), vector_d, start, start + NEAREST_ROWS)
+            for shard, dot_r in enumerate(found):
+                dot_n[shard :: self.num_shards][start : start + NEAREST_ROWS] = dot_r
+        return dot_n
+
+    def balance(self, place_n: Float64, timeout_s: float | None = None) -> Float64:
+        def call(shard: int, method: str, *args: Any) -> Any:
+            return self._answer(getattr(self._actors[shard], method).remote(*args), shard, timeout_s)
+
+        return balanced_places(call, place_n, num_shards=self.num_shards, dim=self._dim, chunk_rows=CHUNK_ROWS)
 
     def stock(self, timeout_s: float | None = None) -> Stock:
         references: list[Any] = [actor.stock.remote() for actor in self._actors]

@@ -5,7 +5,8 @@ import pytest
 
 from sampler_service.errors import ConfigError
 from sampler_service.index import neighbours
-from sampler_service.index.neighbours import NO_ROW, merge, nearest
+from sampler_service.index.neighbours import merge, nearest
+from sampler_service.types import NO_ROW
 
 
 def search(row_nd: np.ndarray, id_n: np.ndarray, query_qd: np.ndarray, k: int, metric: str = "l2"):

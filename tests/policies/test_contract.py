@@ -9,9 +9,18 @@ import pytest
 
 from sampler_service.errors import ConfigError
 from sampler_service.policies import POLICIES, choose, coverage, make_policy
-from sampler_service.types import NEVER, NO_CLUSTER, StratifiedDraw, Sweep, TableView, WeightedDraw
+from sampler_service.types import (
+    NEVER,
+    NO_CLUSTER,
+    BestOfSome,
+    ByPlace,
+    StratifiedDraw,
+    Sweep,
+    TableView,
+    WeightedDraw,
+)
 
-COLUMNS = {"loss", "norm", "cluster", "reference_loss"}
+COLUMNS = {"loss", "norm", "cluster", "reference_loss", "alignment"}
 VARIANTS = [(name, {}) for name in sorted(POLICIES)] + [
     ("gradient_clustering", {"allocation": "neyman", "alpha": 0.1}),
     ("gradient_clustering", {"alpha": 0.0}),
@@ -21,6 +30,10 @@ VARIANTS = [(name, {}) for name in sorted(POLICIES)] + [
     ("infobatch", {"prune_ratio": 0.9, "delta": 1.0}),
     ("selective_backprop", {"beta": 0.0}),
     ("rho_loss", {"top_fraction": 1.0}),
+    ("poa", {"attempts": 1.0}),
+    ("validation_alignment", {"alpha": 1.0}),
+    ("hard_negative", {"begin": 0.0, "end": 0.0}),
+    ("phases", {"schedule": "0.3 poa; 0.6 importance; 1 infobatch"}),
 ]
 
 
@@ -35,6 +48,8 @@ def view_of(num_examples: int, num_clusters: int = 5, known: float = 0.8, **colu
         "cluster_n": np.where(known_n, rng.integers(0, num_clusters, num_examples), NO_CLUSTER).astype(np.int32),
         "cluster_sse_k": rng.exponential(size=num_clusters),
         "reference_loss_n": rng.exponential(size=num_examples).astype(np.float32),
+        "alignment_n": np.where(known_n, rng.normal(size=num_examples), np.nan).astype(np.float32),
+        "place_n": rng.random(num_examples),
         "step": 100,
         "epoch_steps": 50,
     }
@@ -56,6 +71,8 @@ VIEWS = {
     "equal norms and losses": view_of(60, known=1.0, norm_n=ones(60), loss_n=ones(60)),
     "zero norms and losses": view_of(60, known=1.0, norm_n=0 * ones(60), loss_n=0 * ones(60)),
     "zero scatter": view_of(60, cluster_sse_k=np.zeros(5)),
+    "nothing to compare with": view_of(60, alignment_n=None, place_n=None),
+    "all against the held-out examples": view_of(60, alignment_n=-ones(60)),
     "no reference": view_of(60, reference_loss_n=None),
     "some references": view_of(60, reference_loss_n=np.where(np.arange(60) % 3, 1, np.nan).astype(np.float32)),
 }
@@ -74,10 +91,16 @@ def per_example(rates) -> np.ndarray:
     """(n, …) all that the rates say of each example."""
     if isinstance(rates, Sweep):
         score_n = np.zeros(len(rates.keep_n)) if rates.score_n is None else rates.score_n
-        return np.column_stack((rates.keep_n, rates.weight_n, score_n))
+        return np.column_stack((rates.keep_n, rates.weight_n, score_n, ordered_by(rates)))
     if isinstance(rates, WeightedDraw):
         return rates.probability_n
     return rates.rate_k[rates.stratum_n]
+
+
+def ordered_by(rates: Sweep) -> np.ndarray:
+    if isinstance(rates.order, BestOfSome):
+        return rates.order.score_n
+    return rates.order.place_n if isinstance(rates.order, ByPlace) else np.zeros(len(rates.keep_n))
 
 
 def check_sweep(rates: Sweep, *, unbiased: bool, num_examples: int) -> None:
@@ -89,6 +112,7 @@ def check_sweep(rates: Sweep, *, unbiased: bool, num_examples: int) -> None:
     if rates.score_n is not None:
         assert rates.score_n.shape == (num_examples,)
         assert not np.isnan(rates.score_n).any()
+    assert np.isfinite(ordered_by(rates)).all()
     if unbiased:
         assert rates.score_n is None
         np.testing.assert_allclose(rates.keep_n * rates.weight_n, 1, rtol=1e-6)
@@ -119,7 +143,8 @@ def test_rates_keep_the_contract_and_ignore_row_order(name, options, view):
         else:
             assert policy.kind == "draw"
             check_draw(rates, num_examples=len(view))
-        assert (policy.kind == "draw" and isinstance(rates, Sweep)) <= bool(policy.aside(view))
+        # The phases are asked one by one.
+        assert name == "phases" or (policy.kind == "draw" and isinstance(rates, Sweep)) <= bool(policy.aside(view))
 
         order = np.random.default_rng(0).permutation(len(view))
         again = policy.rates(permuted(view, order), progress=progress)
@@ -174,6 +199,19 @@ def test_an_unknown_policy_is_answered_with_the_choices():
         ("infobatch", {"delta": -0.1}, r"'delta' must lie in \[0, 1\], got -0.1"),
         ("selective_backprop", {"s_min": 0}, r"'s_min' must lie in \(0, 1\], got 0"),
         ("selective_backprop", {"beta": float("inf")}, r"'beta' must lie in \[0, inf\), got inf"),
+        ("poa", {"attempts": 0}, r"'attempts' must lie in \[1, 1e9\), got 0"),
+        ("poa", {"attempts": 2.5}, r"'attempts' must be a whole number, got 2.5"),
+        ("hard_negative", {"first": 9.0, "last": 8.0}, r"'first' \(= 9.0\) is above 'last' \(= 8.0\)"),
+        ("hard_negative", {"begin": 0.5}, r"'begin' \(= 0.5\) is above 'end' \(= 0.3\)"),
+        ("hard_negative", {"together": 0.0}, r"'together' must lie in \[1, 10000\], got 0.0"),
+        ("validation_alignment", {"alpha": 0.0}, r"'alpha' must lie in \(0, 1\], got 0.0"),
+        ("phases", {"schedule": "0.5 shuffle"}, r"the last at 1; they end at \[0.5\]"),
+        ("phases", {"schedule": "0.5 shuffle; 0.4 shuffle; 1 shuffle"}, r"they end at \[0.5, 0.4, 1.0\]"),
+        ("phases", {"schedule": "0.4 shuffle; 1 rho_loss"}, r"'rho_loss' from 0.4 on leaves examples out on purpose"),
+        ("phases", {"schedule": "1 importance alpha=2"}, r"'alpha' must lie in \(0, 1\], got 2.0"),
+        ("phases", {"schedule": "half shuffle; 1 shuffle"}, r"'half shuffle' does not read as"),
+        ("phases", {"schedule": "1 auto"}, r"'auto' picks policies by itself"),
+        ("phases", {"alpha": 1.0}, r"has one option, 'schedule'"),
         ("rho_loss", {"top_fraction": 1.5}, r"'top_fraction' must lie in \(0, 1\], got 1.5"),
     ],
 )

@@ -125,6 +125,34 @@ class SetReferenceResponse(_message.Message):
     table_version: int
     def __init__(self, table_version: _Optional[int] = ...) -> None: ...
 
+class SetGroupsRequest(_message.Message):
+    __slots__ = ("run", "groups")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    groups: bytes
+    def __init__(self, run: _Optional[str] = ..., groups: _Optional[bytes] = ...) -> None: ...
+
+class SetGroupsResponse(_message.Message):
+    __slots__ = ("table_version",)
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    table_version: int
+    def __init__(self, table_version: _Optional[int] = ...) -> None: ...
+
+class SetTargetRequest(_message.Message):
+    __slots__ = ("run", "sketches")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SKETCHES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sketches: Array
+    def __init__(self, run: _Optional[str] = ..., sketches: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
+class SetTargetResponse(_message.Message):
+    __slots__ = ("table_version",)
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    table_version: int
+    def __init__(self, table_version: _Optional[int] = ...) -> None: ...
+
 class AnnounceDropRequest(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]

@@ -135,6 +135,16 @@ class RunsStub(object):
                 request_serializer=sampler__client_dot___pb_dot_sampler__pb2.SetReferenceRequest.SerializeToString,
                 response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.SetReferenceResponse.FromString,
                 _registered_method=True)
+        self.SetGroups = channel.unary_unary(
+                '/sampler.v1.Runs/SetGroups',
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.SetGroupsRequest.SerializeToString,
+                response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.SetGroupsResponse.FromString,
+                _registered_method=True)
+        self.SetTarget = channel.unary_unary(
+                '/sampler.v1.Runs/SetTarget',
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.SetTargetRequest.SerializeToString,
+                response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.SetTargetResponse.FromString,
+                _registered_method=True)
         self.AnnounceDrop = channel.unary_unary(
                 '/sampler.v1.Runs/AnnounceDrop',
                 request_serializer=sampler__client_dot___pb_dot_sampler__pb2.AnnounceDropRequest.SerializeToString,
@@ -191,6 +201,21 @@ class RunsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetGroups(self, request, context):
+        """Groups of pairs that match one another, for policies that look for pairs that do not. A repeat overwrites.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTarget(self, request, context):
+        """Sketches of held-out examples, for policies that compare all others with them. Answers when all were compared; a
+        repeat overwrites.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AnnounceDrop(self, request, context):
         """Says that the learning rate drops now: old clusters no longer describe the gradients, so they are made anew.
         """
@@ -242,6 +267,16 @@ def add_RunsServicer_to_server(servicer, server):
                     servicer.SetReference,
                     request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.SetReferenceRequest.FromString,
                     response_serializer=sampler__client_dot___pb_dot_sampler__pb2.SetReferenceResponse.SerializeToString,
+            ),
+            'SetGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGroups,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.SetGroupsRequest.FromString,
+                    response_serializer=sampler__client_dot___pb_dot_sampler__pb2.SetGroupsResponse.SerializeToString,
+            ),
+            'SetTarget': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTarget,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.SetTargetRequest.FromString,
+                    response_serializer=sampler__client_dot___pb_dot_sampler__pb2.SetTargetResponse.SerializeToString,
             ),
             'AnnounceDrop': grpc.unary_unary_rpc_method_handler(
                     servicer.AnnounceDrop,
@@ -374,6 +409,60 @@ class Runs(object):
             '/sampler.v1.Runs/SetReference',
             sampler__client_dot___pb_dot_sampler__pb2.SetReferenceRequest.SerializeToString,
             sampler__client_dot___pb_dot_sampler__pb2.SetReferenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sampler.v1.Runs/SetGroups',
+            sampler__client_dot___pb_dot_sampler__pb2.SetGroupsRequest.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.SetGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTarget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sampler.v1.Runs/SetTarget',
+            sampler__client_dot___pb_dot_sampler__pb2.SetTargetRequest.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.SetTargetResponse.FromString,
             options,
             channel_credentials,
             insecure,

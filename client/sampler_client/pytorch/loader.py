@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
+import numpy as np
 import torch.distributed
 from torch.utils.data import (
     DataLoader,
@@ -21,6 +22,7 @@ from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient, option_texts
 from sampler_client.config import RunOptions, Timeouts, check_whole
 from sampler_client.errors import ConfigError
+from sampler_client.phases import Phase, schedule_of
 from sampler_client.publisher import PublishCounts
 from sampler_client.pytorch.two_stage.scorer import Scorer
 from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
@@ -31,7 +33,11 @@ from sampler_client.session import EpochReader, Session, Source
 _AHEAD = 2
 """batches beside the DataLoader's own prefetch: one in the loop's hands, one under way"""
 
-_OPTIONS = {"dataset", "drop_last", "queue", "rank", "timeouts", "world_size", *RunOptions.__slots__} - {"policy"}
+_DEFAULT_POLICY = "auto"
+
+_OPTIONS = {"dataset", "drop_last", "phases", "queue", "rank", "timeouts", "world_size", *RunOptions.__slots__} - {
+    "policy"
+}
 """what `attach` and `connect` take beside their own arguments"""
 
 
@@ -63,7 +69,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
         run: str,
         num_examples: int,
         batch_size: int,
-        policy: str = "auto",
+        policy: str = _DEFAULT_POLICY,
         num_workers: int = 0,
         prefetch_factor: int = 2,
         ahead: int = _AHEAD,
@@ -197,6 +203,24 @@ class SampledLoader:
         """Like flush, and the next batch to be planned is planned from it; returns the table's version."""
         return self.sampler.source.fence()
 
+    def set_target(self, sketches: Any) -> int:
+        """Compare all examples with held-out ones, for the policies `poa` and `validation_alignment`.
+
+        Give it anew now and then, such as after each epoch: the target moves as the model does. Waits until the reports
+        made so far are in the service's table and all was compared; the next batch or order to be planned knows of it.
+
+        Args:
+            sketches: (m, sketch_dim) of held-out examples, an array or a sketcher's `take()` after a backward pass
+                over them, by the sketcher that makes the reports. They are averaged.
+
+        Returns:
+            The table's version.
+
+        Raises:
+            ConfigError: none, another width than the run's, or one that is not finite.
+        """
+        return self.sampler.source.set_target(np.asarray(getattr(sketches, "sketches", sketches)))
+
     def close(self) -> None:
         """Send what is queued and give the rank back."""
         self.sampler.source.close()
@@ -213,7 +237,7 @@ def attach(
     address: str,
     *,
     run: str,
-    policy: str = "auto",
+    policy: str = _DEFAULT_POLICY,
     two_stage: torch.nn.Module | Scorer | TwoStage | None = None,
     replace_sampler: bool = False,
     ahead: int = _AHEAD,
@@ -235,9 +259,9 @@ def attach(
         ahead: batches that this trainer may hold beside those that the DataLoader's workers prefetch. 2 suits steps
             of ten milliseconds and more; 16 keeps one-millisecond steps from waiting, planned that much earlier.
         replace_sampler: allow the loader to have a sampler of its own, which is then not used.
-        options: policy_options (mapping), seed, rank, world_size (default: torch.distributed, then RANK and
-            WORLD_SIZE, then 0 of 1), dataset (name, default the run's), sketch_dim (64), sketch_dtype,
-            num_clusters, max_lead, lease_s, on_lost, epochs, timeouts, queue.
+        options: policy_options (mapping), phases (of `Phase`s, another policy for each part of a run), seed, rank,
+            world_size (default: torch.distributed, then RANK and WORLD_SIZE, then 0 of 1), dataset (name, default the
+            run's), sketch_dim (64), sketch_dtype, num_clusters, max_lead, lease_s, on_lost, epochs, timeouts, queue.
 
     Raises:
         ConfigError: a loader that can't be attached, or an argument that the service refuses.
@@ -319,6 +343,7 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
     ahead: int,
     *,
     policy_options: Mapping[str, Any] | None = None,
+    phases: Sequence[Phase] | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     dataset: str | None = None,
@@ -330,6 +355,10 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
     unknown = options.keys() - RunOptions.__slots__
     if unknown:
         raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(_OPTIONS)}")
+    if phases is not None:
+        if policy not in (_DEFAULT_POLICY, "phases") or policy_options:
+            raise ConfigError(f"phases name policies of their own; leave policy={policy!r} and policy_options out")
+        policy, policy_options = "phases", {"schedule": schedule_of(phases)}
     rank, world_size = _place(rank, world_size)
     return Session(
         SamplerClient(address, timeouts=timeouts),

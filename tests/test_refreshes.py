@@ -1,0 +1,216 @@
+"""What a run makes of its sketches beside clusters: targets, balanced orders and near pairs, and when it does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sampler_service.errors import ConfigError
+from sampler_service.types import NO_ROW, BestOfSome, ByPlace, NearTogether
+from tests.support import DIM, FakeTrainer, gradients, ids_of, join_all, make_sampler
+
+N = 64
+
+
+def run(policy: str, **changes) -> FakeTrainer:
+    (trainer,) = join_all(make_sampler(N, policy=policy, **changes), batch=8)
+    return trainer
+
+
+def epoch(trainer: FakeTrainer, number: int, **changes) -> list:
+    """One epoch, each batch reported as it comes, and what is due made."""
+    trainer.start(number)
+    received = []
+    while batches := trainer.take_acked().batches:
+        received += batches
+        trainer.report(batches[0], **changes)
+        if trainer.sampler.refresh_due():
+            trainer.sampler.refresh()
+    return received
+
+
+def order_of(trainer: FakeTrainer):
+    chosen = trainer.sampler._rates.chosen
+    assert chosen is not None
+    return chosen.rates.order
+
+
+TARGET = gradients(np.arange(0, N, DIM))  # those of the first cluster
+
+
+def test_a_target_puts_batches_that_point_to_it_first():
+    trainer = run("poa")
+    assert trainer.start(0).policy == "shuffle"
+    epoch(trainer, 0)
+    trainer.sampler.set_target(TARGET)
+    started = trainer.start(1)
+    assert started.policy == "poa"
+    order = order_of(trainer)
+    assert isinstance(order, BestOfSome)
+    expected_n = gradients(np.arange(N)) @ TARGET.mean(0)
+    np.testing.assert_allclose(order.score_n, expected_n, rtol=2e-3, atol=1.0)
+    received = epoch(trainer, 1)
+    assert sorted(ids_of(received)) == list(range(N))
+    means = [order.score_n[batch.rows.example_ids].mean() for batch in received]
+    assert means == sorted(means, reverse=True), "eight candidates are all that there are"
+    assert all((batch.rows.weights == 1).all() for batch in received)
+
+
+def test_examples_that_point_to_the_target_are_drawn_more_often_at_weight_1():
+    trainer = run("validation_alignment", policy_options={"alpha": "0.25"})
+    epoch(trainer, 0)
+    trainer.sampler.set_target(TARGET)
+    received = [batch for number in range(1, 9) for batch in epoch(trainer, number)]
+    assert {batch.policy for batch in received} == {"validation_alignment"}
+    assert all((batch.rows.weights == 1).all() for batch in received)
+    # The four clusters are orthogonal: only the first gets the 75 % that are not even.
+    share = np.mean([np.mean(batch.rows.example_ids % DIM == 0) for batch in received])
+    assert share == pytest.approx(0.75 + 0.25 / DIM, abs=0.03)
+    assert np.isnan(trainer.sampler.statistics().variance_ratio), "of draws that are biased nobody asks it"
+
+
+def test_a_new_target_serves_the_next_batch():
+    trainer = run("validation_alignment")
+    epoch(trainer, 0)
+    for cluster in (1, 3):
+        trainer.sampler.set_target(gradients(np.arange(cluster, N, DIM)))
+        trainer.start(1 + cluster)
+        taken = [trainer.take_acked().batches[0] for _ in range(4)]
+        assert np.mean([np.mean(batch.rows.example_ids % DIM == cluster) for batch in taken]) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("sketches", "words"),
+    [
+        (np.zeros((3, DIM + 1), np.float32), rf"\(m, {DIM}\) for run 'run'; got shape \(3, {DIM + 1}\)"),
+        (np.zeros((0, DIM), np.float32), rf"got shape \(0, {DIM}\)"),
+        (np.zeros(DIM, np.float32), rf"got shape \({DIM},\)"),
+        (np.where(np.arange(2 * DIM).reshape(2, DIM) > DIM, np.nan, 0), "held-out example 1 is not finite"),
+    ],
+)
+def test_a_target_that_does_not_fit_is_refused_and_changes_nothing(sketches, words):
+    trainer = run("poa")
+    epoch(trainer, 0)
+    trainer.sampler.set_target(TARGET)
+    before = trainer.sampler._table.version
+    with pytest.raises(ConfigError, match=words):
+        trainer.sampler.set_target(sketches.astype(np.float32))
+    assert trainer.sampler._table.version == before
+    assert trainer.start(1).policy == "poa"
+
+
+def test_an_order_is_balanced_late_in_each_epoch_for_the_next():
+    trainer = run("balanced_order")
+    assert "no order was balanced yet" in trainer.start(0).reason
+    epoch(trainer, 0)
+    places = []
+    for number in (1, 2, 3):
+        assert trainer.start(number).policy == "balanced_order"
+        order = order_of(trainer)
+        assert isinstance(order, ByPlace)
+        places.append(order.place_n)
+        received = epoch(trainer, number)
+        assert ids_of(received) == np.argsort(order.place_n, kind="stable").tolist()
+    assert not np.array_equal(places[0], places[1])
+    assert trainer.sampler.statistics().refreshes == 4, "once an epoch"
+
+
+def pairs(ids: np.ndarray) -> np.ndarray:
+    """Embeddings of pairs, left and right: those of ids that are equal modulo 8 are near to one another."""
+    angle = np.pi * (ids % 8) / 8 + 1e-3 * ids
+    half = np.stack((np.cos(angle), np.sin(angle)), axis=1)
+    return np.concatenate((half, half), axis=1).astype(np.float32)
+
+
+def mined(trainer: FakeTrainer, epochs: int) -> list:
+    received = []
+    for number in range(epochs):
+        trainer.start(number)
+        while batches := trainer.take_acked().batches:
+            received += batches
+            trainer.report(batches[0], sketches=pairs(batches[0].rows.example_ids), norms=None)
+            if trainer.sampler.refresh_due():
+                trainer.sampler.refresh()
+    return received
+
+
+def alike(batches: list) -> float:
+    """Mean over anchors of how many others of their batch are equal to them modulo 8; 7 / 9 by chance."""
+    return float(
+        np.mean([np.mean([np.sum(b.rows.example_ids % 8 == i % 8) - 1 for i in b.rows.example_ids]) for b in batches])
+    )
+
+
+HARD = {"first": "1", "last": "7", "together": "7", "begin": "0", "end": "0"}
+
+
+def test_pairs_that_are_near_come_together_once_an_epoch_each():
+    trainer = run("hard_negative", policy_options=HARD)
+    received = mined(trainer, 4)
+    for number in range(4):
+        assert sorted(ids_of(b for b in received if b.epoch == number)) == list(range(N))
+    assert isinstance(order_of(trainer), NearTogether)
+    assert alike([b for b in received if b.epoch == 0]) < 2
+    assert alike([b for b in received if b.epoch > 0]) > 4
+
+
+def test_pairs_that_match_are_kept_apart():
+    trainer = run("hard_negative", policy_options=HARD)
+    trainer.sampler.set_groups(np.arange(N) % 8)
+    mined(trainer, 2)
+    order = order_of(trainer)
+    assert isinstance(order, NearTogether)
+    near_am = order.nearby.near_am
+    assert (near_am != NO_ROW).all()
+    assert (near_am % 8 != order.nearby.anchor_a[:, None] % 8).all()
+    with pytest.raises(ConfigError, match="groups: got 3, run 'run' has 64 examples"):
+        trainer.sampler.set_groups(np.arange(3))
+
+
+def test_hardness_rises_with_the_run():
+    trainer = run("hard_negative", epochs=10, policy_options={**HARD, "begin": "0.2", "end": "0.6"})
+    received = mined(trainer, 10)
+    by_epoch = [alike([b for b in received if b.epoch == number]) for number in range(10)]
+    assert max(by_epoch[:3]) < 2 and np.mean(by_epoch[6:]) > 4
+    assert np.mean(by_epoch[3:6]) == pytest.approx(3, abs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "words"),
+    [
+        ("poa", {}, r"policy 'poa' needs a target of held-out examples: loader.set_target\(sketches\)"),
+        ("validation_alignment", {}, r"'validation_alignment' needs a target"),
+        ("balanced_order", {"sketches": None}, r"'balanced_order' needs sketches: batch.report\(losses, sketcher\)"),
+        ("hard_negative", {"sketches": None}, r"'hard_negative' needs the embeddings of its pairs"),
+    ],
+)
+def test_a_policy_that_never_gets_what_it_needs_refuses_the_third_epoch(policy, changes, words):
+    options = {"policy_options": HARD} if policy == "hard_negative" else {}
+    trainer = run(policy, **options)
+    for number in (0, 1):
+        epoch(trainer, number, **changes)
+    with pytest.raises(ConfigError, match=words + r".*; got none in 2 epochs"):
+        trainer.start(2)
+
+
+def test_a_run_that_does_not_fit_its_policy_is_refused():
+    with pytest.raises(ConfigError, match="goes by the share of the run that is done; say how long: epochs="):
+        make_sampler(N, policy="phases")
+    with pytest.raises(ConfigError, match="goes by the share of the run that is done"):
+        make_sampler(N, policy="hard_negative")
+    with pytest.raises(ConfigError, match="side by side, sketch_dim is 5"):
+        make_sampler(N, policy="hard_negative", epochs=2, sketch_dim=5)
+
+
+def test_each_phase_has_its_policy_and_no_cluster_is_left_out_early():
+    schedule = "0.2 shuffle; 0.6 gradient_clustering; 0.8 selective_backprop; 1 shuffle"
+    trainer = run("phases", policy_options={"schedule": schedule}, epochs=10, num_clusters=4)
+    received = [batch for number in range(10) for batch in epoch(trainer, number)]
+    policies = [{b.policy for b in received if b.epoch == number} for number in range(10)]
+    assert policies[:2] == [{"shuffle"}] * 2
+    assert all("gradient_clustering" in names for names in policies[3:6])
+    assert policies[6:] == [{"selective_backprop"}] * 2 + [{"shuffle"}] * 2
+    for number in range(5):
+        clusters = {int(i) % DIM for b in received if b.epoch == number for i in b.rows.example_ids}
+        assert clusters == set(range(DIM))
+    assert "the phase up to 100% of the run" in trainer.sampler.statistics().reason
