@@ -70,7 +70,9 @@ class RunConfig:
     candidates: int = 1
     """most examples proposed for each one of a batch, of which trainers keep the best; 1: no second stage"""
     epochs: int = 0
-    """planned length; 0: unknown, and policies with phases stay in their first"""
+    """planned length; 0: unknown"""
+    by_budget: bool = False
+    """how far the run is goes by what trainers tell of a time budget, instead of by `epochs`"""
     fresh_epochs: float = 3.0
     """a report older than this many epochs does not count as fresh"""
     refresh_coverage: float = 1.0

@@ -29,6 +29,9 @@ far cheaper; after `max_lead` steps less will do"""
 KEPT_RATES = 2
 """of the epochs that ranks are in; each is some arrays of n"""
 
+KEPT_TOLD = 8
+"""epochs of which is known how far the run was; slow ranks may be some behind"""
+
 RECENT = 1024
 """planned steps of which it is known how old their rates were"""
 
@@ -47,6 +50,7 @@ class PresentRates:
         # all when nobody said how many there will be; by it, by the policy and by the number of candidates, the latest
         # rates, and how many steps were planned and rows reported when they were made.
         self._served: dict[tuple[float, Pick, int], tuple[Chosen, int, int]] = {}
+        self._told: dict[int, float] = {}  # by epoch
         self._steps = 0  # planned
         self._picks = Picks(policy, config.candidates)
         self._ratio = math.nan  # measured of the present clusters
@@ -79,7 +83,7 @@ class PresentRates:
 
     def choose(self, epoch: int, steps: int) -> Chosen:
         """Present rates, for `steps` steps (0: the epoch begins); made anew when the table has moved on far enough."""
-        progress = min(1.0, epoch / self._config.epochs) if self._config.epochs else 0.0
+        progress = self._progress(epoch)
         pick = self._in_force(epoch, progress, begins=steps == 0)
         candidates = self.stage.plan(steps) if pick.policy.kind == "draw" else 1
         key = progress, pick, candidates
@@ -98,6 +102,12 @@ class PresentRates:
             del self._served[next(iter(self._served))]  # asked for the longest ago
         self.chosen = known
         return known
+
+    def told(self, epoch: int, progress: float) -> None:
+        """A trainer begins an epoch, with such a share of its budget spent; of several the first counts."""
+        self._told.setdefault(epoch, progress)
+        if len(self._told) > KEPT_TOLD:
+            del self._told[min(self._told)]
 
     def outdate(self) -> None:
         """The next batch is planned from new rates."""
@@ -131,6 +141,12 @@ class PresentRates:
         if chosen and isinstance(chosen.rates, WeightedDraw) and report.norms is not None and sound_r.any():
             probability_r = chosen.rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples
             self.mix.add(probability_r, weight_r[sound_r], report.norms[sound_r], alpha=chosen.alpha)
+
+    def _progress(self, epoch: int) -> float:
+        """Share of the run that is done when an epoch begins; 0 when nobody said how long it is going to be."""
+        if self._config.by_budget:
+            return self._told.get(epoch, 0.0)
+        return min(1.0, epoch / self._config.epochs) if self._config.epochs else 0.0
 
     @property
     def _stale(self) -> bool:

@@ -38,8 +38,10 @@ def policy_of(config: RunConfig) -> Policy:
             f"policy {config.policy!r} goes through each epoch's examples and proposes no candidates; leave "
             f"two_stage=… out, or use one of {draws}"
         )
-    if getattr(policy, "by_progress", False) and not config.epochs:
-        raise ConfigError(f"policy {config.policy!r} goes by the share of the run that is done; say how long: epochs=…")
+    if getattr(policy, "by_progress", False) and not (config.epochs or config.by_budget):
+        raise ConfigError(
+            f"policy {config.policy!r} goes by the share of the run that is done; say how long: epochs=… or budget=…"
+        )
     if isinstance(policy, HardNegative) and config.sketch_dim % 2:
         raise ConfigError(
             f"policy 'hard_negative' keeps the embeddings of a pair side by side, sketch_dim is {config.sketch_dim}; "

@@ -155,8 +155,16 @@ class Sampler:
 
     # --- batches ---
 
-    def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted:
-        """Put a trainer at an epoch's start, or behind what was delivered of it before."""
+    def start_epoch(
+        self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
+    ) -> EpochStarted:
+        """Put a trainer at an epoch's start, or behind what was delivered of it before.
+
+        Args:
+            progress: share of its time budget that the trainer has spent, in a run that goes by one.
+        """
+        if not 0 <= progress <= 1:
+            raise ConfigError(f"progress must lie in 0 … 1, got {progress}")
         if not 0 <= skip_examples <= self.config.num_examples:
             raise ConfigError(
                 f"skip_examples is {skip_examples}, outside of the epoch's 0 … {self.config.num_examples} examples; "
@@ -170,6 +178,7 @@ class Sampler:
             begins = epoch > delivery.epoch and delivery.passes >= PATIENCE
             if begins and (lacking := self._refreshes.lacking()):
                 raise ConfigError(f"{lacking}; got none in {delivery.passes} epochs")
+            self._rates.told(epoch, progress)
             first, num_steps = delivery.start_epoch(trainer, epoch, skip_examples, first_step, now)
             return EpochStarted(epoch=epoch, num_steps=num_steps, policy=first.policy, reason=first.reason)
 

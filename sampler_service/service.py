@@ -54,7 +54,9 @@ class Service(Protocol):
 
     def leave(self, session: str) -> None: ...
 
-    def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted: ...
+    def start_epoch(
+        self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
+    ) -> EpochStarted: ...
 
     def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken: ...
 
@@ -223,8 +225,10 @@ class LocalService:
     def leave(self, session: str) -> None:
         self._of(session).leave(session)
 
-    def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted:
-        return self._of(session).start_epoch(session, epoch, skip_examples, first_step)
+    def start_epoch(
+        self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
+    ) -> EpochStarted:
+        return self._of(session).start_epoch(session, epoch, skip_examples, first_step, progress)
 
     def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken:
         return self._of(session).take(session, count, acked, waited_s)

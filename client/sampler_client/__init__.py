@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from sampler_client.batch import Batch
+from sampler_client.budget import TimeBudget
 from sampler_client.client import SamplerClient
 from sampler_client.config import RunOptions, Timeouts
 from sampler_client.errors import (
@@ -74,6 +75,7 @@ __all__ = [
     "SketchError",
     "Stale",
     "TensorBoardWriter",
+    "TimeBudget",
     "Timeouts",
     "TwoStage",
     "VersionMismatch",

@@ -122,6 +122,7 @@ class SamplerClient:
             lease_seconds=options.lease_s,
             on_lost=options.on_lost,
             epochs=options.epochs,
+            by_budget=options.by_budget,
             candidates=options.candidates,
         )
         what, limit_s = f"open run {run!r}", self.timeouts.open_s

@@ -73,6 +73,8 @@ class RunOptions:
     """What becomes of a lost trainer's batches: "redeliver" (at least once) or "drop" (at most once)."""
     epochs: int = 0
     """Planned length of the run, for policies with phases; 0: unknown."""
+    by_budget: bool = False
+    """How far the run is goes by a time budget, of which trainers tell at each epoch, instead of by `epochs`."""
     candidates: int = 1
     """Most examples proposed for each one of a batch, of which the trainer keeps the best; 1: no second stage."""
 

@@ -72,6 +72,7 @@ class Session:
         lead: batches that may be held at once.
         bunch: batches done with are told in bunches of so many.
         queue: reports that may wait to be sent.
+        progress: tells how far the run is, 0 … 1, when an epoch begins; of runs `by_budget`.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, what Open and Join say
@@ -89,6 +90,7 @@ class Session:
         lead: int,
         bunch: int = 1,
         queue: int = 256,
+        progress: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.client = client
         self.run = run
@@ -100,7 +102,7 @@ class Session:
         try:
             check_whole("queue", queue, 1)
             self._request = _join_request(run, rank, world_size, batch_size, drop_last, lead)
-            self._stream = BatchStream(client, self._join, lead=lead, bunch=bunch)
+            self._stream = BatchStream(client, self._join, lead=lead, bunch=bunch, progress=progress)
             self.reporter = Reporter(client, lambda: self._session, self._join, capacity=queue)
             self.publisher = Publisher(client, lambda: self._session, self._join)
         except BaseException:

@@ -64,13 +64,23 @@ class BatchStream:
         join: claims the rank (anew) and returns the session token.
         lead: batches that may be held at once.
         bunch: batches that the loop is done with are told in bunches of so many.
+        progress: how far the run is, 0 … 1, when an epoch begins.
     """
 
-    def __init__(self, client: SamplerClient, join: Callable[[], str], *, lead: int, bunch: int = 1) -> None:
+    def __init__(
+        self,
+        client: SamplerClient,
+        join: Callable[[], str],
+        *,
+        lead: int,
+        bunch: int = 1,
+        progress: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._client = client
         self._join = join
         self._lead = lead
         self._bunch = bunch
+        self._progress = progress
         self.session = join()
         self._requests: _Requests | None = None
         self._replies: Any = None
@@ -88,6 +98,7 @@ class BatchStream:
     def _reset_epoch(self, epoch: int, skip_examples: int) -> None:
         self._epoch = epoch
         self._skip = skip_examples
+        self._begun_at = self._progress()
         self._received = 0  # batches of this epoch received
         self._held: dict[int, None] = {}  # batch_ids received and not done, in order
         self._done: list[int] = []  # done, not yet told
@@ -238,7 +249,9 @@ class BatchStream:
         return waited_s
 
     def _start_request(self) -> pb.StartEpoch:
-        return pb.StartEpoch(epoch=self._epoch, skip_examples=self._skip, first_step=self._received)
+        return pb.StartEpoch(
+            epoch=self._epoch, skip_examples=self._skip, first_step=self._received, progress=self._begun_at
+        )
 
     def _receive(self) -> pb.BatchReply:
         self._waiting_since = began = time.monotonic()

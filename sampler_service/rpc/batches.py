@@ -123,8 +123,9 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         while (request := self._request(session, stream, inbox, wait=not (credit and inside))) is not None:
             kind = request.WhichOneof("request")
             if kind == "epoch":
+                asked = request.epoch
                 started = self._service.start_epoch(
-                    session, request.epoch.epoch, request.epoch.skip_examples, request.epoch.first_step
+                    session, asked.epoch, asked.skip_examples, asked.first_step, asked.progress
                 )
                 credit, epoch, inside = 0, started.epoch, True
                 yield pb.BatchReply(

@@ -259,6 +259,7 @@ def _run_config(request: pb.OpenRunRequest, num_examples: int) -> RunConfig:
         seed=request.seed,
         num_clusters=request.num_clusters,
         epochs=request.epochs,
+        by_budget=request.by_budget,
         candidates=request.candidates or 1,
         **{name: value for name, value in defaults.items() if value},
     )

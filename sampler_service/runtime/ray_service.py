@@ -68,8 +68,10 @@ class RayService:
     def leave(self, session: str) -> None:
         self._call(run_of(session), "leave", session)
 
-    def start_epoch(self, session: str, epoch: int, skip_examples: int, first_step: int) -> EpochStarted:
-        return self._call(run_of(session), "start_epoch", session, epoch, skip_examples, first_step)
+    def start_epoch(
+        self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
+    ) -> EpochStarted:
+        return self._call(run_of(session), "start_epoch", session, epoch, skip_examples, first_step, progress)
 
     def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken:
         return self._call(run_of(session), "take", session, count, acked, waited_s)

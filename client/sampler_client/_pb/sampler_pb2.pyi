@@ -25,7 +25,7 @@ class RegisterDatasetResponse(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., service_version: _Optional[str] = ...) -> None: ...
 
 class OpenRunRequest(_message.Message):
-    __slots__ = ("run", "dataset", "policy", "policy_options", "seed", "sketch_dim", "sketch_dtype", "num_clusters", "max_lead", "lease_seconds", "on_lost", "epochs", "candidates")
+    __slots__ = ("run", "dataset", "policy", "policy_options", "seed", "sketch_dim", "sketch_dtype", "num_clusters", "max_lead", "lease_seconds", "on_lost", "epochs", "candidates", "by_budget")
     class PolicyOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class OpenRunRequest(_message.Message):
     ON_LOST_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    BY_BUDGET_FIELD_NUMBER: _ClassVar[int]
     run: str
     dataset: str
     policy: str
@@ -59,7 +60,8 @@ class OpenRunRequest(_message.Message):
     on_lost: str
     epochs: int
     candidates: int
-    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., policy: _Optional[str] = ..., policy_options: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., sketch_dim: _Optional[int] = ..., sketch_dtype: _Optional[str] = ..., num_clusters: _Optional[int] = ..., max_lead: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., on_lost: _Optional[str] = ..., epochs: _Optional[int] = ..., candidates: _Optional[int] = ...) -> None: ...
+    by_budget: bool
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., policy: _Optional[str] = ..., policy_options: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., sketch_dim: _Optional[int] = ..., sketch_dtype: _Optional[str] = ..., num_clusters: _Optional[int] = ..., max_lead: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., on_lost: _Optional[str] = ..., epochs: _Optional[int] = ..., candidates: _Optional[int] = ..., by_budget: bool = ...) -> None: ...
 
 class OpenRunResponse(_message.Message):
     __slots__ = ("created", "unbiased", "policies")
@@ -232,14 +234,16 @@ class Hello(_message.Message):
     def __init__(self, session: _Optional[str] = ..., last_batch_id: _Optional[int] = ..., held: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StartEpoch(_message.Message):
-    __slots__ = ("epoch", "skip_examples", "first_step")
+    __slots__ = ("epoch", "skip_examples", "first_step", "progress")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SKIP_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     skip_examples: int
     first_step: int
-    def __init__(self, epoch: _Optional[int] = ..., skip_examples: _Optional[int] = ..., first_step: _Optional[int] = ...) -> None: ...
+    progress: float
+    def __init__(self, epoch: _Optional[int] = ..., skip_examples: _Optional[int] = ..., first_step: _Optional[int] = ..., progress: _Optional[float] = ...) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("count", "acked", "waited")

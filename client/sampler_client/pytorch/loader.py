@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from sampler_client.batch import Batch
+from sampler_client.budget import TimeBudget, share_of
 from sampler_client.client import SamplerClient, option_texts
 from sampler_client.config import RunOptions, Timeouts, check_whole
 from sampler_client.errors import ConfigError
@@ -35,9 +36,17 @@ _AHEAD = 2
 
 _DEFAULT_POLICY = "auto"
 
-_OPTIONS = {"dataset", "drop_last", "phases", "queue", "rank", "timeouts", "world_size", *RunOptions.__slots__} - {
-    "policy"
-}
+_OPTIONS = {
+    "budget",
+    "dataset",
+    "drop_last",
+    "phases",
+    "queue",
+    "rank",
+    "timeouts",
+    "world_size",
+    *RunOptions.__slots__,
+} - {"policy"}
 """what `attach` and `connect` take beside their own arguments"""
 
 
@@ -259,9 +268,10 @@ def attach(
         ahead: batches that this trainer may hold beside those that the DataLoader's workers prefetch. 2 suits steps
             of ten milliseconds and more; 16 keeps one-millisecond steps from waiting, planned that much earlier.
         replace_sampler: allow the loader to have a sampler of its own, which is then not used.
-        options: policy_options (mapping), phases (of `Phase`s, another policy for each part of a run), seed, rank,
-            world_size (default: torch.distributed, then RANK and WORLD_SIZE, then 0 of 1), dataset (name, default the
-            run's), sketch_dim (64), sketch_dtype, num_clusters, max_lead, lease_s, on_lost, epochs, timeouts, queue.
+        options: policy_options (mapping), phases (of `Phase`s, another policy for each part of a run), budget (a
+            `TimeBudget`, by which the run goes instead of by epochs), seed, rank, world_size (default:
+            torch.distributed, then RANK and WORLD_SIZE, then 0 of 1), dataset (name, default the run's), sketch_dim
+            (64), sketch_dtype, num_clusters, max_lead, lease_s, on_lost, epochs, timeouts, queue.
 
     Raises:
         ConfigError: a loader that can't be attached, or an argument that the service refuses.
@@ -344,6 +354,7 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
     *,
     policy_options: Mapping[str, Any] | None = None,
     phases: Sequence[Phase] | None = None,
+    budget: TimeBudget | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     dataset: str | None = None,
@@ -359,13 +370,16 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
         if policy not in (_DEFAULT_POLICY, "phases") or policy_options:
             raise ConfigError(f"phases name policies of their own; leave policy={policy!r} and policy_options out")
         policy, policy_options = "phases", {"schedule": schedule_of(phases)}
+    timed = {} if budget is None else {"progress": share_of(budget)}
     rank, world_size = _place(rank, world_size)
     return Session(
         SamplerClient(address, timeouts=timeouts),
         run=run,
         dataset=dataset or run,
         num_examples=num_examples,
-        options=RunOptions(policy=policy, policy_options=option_texts(policy_options), **options),
+        options=RunOptions(
+            policy=policy, policy_options=option_texts(policy_options), by_budget=budget is not None, **options
+        ),
         rank=rank,
         world_size=world_size,
         batch_size=batch_size,
@@ -373,6 +387,7 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
         lead=lead,
         bunch=max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
         queue=queue,
+        **timed,
     )
 
 

@@ -1,0 +1,104 @@
+"""Training for a fixed time: a deadline that holds, and learning rates that end with it.
+
+Source: the setting is that of Khan, Hamila, Menouar, "Accelerating Deep Learning with Fixed Time Budget",
+arXiv 2410.03790, whose procedure is not public; what is here, and the policy `time_budget` of the service, is our own
+(`methods.md` 8). That a schedule fitted to the budget is the baseline to beat: Li, Yumer, Ramanan, "Budgeted Training",
+ICLR 2020, arXiv 1905.04753.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from sampler_client.errors import ConfigError
+
+Item = TypeVar("Item")
+
+RECENT = 64
+"""steps that the next one's duration is judged by"""
+
+LONGEST = 0.95
+"""of them the quantile that must still fit before the deadline"""
+
+
+class TimeBudget:
+    """Seconds to train in, counted from the first batch asked for.
+
+        budget = TimeBudget(600)
+        loader = sampler.attach(loader, address, run=run, policy="time_budget", budget=budget)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.cosine)
+        for item, batch in budget.over(loader): ...; optimizer.step(); schedule.step()
+
+    Args:
+        seconds: > 0.
+        clock: seconds that only rise.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ConfigError(f"a time budget must be positive seconds, got {seconds!r}")
+        self.seconds = seconds
+        self._clock = clock
+        self._began: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first batch was asked for; 0 before."""
+        return 0.0 if self._began is None else self._clock() - self._began
+
+    @property
+    def share(self) -> float:
+        """Of the budget that is spent, 0 … 1."""
+        return min(1.0, self.elapsed / self.seconds)
+
+    def cosine(self, step: int = 0) -> float:  # noqa: ARG002 - the face of LambdaLR, which counts steps
+        """Factor on the learning rate: 1 at first, falling along half a cosine to 0 at the deadline."""
+        return (1 + math.cos(math.pi * self.share)) / 2
+
+    def linear(self, step: int = 0) -> float:  # noqa: ARG002
+        """The same, falling evenly."""
+        return 1 - self.share
+
+    def over(self, loader: Iterable[Item]) -> Iterator[Item]:
+        """Pass after pass over a loader, up to the last step that still fits before the deadline.
+
+        Steps are judged by those before: one is begun while nearly all of the latest would have ended in time. The
+        first is made in any case.
+
+        Raises:
+            ConfigError: the loader yields nothing.
+        """
+        if self._began is None:
+            self._began = self._clock()
+        took_s: deque[float] = deque(maxlen=RECENT)
+        while True:
+            asked, empty = self._clock(), True
+            for item in loader:
+                empty = False
+                yield item
+                now = self._clock()
+                took_s.append(now - asked)
+                asked = now
+                if self._over(took_s):
+                    return
+            if empty:
+                raise ConfigError("the loader yields no batches: there is nothing to spend the time budget on")
+
+    def _over(self, took_s: deque[float]) -> bool:
+        longest = sorted(took_s)[math.ceil(LONGEST * len(took_s)) - 1]
+        return self.elapsed + longest > self.seconds
+
+
+def share_of(budget: Any) -> Callable[[], float]:
+    """What tells the share of a budget that is spent.
+
+    Raises:
+        ConfigError: it is no TimeBudget.
+    """
+    if not isinstance(budget, TimeBudget):
+        raise ConfigError(f"budget must be a TimeBudget, got {budget!r}")
+    return lambda: budget.share

@@ -1,0 +1,85 @@
+"""Exact look-ahead: how far one real optimiser step on each of some batches would lower a target's loss.
+
+Costs a step and two passes over the target for each candidate. It is the reference that the policy `poa` of the service
+approximates from sketches, without steps.
+
+Source: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395, and the authors' code
+("MaxLossDelta"). Their static target was drawn from the test set; take held-out training examples.
+
+Shapes: r candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sampler_client.errors import ConfigError
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""from a model and a batch to the mean loss of the batch"""
+
+
+def lookahead_drops(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss: Loss,
+    candidates: Sequence[Any],
+    target: Any = None,
+    *,
+    relative: bool = False,
+) -> Tensor:
+    """Drop of the target's loss by a step on each candidate; model and optimiser are afterwards as before.
+
+    Args:
+        model: in evaluation mode meanwhile, so that no batch statistics move.
+        optimizer: of the model; its state makes the steps, momentum and all.
+        loss: of a batch.
+        candidates: batches, r of them.
+        target: batch whose loss is watched; None: the candidate itself.
+        relative: drops over the losses before.
+
+    Returns:
+        (r,) float64, on the CPU.
+
+    Raises:
+        ConfigError: no candidates, or a loss that is no finite number.
+    """
+    if not candidates:
+        raise ConfigError("look-ahead needs at least one candidate batch")
+    weights, state = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())
+    gradients = [parameter.grad for parameter in model.parameters()]
+    training = model.training
+    model.eval()
+    drops = []
+    try:
+        for candidate in candidates:
+            watched = candidate if target is None else target
+            before = _value(model, loss, watched)
+            optimizer.zero_grad(set_to_none=True)
+            loss(model, candidate).backward()
+            optimizer.step()
+            drop = before - _value(model, loss, watched)
+            drops.append(drop / before if relative else drop)
+            model.load_state_dict(weights)
+            optimizer.load_state_dict(deepcopy(state))
+    finally:
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+        model.train(training)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+    return torch.tensor(drops, dtype=torch.float64)
+
+
+@torch.no_grad()
+def _value(model: nn.Module, loss: Loss, batch: Any) -> float:
+    value = loss(model, batch)
+    if value.numel() != 1 or not torch.isfinite(value):
+        raise ConfigError(f"loss must give one finite number for a batch, got {value}")
+    return float(value)
