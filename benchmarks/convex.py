@@ -21,12 +21,12 @@ import numpy as np
 import typer
 from rich.progress import track
 
-from benchmarks.common import write_result
 from sampler_service.clustering import recluster, refresh_due
 from sampler_service.planning.plan import Planner
 from sampler_service.policies import choose, make_policy
 from sampler_service.shards import LocalShards
 from sampler_service.types import NO_CLUSTER, Float64, Int64, ReportBlock, Rows, TableView
+from trainer_examples.results import write_result
 
 # Shapes: n examples, f inputs, d sketch length, b batch size, r rows of a block.
 

@@ -28,11 +28,11 @@ from rich.progress import Progress
 from scipy.stats import chisquare
 from torch.utils.data import BatchSampler, WeightedRandomSampler
 
-from benchmarks.common import write_result
 from sampler_service.planning.draws import BLOCK_STEPS
 from sampler_service.planning.randomness import Stream, generator
 from sampler_service.planning.weighted import WeightedDrawer
 from sampler_service.types import Float64
+from trainer_examples.results import write_result
 
 SIZES = (100_000, 1_000_000, 10_000_000, 30_000_000)
 BATCH = 256

@@ -23,7 +23,6 @@ import typer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.common import write_result
 from sampler_client.pytorch.loader import attach
 from sampler_client.pytorch.sketcher import GradientSketcher
 from sampler_service.clustering import recluster
@@ -31,6 +30,7 @@ from sampler_service.embedded import running_service
 from sampler_service.index import kernels
 from sampler_service.shards import LocalShards
 from sampler_service.types import ReportBlock
+from trainer_examples.results import write_result
 
 ROWS, DIM, CLUSTERS = 500_000, 64, 256
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common import write_result
 from tests.cluster.host_cluster import HostCluster, Received, lost_and_repeated, service_across
 from tests.cluster.support import until
+from trainer_examples.results import write_result
 
 HOSTS = ("head", "worker-1", "worker-2")
 GATEWAYS = ("head", "worker-1")

@@ -28,10 +28,10 @@ import numpy as np
 import requests
 import typer
 
-from benchmarks.common import write_result
 from benchmarks.large_runs import CLUSTERS, DIM, TIMEOUTS, Gradients, cluster, sketch, take, trainer
 from sampler_client.client import SamplerClient
 from sampler_service.embedded import RunningService, running_service
+from trainer_examples.results import write_result
 
 LARGE = 10_000_000
 SHOWN = 1_000_000

@@ -21,10 +21,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import sampler_client as sampler
-from benchmarks.common import write_result
 from sampler_service.embedded import running_service
 from sampler_service.scoring import Scoring
 from trainer_examples.models import mlp
+from trainer_examples.results import write_result
 
 EXAMPLES = 20_000
 PIXELS, CLASSES = 784, 10

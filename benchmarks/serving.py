@@ -27,7 +27,6 @@ import psutil
 import typer
 from rich.progress import Progress
 
-from benchmarks.common import write_result
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient
@@ -35,6 +34,7 @@ from sampler_client.config import RunOptions
 from sampler_client.reporter import ReportRows
 from sampler_client.session import Session
 from sampler_service.embedded import running_service
+from trainer_examples.results import write_result
 
 BATCH = 256
 DIM = 64

@@ -27,9 +27,9 @@ import typer
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from benchmarks.common import write_result
 from benchmarks.sketching_models import CASES, Case, examples
 from sampler_client.pytorch.sketcher import GradientSketcher
+from trainer_examples.results import write_result
 
 DIMS = (32, 64, 128, 256)
 Step = Callable[[], object]

@@ -23,11 +23,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import sampler_client as sampler
-from benchmarks.common import write_result
 from sampler_client.pytorch.loader import lead_of
 from sampler_service.embedded import running_service
 from trainer_examples.data import load
 from trainer_examples.models import mlp
+from trainer_examples.results import write_result
 
 BATCH = 16
 WORKERS = 2

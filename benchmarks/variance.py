@@ -20,10 +20,10 @@ import numpy as np
 import typer
 from rich.progress import Progress
 
-from benchmarks.common import write_result
 from benchmarks.problems import Gradients, Perceptron, RandomFeatures, images
 from benchmarks.ratios import Contender, contenders, exact_ratio, iid_variance, planned_ratio, table_of
 from sampler_service.types import Float64, TableView
+from trainer_examples.results import write_result
 
 DIM = 64
 SEEDS = range(5)

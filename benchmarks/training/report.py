@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from benchmarks.common import write_result
 from benchmarks.training.cells import Results
 from benchmarks.training.headline import NOTES, POINTS, headline
 from benchmarks.training.loop import Curve
 from benchmarks.training.methods import hyper_parameters
+from trainer_examples.results import write_result
 
 BASELINE = "shuffle"
 

@@ -13,7 +13,8 @@ from sampler_client.errors import ConfigError
 class Phase:
     """One part of a run: `attach(…, epochs=9, phases=[Phase(0.1, "shuffle"), Phase(1, "importance", {"alpha": 0.3})])`.
 
-    A phase begins with an epoch. Policies that leave examples out on purpose are refused in the first half of a run.
+    A phase begins with an epoch. Policies that leave examples out on purpose are refused in the first half of a run, or
+    before another share of it: `policy_options={"protect": 0.2}`.
     """
 
     until: float

@@ -14,7 +14,7 @@ from sampler_service.policies.gradient_clustering import GradientClustering
 from sampler_service.policies.hard_negative import HardNegative
 from sampler_service.policies.importance import Importance
 from sampler_service.policies.infobatch import InfoBatch
-from sampler_service.policies.phases import SCHEDULE, Phases, read_phases
+from sampler_service.policies.phases import PROTECTED, SCHEDULE, Phases, read_phases
 from sampler_service.policies.poa import Poa
 from sampler_service.policies.rho_loss import RhoLoss
 from sampler_service.policies.selective_backprop import SelectiveBackprop
@@ -95,7 +95,11 @@ def read_options(options: Mapping[str, str]) -> dict[str, float | str | bool]:
 
 
 def _phases(options: Mapping[str, float | str | bool]) -> Phases:
-    schedule = {"schedule": SCHEDULE, **options}.pop("schedule")
-    if options.keys() - {"schedule"} or not isinstance(schedule, str):
-        raise ConfigError(f"policy 'phases' has one option, 'schedule', such as {SCHEDULE!r}; got {dict(options)}")
-    return read_phases(schedule, lambda name, texts: make_policy(name, read_options(texts)))
+    schedule, protect = options.get("schedule", SCHEDULE), options.get("protect", PROTECTED)
+    numbers = isinstance(protect, int | float) and not isinstance(protect, bool)
+    if options.keys() - {"schedule", "protect"} or not isinstance(schedule, str) or not numbers:
+        raise ConfigError(
+            f"policy 'phases' has the options 'schedule', such as {SCHEDULE!r}, and 'protect', a share of the run; got "
+            f"{dict(options)}"
+        )
+    return read_phases(schedule, protect, lambda name, texts: make_policy(name, read_options(texts)))

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sampler_service.errors import ConfigError
-from sampler_service.policies.contract import Kind, Policy
+from sampler_service.policies.contract import Kind, Policy, check_within
 from sampler_service.types import Rates, TableView
 
-CRITICAL = 0.5
-"""share of a run in which nothing may be left out"""
+PROTECTED = 0.5
+"""share of a run in which nothing may be left out, unless it is given another"""
 
 SCHEDULE = "0.04 shuffle; 0.5 gradient_clustering; 0.875 selective_backprop; 1 shuffle"
 
@@ -47,6 +47,8 @@ class Phases:
     by_progress: ClassVar[bool] = True
 
     phases: tuple[Phase, ...]
+    protect: float = PROTECTED
+    """Share of the run, 0 … 1, before which no policy may begin that leaves examples out on purpose."""
 
     def __post_init__(self) -> None:
         ends = [phase.until for phase in self.phases]
@@ -54,12 +56,14 @@ class Phases:
             raise ConfigError(
                 f"policy {self.name!r}: phases must end at rising shares of the run, the last at 1; they end at {ends}"
             )
+        check_within(self.name, "protect", self.protect, "[0, 1]")
         begins = [0.0, *ends]
         for begin, phase in zip(begins, self.phases, strict=False):
-            if begin < CRITICAL and not phase.policy.unbiased:
+            if begin < self.protect and not phase.policy.unbiased:
                 raise ConfigError(
                     f"policy {self.name!r}: {phase.policy.name!r} from {begin:g} on leaves examples out on purpose, "
-                    f"which early training does not make up for; begin it at {CRITICAL:g} or later"
+                    f"which early training does not make up for; begin it at {self.protect:g} or later, or lower "
+                    "'protect'"
                 )
 
     @property
@@ -78,11 +82,12 @@ class Phases:
         return ""
 
 
-def read_phases(schedule: str, make: Callable[[str, Mapping[str, str]], Policy]) -> Phases:
+def read_phases(schedule: str, protect: float, make: Callable[[str, Mapping[str, str]], Policy]) -> Phases:
     """Phases from their text: "0.04 shuffle; 0.5 gradient_clustering alpha=0.3; 1 shuffle".
 
     Args:
         schedule: of each phase the share of the run at which it ends, its policy, and options of that.
+        protect: see `Phases`.
         make: a policy from its name and its options.
 
     Raises:
@@ -102,4 +107,4 @@ def read_phases(schedule: str, make: Callable[[str, Mapping[str, str]], Policy])
         if name in ("auto", Phases.name):
             raise ConfigError(f"policy 'phases': {name!r} picks policies by itself and can't be one of a schedule")
         phases.append(Phase(until, make(name, options)))
-    return Phases(tuple(phases))
+    return Phases(tuple(phases), protect)

@@ -106,7 +106,7 @@ def test_a_schedule_of_phases_is_served(service_address: str):
     [
         ({"phases": []}, r"phases must be some of Phase\(until, policy\), got \[\]"),
         ({"phases": ["shuffle"]}, r"got \['shuffle'\]"),
-        ({"phases": [sampler.Phase(1, "shuffle")], "policy": "poa"}, "leave policy='poa' and policy_options out"),
+        ({"phases": [sampler.Phase(1, "shuffle")], "policy": "poa"}, "leave policy='poa' out"),
         ({"phases": [sampler.Phase(1, "shuffle")]}, "say how long: epochs="),
         ({"phases": [sampler.Phase(1, "selective_backprop")], "epochs": 2}, "leaves examples out on purpose"),
     ],

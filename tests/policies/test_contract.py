@@ -33,6 +33,7 @@ VARIANTS = [(name, {}) for name in sorted(POLICIES)] + [
     ("poa", {"attempts": 1.0}),
     ("validation_alignment", {"alpha": 1.0}),
     ("hard_negative", {"begin": 0.0, "end": 0.0}),
+    ("phases", {"schedule": "0.3 selective_backprop; 1 shuffle", "protect": 0.0}),
     ("phases", {"schedule": "0.3 poa; 0.6 importance; 1 infobatch"}),
 ]
 
@@ -211,7 +212,8 @@ def test_an_unknown_policy_is_answered_with_the_choices():
         ("phases", {"schedule": "1 importance alpha=2"}, r"'alpha' must lie in \(0, 1\], got 2.0"),
         ("phases", {"schedule": "half shuffle; 1 shuffle"}, r"'half shuffle' does not read as"),
         ("phases", {"schedule": "1 auto"}, r"'auto' picks policies by itself"),
-        ("phases", {"alpha": 1.0}, r"has one option, 'schedule'"),
+        ("phases", {"alpha": 1.0}, r"has the options 'schedule', .* and 'protect'"),
+        ("phases", {"protect": 2.0}, r"'protect' must lie in \[0, 1\], got 2.0"),
         ("rho_loss", {"top_fraction": 1.5}, r"'top_fraction' must lie in \(0, 1\], got 1.5"),
     ],
 )

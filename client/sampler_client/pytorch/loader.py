@@ -367,9 +367,9 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
     if unknown:
         raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(_OPTIONS)}")
     if phases is not None:
-        if policy not in (_DEFAULT_POLICY, "phases") or policy_options:
-            raise ConfigError(f"phases name policies of their own; leave policy={policy!r} and policy_options out")
-        policy, policy_options = "phases", {"schedule": schedule_of(phases)}
+        if policy not in (_DEFAULT_POLICY, "phases"):
+            raise ConfigError(f"phases name policies of their own; leave policy={policy!r} out")
+        policy, policy_options = "phases", {**(policy_options or {}), "schedule": schedule_of(phases)}
     timed = {} if budget is None else {"progress": share_of(budget)}
     rank, world_size = _place(rank, world_size)
     return Session(

@@ -1,4 +1,4 @@
-"""What every benchmark writes: rows, headline figures, and the machine and versions they were measured on."""
+"""What every benchmark and example writes: rows, headline figures, and the machine and versions they were measured on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,142 @@
+"""When to prefer hard examples: the same window of them, moved along the run.
+
+    python -m trainer_examples.critical_period                                   # digits, in a minute
+    python -m trainer_examples.critical_period --data path/to/cifar10 --epochs 16 --examples 5000
+
+A quarter of each run prefers hard examples (`selective_backprop`, which leaves easy ones out), the rest shuffles. What
+the model is not shown early it may never make up for: critical learning periods (Achille, Rovere, Soatto, ICLR 2019,
+arXiv 1711.08856). The schedule is `attach(…, phases=…)`; that early windows are refused unless `protect` says otherwise
+is what this example looks into. All runs have the learning rate at which shuffling does best.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import sampler_client as sampler
+from sampler_service.embedded import running_service
+from trainer_examples.comparison import RATES, Settings, best_rate, full_loss
+from trainer_examples.data import ImageData, load
+from trainer_examples.models import make_model
+from trainer_examples.results import write_result
+
+BATCH_SIZE = 64
+WINDOW = 0.25
+HARD = "selective_backprop"
+
+console = Console()
+
+
+def schedules() -> dict[str, list[sampler.Phase]]:
+    """The window at each quarter of the run; never; and all along."""
+    found = {"never": [sampler.Phase(1, "shuffle")]}
+    for begin in np.arange(0, 1, WINDOW).tolist():
+        phases = [sampler.Phase(begin, "shuffle")] if begin else []
+        phases.append(sampler.Phase(begin + WINDOW, HARD))
+        if begin + WINDOW < 1:
+            phases.append(sampler.Phase(1, "shuffle"))
+        found[f"{begin:.0%} to {begin + WINDOW:.0%}"] = phases
+    return found | {"always": [sampler.Phase(1, HARD)]}
+
+
+def train(
+    data: ImageData, phases: list[sampler.Phase], *, address: str, run: str, epochs: int, rate: float, seed: int
+) -> dict[str, float]:
+    """One run; every schedule makes as many steps as shuffling would in so many epochs."""
+    torch.manual_seed(seed)
+    model = make_model(data.image_shape, data.num_classes)
+    plain = DataLoader(data.train, batch_size=BATCH_SIZE, shuffle=True)
+    steps = epochs * len(plain)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    loader = sampler.attach(
+        plain,
+        address,
+        run=run,
+        seed=seed,
+        epochs=epochs,
+        phases=phases,
+        policy_options={"protect": 0},  # refused otherwise, which is what we look into
+    )
+    drawn_n, done = np.zeros(len(data.train)), 0
+    with loader:
+        while done < steps:
+            for (x, y), batch in loader:
+                if done == steps:
+                    break
+                optimizer.zero_grad()
+                losses = F.cross_entropy(model(x), y, reduction="none")
+                batch.weighted_mean(losses).backward()
+                optimizer.step()
+                schedule.step()
+                batch.report(losses)
+                drawn_n[batch.example_ids] += 1
+                done += 1
+    model.eval()
+    with torch.no_grad():
+        x, y = data.test.tensors
+        logits = torch.cat([model(part) for part in x.split(2048)])
+    return {
+        "accuracy": (logits.argmax(1) == y).float().mean().item(),
+        "training_loss": full_loss(model, data.train),
+        "least_drawn": float(drawn_n.min()),
+    }
+
+
+def main(
+    data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
+    examples: Annotated[int, typer.Option(help="largest training set")] = 5000,
+    epochs: Annotated[int, typer.Option(help="passes over the data")] = 16,
+    seeds: Annotated[int, typer.Option(help="runs of each schedule")] = 3,
+    json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
+) -> dict[str, float]:
+    """Train under each schedule, and print a table; returns the headline figures."""
+    torch.set_num_threads(1)
+    images = load(data, limit=examples)
+    console.print(images)
+    steps = epochs * math.ceil(len(images.train) / BATCH_SIZE)
+    rate = best_rate(images, Settings(steps=steps, batch_size=BATCH_SIZE, momentum=0.9), RATES)
+    rows = []
+    with running_service() as address:
+        for seed in range(seeds):
+            for name, phases in schedules().items():
+                run = f"critical-{seed}-{len(rows)}"
+                found = train(images, phases, address=address, run=run, epochs=epochs, rate=rate, seed=seed)
+                rows.append({"window": name, "seed": seed, "learning_rate": rate, **found})
+                console.print(f"seed {seed}, hard examples {name}: accuracy {found['accuracy']:.2%}")
+
+    table = Table(title=f"{images.name}: {HARD} in a window, shuffling outside; {seeds} seeds", title_justify="left")
+    for heading in ("hard examples", "test accuracy", "±", "over never", "training loss"):
+        table.add_column(heading, justify="left" if heading == "hard examples" else "right")
+    headline: dict[str, float] = {}
+    never_s = np.array([row["accuracy"] for row in rows if row["window"] == "never"])
+    for name in schedules():
+        mine = [row for row in rows if row["window"] == name]
+        accuracy_s, loss_s = (np.array([row[key] for row in mine]) for key in ("accuracy", "training_loss"))
+        gap = float((accuracy_s - never_s).mean())
+        table.add_row(
+            name,
+            f"{accuracy_s.mean():.2%}",
+            f"{accuracy_s.std(ddof=seeds > 1):.2%}",
+            f"{gap:+.2%}",
+            f"{loss_s.mean():.4g}",
+        )
+        if name != "never":
+            headline["accuracy_gap_" + name.replace("%", "").replace(" to ", "_")] = gap
+    console.print(table)
+    write_result(json, name="critical_period", rows=rows, headline=headline)
+    return headline
+
+
+if __name__ == "__main__":
+    typer.run(main)
