@@ -1,4 +1,4 @@
-"""What every benchmark and example writes: rows, headline figures, and the machine and versions they were measured on."""
+"""What benchmarks and examples write: rows, headline figures, and the machine and versions they were measured on."""
 
 from __future__ import annotations
 

@@ -127,7 +127,8 @@ OURS = tuple(_POLICIES)
 
 def options(name: str) -> dict[str, float | str | bool]:
     """The options of a method's policy and of its second stage, which all runs leave at their defaults."""
-    chosen = asdict(POLICIES[_POLICIES[name]]())
+    policy: Any = POLICIES[_POLICIES[name]]()
+    chosen = asdict(policy)
     if _POLICIES[name] in _SCORED:
         stage = _second_stage(name, nn.Linear(1, 1))
         chosen |= {"candidates": stage.candidates, "mix": stage.mix, "order": stage.order}
