@@ -17,7 +17,7 @@ from tests.support import DIM, FakeTrainer, ids_of, join_all, make_config, make_
 
 N = 48
 CANDIDATES = {"two_stage": 2}
-PICKS = {"auto": "gradient_clustering", "phases": "gradient_clustering"}
+PICKS = {"auto": "gradient_clustering", "phases": "gradient_clustering", "time_budget": "infobatch"}
 POLICY_OPTIONS = {
     "importance": {"gate": "1"},
     "rho_loss": {"top_fraction": "0.5"},

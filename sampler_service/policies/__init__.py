@@ -9,7 +9,7 @@ from typing import Any
 from sampler_service.errors import ConfigError
 from sampler_service.policies.auto import REDUNDANT, Auto, Pick
 from sampler_service.policies.balanced_order import BalancedOrder
-from sampler_service.policies.contract import Policy, choose, coverage
+from sampler_service.policies.contract import Policy, check_within, choose, coverage
 from sampler_service.policies.gradient_clustering import GradientClustering
 from sampler_service.policies.hard_negative import HardNegative
 from sampler_service.policies.importance import Importance
@@ -19,6 +19,7 @@ from sampler_service.policies.poa import Poa
 from sampler_service.policies.rho_loss import RhoLoss
 from sampler_service.policies.selective_backprop import SelectiveBackprop
 from sampler_service.policies.shuffle import Shuffle
+from sampler_service.policies.time_budget import ANNEAL, INNER, TimeBudget, within_budget
 from sampler_service.policies.trimmed_loss import TrimmedLoss
 from sampler_service.policies.two_stage import TwoStage
 from sampler_service.policies.validation_alignment import ValidationAlignment
@@ -56,6 +57,7 @@ POLICIES: dict[str, type[Policy]] = {
         ValidationAlignment,
         Auto,
         Phases,
+        TimeBudget,
     )
 }
 
@@ -71,6 +73,8 @@ def make_policy(name: str, options: Mapping[str, float | str | bool]) -> Policy:
         raise ConfigError(f"unknown policy {name!r}; choose one of {sorted(POLICIES)}")
     if name == Phases.name:
         return _phases(options)
+    if name == TimeBudget.name:
+        return _time_budget(options)
     cls: Any = POLICIES[name]
     types = {field.name: type(field.default) for field in fields(cls)}
     for option, value in options.items():
@@ -94,10 +98,21 @@ def read_options(options: Mapping[str, str]) -> dict[str, float | str | bool]:
     return values
 
 
+def _time_budget(options: Mapping[str, float | str | bool]) -> TimeBudget:
+    rest = {"policy": INNER, "anneal": ANNEAL, **options}
+    inner, anneal = rest.pop("policy"), rest.pop("anneal")
+    if not isinstance(inner, str) or inner in (Auto.name, Phases.name, TimeBudget.name):
+        raise ConfigError(f"policy 'time_budget': option 'policy' must be one that picks no others, got {inner!r}")
+    if isinstance(anneal, bool | str):
+        raise ConfigError(f"policy 'time_budget': option 'anneal' must be a number, got {anneal!r}")
+    check_within(TimeBudget.name, "anneal", anneal, "[0, 1]")
+    return within_budget(make_policy(inner, rest), anneal)
+
+
 def _phases(options: Mapping[str, float | str | bool]) -> Phases:
     schedule, protect = options.get("schedule", SCHEDULE), options.get("protect", PROTECTED)
-    numbers = isinstance(protect, int | float) and not isinstance(protect, bool)
-    if options.keys() - {"schedule", "protect"} or not isinstance(schedule, str) or not numbers:
+    strange = options.keys() - {"schedule", "protect"}
+    if strange or not isinstance(schedule, str) or isinstance(protect, bool | str):
         raise ConfigError(
             f"policy 'phases' has the options 'schedule', such as {SCHEDULE!r}, and 'protect', a share of the run; got "
             f"{dict(options)}"

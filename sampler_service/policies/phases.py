@@ -104,7 +104,7 @@ def read_phases(schedule: str, protect: float, make: Callable[[str, Mapping[str,
                 f"policy 'phases': {part.strip()!r} does not read as 'share policy option=value …'; the default is "
                 f"{SCHEDULE!r}"
             ) from error
-        if name in ("auto", Phases.name):
+        if name in ("auto", Phases.name, "time_budget"):
             raise ConfigError(f"policy 'phases': {name!r} picks policies by itself and can't be one of a schedule")
         phases.append(Phase(until, make(name, options)))
     return Phases(tuple(phases), protect)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sampler_service.errors import ConfigError
-from sampler_service.policies import POLICIES, choose, coverage, make_policy
+from sampler_service.policies import POLICIES, Phases, choose, coverage, make_policy
 from sampler_service.types import (
     NEVER,
     NO_CLUSTER,
@@ -34,6 +34,7 @@ VARIANTS = [(name, {}) for name in sorted(POLICIES)] + [
     ("validation_alignment", {"alpha": 1.0}),
     ("hard_negative", {"begin": 0.0, "end": 0.0}),
     ("phases", {"schedule": "0.3 selective_backprop; 1 shuffle", "protect": 0.0}),
+    ("time_budget", {"policy": "importance", "gate": 1.0, "anneal": 0.6}),
     ("phases", {"schedule": "0.3 poa; 0.6 importance; 1 infobatch"}),
 ]
 
@@ -145,7 +146,9 @@ def test_rates_keep_the_contract_and_ignore_row_order(name, options, view):
             assert policy.kind == "draw"
             check_draw(rates, num_examples=len(view))
         # The phases are asked one by one.
-        assert name == "phases" or (policy.kind == "draw" and isinstance(rates, Sweep)) <= bool(policy.aside(view))
+        assert isinstance(policy, Phases) or (policy.kind == "draw" and isinstance(rates, Sweep)) <= bool(
+            policy.aside(view)
+        )
 
         order = np.random.default_rng(0).permutation(len(view))
         again = policy.rates(permuted(view, order), progress=progress)
@@ -214,6 +217,10 @@ def test_an_unknown_policy_is_answered_with_the_choices():
         ("phases", {"schedule": "1 auto"}, r"'auto' picks policies by itself"),
         ("phases", {"alpha": 1.0}, r"has the options 'schedule', .* and 'protect'"),
         ("phases", {"protect": 2.0}, r"'protect' must lie in \[0, 1\], got 2.0"),
+        ("time_budget", {"anneal": 1.5}, r"'anneal' must lie in \[0, 1\], got 1.5"),
+        ("time_budget", {"anneal": "late"}, r"'anneal' must be a number, got 'late'"),
+        ("time_budget", {"policy": "auto"}, r"'policy' must be one that picks no others, got 'auto'"),
+        ("time_budget", {"policy": "importance", "beta": 1.0}, r"'importance' has no option 'beta'"),
         ("rho_loss", {"top_fraction": 1.5}, r"'top_fraction' must lie in \(0, 1\], got 1.5"),
     ],
 )
@@ -269,3 +276,18 @@ def test_policies_that_keep_the_unknown_act_from_the_first_step(name):
     rates, reason = choose(make_policy(name, {}), view, min_coverage=None, max_age=0, progress=0)
     assert reason == ""
     assert (rates.keep_n == 1).all()
+
+
+def test_a_budget_ends_with_shuffling_and_phases_with_their_last():
+    budget = make_policy("time_budget", {"policy": "selective_backprop", "anneal": 0.25})
+    assert isinstance(budget, Phases)
+    assert [budget.at(progress).policy.name for progress in (0, 0.74, 0.76, 1.0)] == [
+        "selective_backprop",
+        "selective_backprop",
+        "shuffle",
+        "shuffle",
+    ]
+    assert not budget.unbiased and make_policy("time_budget", {}).unbiased
+    whole, none = (make_policy("time_budget", {"anneal": anneal}) for anneal in (1.0, 0.0))
+    assert isinstance(whole, Phases) and isinstance(none, Phases)
+    assert whole.at(0.0).policy.name == "shuffle" and none.at(1.0).policy.name == "infobatch"

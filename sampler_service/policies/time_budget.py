@@ -1,0 +1,37 @@
+"""A policy for a fixed time: another policy up to shortly before the deadline, then whole shuffled epochs.
+
+Source: the setting is that of Khan, Hamila, Menouar, "Accelerating Deep Learning with Fixed Time Budget",
+arXiv 2410.03790, of which the procedure is not public; this definition is ours (`methods.md` 8). That pruning loses
+nothing when weights undo it, and that the end should see everything once more, is InfoBatch's, arXiv 2303.04947. The
+deadline itself, and learning rates that end with it, are the trainer's
+(`sampler_client.TimeBudget`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sampler_service.policies.contract import Policy
+from sampler_service.policies.phases import Phase, Phases
+from sampler_service.policies.shuffle import Shuffle
+
+INNER = "infobatch"
+"""policy until then, unless it is given another"""
+
+ANNEAL = 0.125
+"""share of the budget for shuffling at the end, unless it is given another"""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBudget(Phases):
+    """Two phases of a budget."""
+
+    name: ClassVar[str] = "time_budget"
+
+
+def within_budget(policy: Policy, anneal: float) -> TimeBudget:
+    """The policy, then shuffling for the share `anneal` of the budget, 0 … 1."""
+    until = 1 - anneal
+    phases = [Phase(until, policy)] if until > 0 else []
+    return TimeBudget((*phases, Phase(1.0, Shuffle())) if anneal > 0 else tuple(phases), protect=0.0)

@@ -1,0 +1,185 @@
+"""Training for a fixed time: what a budget of seconds buys, with shuffling and with the policy `time_budget`.
+
+    python -m trainer_examples.time_budget                             # digits
+    python -m trainer_examples.time_budget --data path/to/mnist --steps 1500
+
+Both stop at the deadline, and their learning rates fall with the share of the budget that is spent: a schedule fitted
+to the budget is the baseline to beat. The whole budget is the time that shuffling takes for --steps steps; then a half
+and a quarter of it. What the service costs is in its seconds. Each learning rate is chosen of the same ones, by runs of
+another seed, on images that are neither trained nor tested on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import sampler_client as sampler
+from sampler_service.embedded import running_service
+from trainer_examples.comparison import RATES, TUNING_SEED, full_loss
+from trainer_examples.data import ImageData, load
+from trainer_examples.models import make_model
+from trainer_examples.results import write_result
+
+BATCH_SIZE = 64
+SHARES = (0.25, 0.5, 1.0)
+"""of the time that shuffling takes"""
+METHODS = ("shuffle", "time_budget")
+
+console = Console()
+
+
+def train(
+    method: str, data: ImageData, seconds: float, *, address: str, run: str, rate: float, seed: int
+) -> tuple[nn.Module, int, float]:
+    """A model, its steps, and the seconds they took."""
+    torch.manual_seed(seed)
+    model = make_model(data.image_shape, data.num_classes)
+    budget = sampler.TimeBudget(seconds)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.cosine)
+    loader: Any = DataLoader(data.train, batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
+    if method != "shuffle":
+        loader = sampler.attach(loader, address, run=run, policy=method, budget=budget, seed=seed, ahead=16)
+    steps = 0
+    for item in budget.over(loader):
+        (x, y), batch = (item, None) if method == "shuffle" else item
+        optimizer.zero_grad()
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        (losses.mean() if batch is None else batch.weighted_mean(losses)).backward()
+        optimizer.step()
+        schedule.step()
+        if batch is not None:
+            batch.report(losses)
+        steps += 1
+    took = budget.elapsed
+    if method != "shuffle":
+        loader.close()
+    return model.eval(), steps, took
+
+
+def seconds_of(data: ImageData, steps: int) -> float:
+    """What so many steps of shuffling take."""
+    model = make_model(data.image_shape, data.num_classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    began = time.perf_counter()
+    for _, (x, y) in zip(range(steps), _endless(data.train), strict=False):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return time.perf_counter() - began
+
+
+def accuracy_on(model: nn.Module, part: TensorDataset) -> float:
+    with torch.no_grad():
+        logits = torch.cat([model(x) for x in part.tensors[0].split(2048)])
+    return (logits.argmax(1) == part.tensors[1]).float().mean().item()
+
+
+def main(
+    data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
+    examples: Annotated[
+        int, typer.Option(help="largest training set, of which a sixth chooses learning rates")
+    ] = 12_000,
+    steps: Annotated[int, typer.Option(help="of shuffling, whose time is the whole budget")] = 1000,
+    seeds: Annotated[int, typer.Option(help="runs of each method and budget")] = 3,
+    json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
+) -> dict[str, float]:
+    """Train with each budget, and print a table; returns the headline figures."""
+    torch.set_num_threads(1)
+    whole = load(data, limit=examples)
+    images, validation = _held_out(whole)
+    console.print(whole)
+    rows: list[dict[str, Any]] = []
+    with running_service() as address:
+        full_s = seconds_of(images, steps)
+        console.print(f"{steps} steps of shuffling take {full_s:.1f} s")
+        for share in SHARES:
+            seconds = share * full_s
+            rates = {method: _best_rate(method, images, validation, seconds, address) for method in METHODS}
+            for seed in range(seeds):
+                for method in METHODS:  # in turn, so that what else the machine does hits both
+                    run = f"budget-{share}-{method}-{seed}"
+                    model, done, took = train(
+                        method, images, seconds, address=address, run=run, rate=rates[method], seed=seed
+                    )
+                    rows.append(
+                        {
+                            "budget": share,
+                            "method": method,
+                            "seed": seed,
+                            "learning_rate": rates[method],
+                            "steps": done,
+                            "seconds": took,
+                            "over_deadline_s": max(0.0, took - seconds),
+                            "training_loss": full_loss(model, images.train),
+                            "accuracy": accuracy_on(model, images.test),
+                        }
+                    )
+    return _say(images.name, rows, seeds, json)
+
+
+def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -> dict[str, float]:
+    table = Table(title=f"{name}, {seeds} seeds", title_justify="left")
+    for heading in ("budget", "method", "learning rate", "steps", "training loss", "test accuracy", "±"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    headline: dict[str, float] = {}
+    for share in SHARES:
+        means: dict[str, float] = {}
+        for method in METHODS:
+            mine = [row for row in rows if (row["budget"], row["method"]) == (share, method)]
+            accuracy_s = np.array([row["accuracy"] for row in mine])
+            means[method] = float(accuracy_s.mean())
+            table.add_row(
+                f"{share:.0%}",
+                method,
+                f"{mine[0]['learning_rate']:g}",
+                f"{np.mean([row['steps'] for row in mine]):.0f}",
+                f"{np.mean([row['training_loss'] for row in mine]):.4g}",
+                f"{accuracy_s.mean():.2%}",
+                f"{accuracy_s.std(ddof=int(seeds > 1)):.2%}",
+            )
+        headline[f"accuracy_gap_{share:.0%}".replace("%", "")] = means["time_budget"] - means["shuffle"]
+    headline["most_over_deadline_s"] = max(row["over_deadline_s"] for row in rows)
+    console.print(table)
+    write_result(json, name="time_budget", rows=rows, headline=headline)
+    return headline
+
+
+def _best_rate(method: str, data: ImageData, validation: TensorDataset, seconds: float, address: str) -> float:
+    def found(rate: float) -> float:
+        run = f"tuning-{method}-{seconds}-{rate}"
+        model, _, _ = train(method, data, seconds, address=address, run=run, rate=rate, seed=TUNING_SEED)
+        return accuracy_on(model, validation)
+
+    return max(RATES, key=found)
+
+
+def _held_out(data: ImageData) -> tuple[ImageData, TensorDataset]:
+    """The set without the last sixth of its training images, and these."""
+    x, y = data.train.tensors
+    kept = len(y) - len(y) // 6
+    train = TensorDataset(x[:kept], y[:kept])
+    smaller = ImageData(name=data.name, train=train, test=data.test, num_classes=data.num_classes)
+    return smaller, TensorDataset(x[kept:], y[kept:])
+
+
+def _endless(train: TensorDataset) -> Iterator[Any]:
+    loader = DataLoader(train, batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
+    while True:
+        yield from loader
+
+
+if __name__ == "__main__":
+    typer.run(main)
