@@ -5,7 +5,8 @@ Shapes: r reported rows, b examples of a batch, d sketch length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -106,9 +107,17 @@ def misfit(config: RunConfig, report: Report, now: int) -> str:
     return ""
 
 
-def together(received: Iterable[Report]) -> Iterator[list[Report]]:
+def together(received: Sequence[Report]) -> Iterator[list[Report]]:
     """Neighbours, in order, that can be taken in as one: of the same columns, scores apart from what was trained on, no
-    earlier step than those before it, and of TOGETHER_ROWS rows at most (or a single report)."""
+    earlier step than those before it, and of TOGETHER_ROWS rows at most (or a single report).
+
+    A trainer of two stages sends scores and losses in turn. Neither says what the other does, so that losses are put
+    before scores: else each report would be alone.
+    """
+    trained = [report for report in received if not report.scores]
+    apart = all(report.norms is None and report.sketches is None for report in trained)
+    if apart and all(one.step <= next_.step for one, next_ in pairwise(received)):
+        received = [*trained, *(report for report in received if report.scores)]
     group: list[Report] = []
     rows = 0
     for report in received:

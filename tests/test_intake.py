@@ -68,6 +68,31 @@ def test_one_call_with_many_reports_does_what_a_call_for_each_does(seed: int, co
         np.testing.assert_equal(one, many)
 
 
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 8))
+def test_scores_and_losses_in_turn_do_the_same_in_one_call(seed: int, count: int):
+    rng = np.random.default_rng(seed)
+    received = []
+    for step in np.sort(rng.integers(0, 6, count)).tolist():
+        report = replace(random_report(rng), step=step, scores=bool(rng.random() < 0.5))
+        received.append(report if report.scores else replace(report, norms=None, sketches=None))
+    for one, many in zip(outcome([received]), outcome([[report] for report in received]), strict=True):
+        np.testing.assert_equal(one, many)
+
+
+def test_scores_and_losses_in_turn_are_two_groups():
+    def of(step: int, *, scores: bool) -> Report:
+        one = np.ones(1, np.float32)
+        values = {"losses": None, "norms": one} if scores else {"losses": one, "norms": None}
+        return Report(batch_id=0, step=step, example_ids=np.zeros(1, np.int64), sketches=None, scores=scores, **values)
+
+    received = [of(step, scores=scores) for step in range(5) for scores in (True, False)]
+    groups = list(reports.together(received))
+    assert [len(group) for group in groups] == [5, 5]
+    assert [[report.step for report in group] for group in groups] == [list(range(5))] * 2
+    assert [report.scores for report in received] != [report.scores for group in groups for report in group]
+
+
 def test_reports_taken_in_together_never_go_back_in_time_nor_change_their_columns():
     def of(step: int, rows: int = 1, **changes) -> Report:
         plain = Report(
