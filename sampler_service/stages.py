@@ -27,7 +27,7 @@ WINDOW = 8
 ENOUGH = 4
 """scored steps that it needs"""
 
-PROBE_FIRST, PROBE_EVERY, PROBE_GROWTH = 16, 256, 1.5
+PROBE_FIRST, PROBE_EVERY, PROBE_GROWTH = 32, 256, 2.0
 """A run that stands aside still scores some steps now and then, to see whether it would pay by now: after so many steps
 at first, at last, and by how much the pauses grow. Probes of ENOUGH steps at twice the cost then take 1.6 % of it.
 Where scores are in doubt it takes more steps to clear them, and pauses are longer in proportion."""

@@ -161,7 +161,7 @@ def test_where_scorers_keep_scores_fresh_proposals_alone_stand_in(policy):
     assert (batch.policy, batch.keep, len(batch.rows)) == ("two_stage", 0, 8)
     assert sampler.statistics().reason.startswith("two_stage: choosing among 2 candidates")
     assert "and proposals alone leave 0.50" in sampler.statistics().reason
-    assert any(b.keep for _ in range(20) for b in trainer.take_acked().batches), "it never probed"
+    assert any(b.keep for _ in range(40) for b in trainer.take_acked().batches), "it never probed"
 
 
 def test_norms_that_have_grown_old_meanwhile_give_way_to_shuffling():

@@ -74,7 +74,7 @@ def test_a_run_that_stands_aside_probes_now_and_then_and_comes_back(bunch):
     runs = [(candidates, bunch * len(list(group))) for candidates, group in itertools.groupby(planned)]
     assert {steps for candidates, steps in runs if candidates == 3} == {ENOUGH}
     pauses = [steps for candidates, steps in runs if candidates == 1]
-    assert pauses[:3] == [16, 24, 36]
+    assert pauses[:4] == [32, 64, 128, 256]
     assert pauses[-2] == PROBE_EVERY, "more and more seldom, but never again never"
     assert "0.99 of the variance" in monitor.reason
     while monitor.plan(1) == 1:
@@ -168,7 +168,7 @@ def test_scores_in_doubt_are_probed_until_there_is_enough_to_tell(rows):
     runs = [(candidates, len(list(group))) for candidates, group in itertools.groupby(planned)]
     needed = FEWEST_ROWS // rows
     assert {steps for candidates, steps in runs[:-1] if candidates == 3} == {needed}
-    assert runs[0] == (1, 16 * needed // ENOUGH), "in proportion"
+    assert runs[0] == (1, 32 * needed // ENOUGH), "in proportion"
     assert sum(planned) < 1.2 * len(planned), "and it costs no more than others"
 
 
