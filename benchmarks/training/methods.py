@@ -1,4 +1,4 @@
-"""All that is compared, by name: peers in process, our policies through the service, some with half of the budget."""
+"""All that is compared, by name: peers in process, our policies through the service, some with less of the budget."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from benchmarks.training.tasks import Setting, Task
 HARNESS = 2
 """raised by hand when the benchmark, or a policy, changes what runs give: those that are there are made anew"""
 
-HALVED = ", half the steps"
-"""after a method's name: its budget, and with it its learning rates' fall, is half of the others'"""
+SHORTER = {", half the steps": 0.5, ", 0.6 of the steps": 0.6}
+"""after a method's name: its budget, and with it its learning rates' fall, is so much of the others'"""
 
-METHODS = (*PEERS, *OURS, "shuffle" + HALVED, "two_stage" + HALVED)
+METHODS = (*PEERS, *OURS, *(name + shorter for shorter in SHORTER for name in ("shuffle", "two_stage")))
+
+
+def parts_of(name: str) -> tuple[str, float]:
+    """A method's name without what it says of its budget, and the share of the others' budget that it has."""
+    for shorter, share in SHORTER.items():
+        if name.endswith(shorter):
+            return name.removesuffix(shorter), share
+    return name, 1.0
 
 
 def make_method(name: str, task: Task, *, seed: int, address: str) -> Method:
     """A method for one run; `address` is that of a service."""
-    if name.endswith(HALVED):
-        task = replace(task, setting=replace(task.setting, steps=task.setting.steps // 2))
-    kind = name.removesuffix(HALVED)
+    kind, share = parts_of(name)
+    task = replace(task, setting=replace(task.setting, steps=round(share * task.setting.steps)))
     return PEERS[kind](task, seed) if kind in PEERS else Ours(task, kind, address=address, seed=seed)
 
 
@@ -38,7 +45,7 @@ def setup(setting: Setting, name: str) -> str:
 
 def hyper_parameters(name: str) -> str:
     """What it runs with, the learning rate aside: "beta 3". Empty for one without any, or that is no longer here."""
-    name = name.removesuffix(HALVED)
+    name, _ = parts_of(name)
     if name in PEERS:
         values = {key: getattr(PEERS[name], key) for key in PEERS[name].hyper}
     else:

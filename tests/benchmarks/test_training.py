@@ -17,7 +17,7 @@ import sampler_client as sampler
 from benchmarks.training.cells import Results, count, run_all
 from benchmarks.training.headline import headline
 from benchmarks.training.loop import Curve, train
-from benchmarks.training.methods import HALVED, METHODS, hyper_parameters, make_method, setup
+from benchmarks.training.methods import METHODS, SHORTER, hyper_parameters, make_method, setup
 from benchmarks.training.ours import OURS, Ours
 from benchmarks.training.peers import PEERS
 from benchmarks.training.report import task_rows, write_report
@@ -113,15 +113,17 @@ def test_every_batch_that_was_trained_on_is_reported_as_in_the_readme(task, name
     assert len(set(reported)) == curve.steps[-1]
 
 
+@pytest.mark.parametrize("shorter", sorted(SHORTER))
 @pytest.mark.parametrize("name", ["shuffle", "two_stage"])
-def test_half_of_the_steps_are_a_whole_run_of_half_the_length(task, name, served: ServedService):
-    halved = make_method(name + HALVED, task, seed=0, address=served.address)
+def test_fewer_steps_are_a_whole_run_of_that_length(task, name, shorter, served: ServedService):
+    method = make_method(name + shorter, task, seed=0, address=served.address)
+    steps = round(120 * SHORTER[shorter])
     rates: list[float] = []
-    after = halved.after
-    halved.after = lambda step, *rest: (rates.append(step.progress), after(step, *rest))[1]
-    curve = train(task, halved, name + HALVED, learning_rate=0.1, seed=0)
-    assert curve.steps[-1] == 60
-    assert (rates[0], rates[30]) == (0, 0.5), "its learning rate has fallen at its own end"
+    after = method.after
+    method.after = lambda step, *rest: (rates.append(step.progress), after(step, *rest))[1]
+    curve = train(task, method, name + shorter, learning_rate=0.1, seed=0)
+    assert curve.steps[-1] == steps
+    assert (rates[0], rates[steps // 2]) == (0, 0.5), "its learning rate has fallen at its own end"
 
 
 @pytest.mark.parametrize("name", sorted(PEERS))
@@ -280,11 +282,14 @@ def test_a_run_that_diverged_is_kept_as_such(tmp_path):
     assert headline(task_rows(again, "digits_mlp-clean", range(1))) == {}
 
 
+HALF, MOST = SHORTER
+
+
 def rows_of(tmp_path: Path, task: str, **finals: tuple[float, float, float]) -> list[dict]:
     """Rows of curves that rise evenly to an accuracy, in so many steps (over 100) and to so low a loss."""
     results = Results(tmp_path / "runs.jsonl")
     for method, (accuracy, length, loss) in finals.items():
-        name = method.replace("_peer", " (peer)").replace("_half", HALVED)
+        name = method.replace("_peer", " (peer)").replace("_half", HALF).replace("_most", MOST)
         curve = curve_of(name, 0.1, 0, final=loss)
         curve.task = task
         curve.accuracies = np.linspace(0.1, accuracy, 11).tolist()
@@ -304,7 +309,9 @@ def test_headlines_are_of_one_method_each_whatever_the_others_do(tmp_path):
         infobatch_peer=(0.9, 0.6, 0.1),
         importance=(0.9, 0.1, 0.1),
         two_stage_half=(0.9, 0.5, 0.1),
+        two_stage_most=(0.91, 0.6, 0.1),
         shuffle_half=(0.85, 0.5, 0.1),
+        shuffle_most=(0.89, 0.6, 0.1),
     )
     reached = 10 * (0.898 - 0.1) / 0.8 / 10  # of a curve that rises evenly to 0.9
     assert headline(rows) == {
@@ -314,11 +321,22 @@ def test_headlines_are_of_one_method_each_whatever_the_others_do(tmp_path):
         "infobatch_backprops_mnist_mlp": pytest.approx(0.5),
         "infobatch_policy_backprops_mnist_mlp": pytest.approx(0.7),
         "infobatch_peer_backprops_mnist_mlp": pytest.approx(0.6),
-        "half_accuracy_gap_mnist_mlp": pytest.approx(-0.05),
+        "shuffle_accuracy_gap_mnist_mlp_0.5": pytest.approx(-0.05),
+        "shuffle_accuracy_gap_mnist_mlp_0.6": pytest.approx(-0.01),
+        "two_stage_accuracy_gap_mnist_mlp_0.5": pytest.approx(0.0),
+        "two_stage_accuracy_gap_mnist_mlp_0.6": pytest.approx(0.01),
         "backprops_to_accuracy_mnist_mlp_two_stage": pytest.approx(0.8 * reached),
         "backprops_to_accuracy_mnist_mlp_infobatch_peer": pytest.approx(0.6 * reached),
         "backprops_to_accuracy_mnist_mlp_shuffle": pytest.approx(reached),
     }
+
+
+@pytest.mark.parametrize(("half", "most", "share"), [(0.899, 0.9, 0.5), (0.89, 0.899, 0.6), (0.89, 0.89, None)])
+def test_the_shortest_run_that_is_no_worse_counts(tmp_path, half, most, share):
+    finals = {"two_stage_half": (half, 0.5, 0.1), "two_stage_most": (most, 0.6, 0.1)}
+    rows = rows_of(tmp_path, "cifar_cnn-clean", shuffle=(0.9, 1.0, 0.1), **finals)
+    figure = headline(rows)["infobatch_backprops_cifar_cnn"]
+    assert figure == (share if share is None else pytest.approx(share))
 
 
 def test_the_long_tail_counts_from_where_shuffle_itself_gets_there(tmp_path):
@@ -385,7 +403,7 @@ def test_tables_tell_what_each_method_runs_with():
     assert hyper_parameters("selective_backprop (peer)") == "beta 3", "the paper's"
     assert hyper_parameters("selective_backprop beta 1 (peer)") == "beta 1"
     assert hyper_parameters("infobatch (peer)") == hyper_parameters("infobatch") == "prune_ratio 0.5, delta 0.875"
-    assert hyper_parameters("two_stage" + HALVED) == hyper_parameters("two_stage")
+    assert hyper_parameters("two_stage" + HALF) == hyper_parameters("two_stage")
     assert hyper_parameters("two_stage").endswith("candidates 3, mix 0.3, order random")
     assert hyper_parameters("two_stage, similar").endswith("order similar")
     assert hyper_parameters("a method of old") == ""
