@@ -177,6 +177,17 @@ def test_at_the_snapshot_svrg_has_no_variance_and_half_of_it_remains_with_twice_
     assert found["loss"] == pytest.approx(np.log(10), abs=0.1)
 
 
+def test_convolutions_are_clustered_too():
+    """Four images, each twelve times: what sixteen clusters can tell apart leaves little."""
+    torch.manual_seed(0)
+    model = cnn(1, 10, width=8)
+    images, labels = some_images(4, 1, 12)
+    task = replace(next(tasks.digits_mlp()), inputs=images.repeat(12, 1, 1, 1), labels=labels.repeat(12), batch=16)
+    found = summary(task, model, model, partition(task, model, 0), gradients.coordinates(model, 500, 0))
+    assert found["gc_average"] < 1e-6 * found["sg_b_average"]
+    assert found["hartigan_alpha0_average"] < 1e-6 * found["sg_b_average"]
+
+
 def test_the_command_writes_rows_headline_and_picture(tmp_path, monkeypatch, capsys):
     features = [
         task
