@@ -125,7 +125,7 @@ def cifar_resnet(data: Path) -> Iterator[Task]:
     for task_data, redundancy in _both(_read(data / "cifar10")):
         yield _images(
             task_data, "cifar_resnet", "CIFAR-10, ResNet-8", redundancy, lambda: resnet(group_norm, blocks=1),
-            steps=800, refresh=200, iterations=5, learning_rate=0.05, momentum=0.9, drops=(0.5, 0.75),
+            steps=640, refresh=160, iterations=3, learning_rate=0.05, momentum=0.9, drops=(0.5, 0.75), points=8,
         )  # fmt: skip
 
 
