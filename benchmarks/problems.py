@@ -67,33 +67,33 @@ class RandomFeatures:
             source_n[num_examples - copies :] = np.arange(copies) % 5
             input_ni, label_n = input_ni[source_n], label_n[source_n]
         feature_nf = np.maximum(input_ni @ _unit_rows(rng, hidden, 100).T, 0.0)
-        self._feature_nf = np.column_stack((feature_nf, np.ones(num_examples)))
-        self._label_n = label_n
+        self.feature_nf = np.column_stack((feature_nf, np.ones(num_examples)))
+        self.label_n = label_n
         self._weight_fo = np.zeros((hidden + 1, 2))
         self._weight_fo[:-1] = _unit_rows(rng, 2, hidden).T
         self._rng = rng
 
     def __len__(self) -> int:
-        return len(self._label_n)
+        return len(self.label_n)
 
     def train(self, steps: int, *, rate: float, batch: int = 10, decay: float = 1e-4) -> None:
         """Plain SGD on i.i.d. batches."""
         for _ in range(steps):
             index_b = self._rng.integers(0, len(self), batch)
-            gradient_fo = self._feature_nf[index_b].T @ self._delta(index_b) / batch
+            gradient_fo = self.feature_nf[index_b].T @ self._delta(index_b) / batch
             self._weight_fo -= rate * (gradient_fo + decay * self._weight_fo)
 
     def accuracy(self) -> float:
-        logit_no = self._feature_nf @ self._weight_fo
-        return float(np.mean((logit_no[:, 1] > logit_no[:, 0]) == (self._label_n > 0.5)))
+        logit_no = self.feature_nf @ self._weight_fo
+        return float(np.mean((logit_no[:, 1] > logit_no[:, 0]) == (self.label_n > 0.5)))
 
     def gradients(self) -> Gradients:
         """Without the weight decay, which is the same for every example."""
-        return Gradients([(self._feature_nf, self._delta(np.arange(len(self))))])
+        return Gradients([(self.feature_nf, self._delta(np.arange(len(self))))])
 
     def _delta(self, index_b: Int64) -> Float64:
-        logit_bo = self._feature_nf[index_b] @ self._weight_fo
-        excess_b = 1.0 / (1.0 + np.exp(logit_bo[:, 0] - logit_bo[:, 1])) - self._label_n[index_b]
+        logit_bo = self.feature_nf[index_b] @ self._weight_fo
+        excess_b = 1.0 / (1.0 + np.exp(logit_bo[:, 0] - logit_bo[:, 1])) - self.label_n[index_b]
         return np.column_stack((-excess_b, excess_b))
 
 

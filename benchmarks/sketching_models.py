@@ -39,12 +39,14 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def resnet(norm: Callable[[int], nn.Module]) -> nn.Module:
-    """ResNet-14 of CIFAR width: two blocks in each of the stages 16, 32, 64."""
-    stages = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+def resnet(norm: Callable[[int], nn.Module], blocks: int = 2) -> nn.Module:
+    """ResNet-(6 blocks + 2) of CIFAR width: so many blocks in each of the stages 16, 32, 64; ResNet-14 by default."""
     stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), norm(16), nn.ReLU()]
-    blocks = [Block(*stage, norm) for stage in stages]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
+    body: list[nn.Module] = []
+    for before, width, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+        body.append(Block(before, width, stride, norm))
+        body += [Block(width, width, 1, norm) for _ in range(blocks - 1)]
+    return nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
 
 
 class Encoder(nn.Module):

@@ -21,9 +21,12 @@ def make_model(image_shape: tuple[int, int, int], num_classes: int, *, width: in
     return cnn(c, num_classes)
 
 
-def mlp(num_inputs: int, num_classes: int, *, width: int = 128) -> nn.Module:
-    """One hidden layer."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(num_inputs, width), nn.ReLU(), nn.Linear(width, num_classes))
+def mlp(num_inputs: int, num_classes: int, *, width: int = 128, hidden: int = 1) -> nn.Module:
+    """`hidden` layers of `width` units under ReLU, and a linear one."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs in [num_inputs] + [width] * (hidden - 1):
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))
 
 
 def cnn(channels: int, num_classes: int, *, width: int = 32) -> nn.Module:
