@@ -10,8 +10,8 @@ Three questions, a table each.
    Curricula Work?" (arXiv 2012.03107). Each method has the learning rate of `RATES` at which the mean loss of
    held-out images is lowest.
 2. Do sketches rank batches as real steps do? At some points of a shuffled run, `CANDIDATES` random batches are ranked
-   by the exact drop of the target's loss, and by sketches: fresh ones, and those that the policy has, which are of the
-   epoch before, with the target's of when the present one began.
+   by the exact drop of the target's loss, and by sketches: fresh ones; those of when the epoch began, which an order
+   made then could have at best; and those that `poa` has, of when each image was last trained on.
 3. What does a step of `poa` cost over one of shuffling, both through the service? Epochs of both take turns.
 
 Images of the target, those that rates are chosen by, and test images are sets of their own.
@@ -59,7 +59,7 @@ from trainer_examples.results import write_result
 
 DIMS = (SKETCH_DIM, 256)  # of sketches
 CANDIDATES = 24  # batches that are ranked at a time
-POINTS = (0, 0.5, 1, 1.5, 2, 3, 5, 8)  # epochs after which they are
+POINTS = (0, 0.25, 0.5, 1, 1.1, 1.25, 1.5, 2, 3, 5, 8)  # epochs after which they are
 EARLY = 2  # the last epoch that counts as early
 TURNS = 12  # epochs of each that are timed
 
@@ -68,14 +68,17 @@ console = Console()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Spearman's correlation of sketches' scores of batches with the exact drops."""
+    """Spearman's correlation of sketches' scores of batches with the exact drops, at a point of a run."""
 
     dim: int
     seed: int
     epochs: float
     fresh: float
-    as_policy: float | None
-    """with the sketches that the policy has; None before there are any"""
+    begun: float
+    """with sketches of all examples and of the target from when the epoch began: as fresh as an order can be"""
+    as_poa: float | None
+    """with those that `poa` has: the examples' as they were trained on, the target's from when the epoch began; None in
+    the first epoch"""
 
 
 def agreement(task: Task, *, dim: int, rate: float, seed: int, points: Sequence[float]) -> list[Agreement]:
@@ -83,8 +86,8 @@ def agreement(task: Task, *, dim: int, rate: float, seed: int, points: Sequence[
     model, optimizer = task.start(rate, seed)
     looks = {round(point * task.steps): point for point in points}
     known_nd = np.zeros((len(task.train), dim), np.float16)  # n examples, d numbers each
-    score_n: NDArray[np.float64] | None = None
-    ids_s = torch.randperm(len(task.train)).split(BATCH)
+    begun_n = as_poa_n = np.zeros(len(task.train))
+    ids_s: Sequence[Tensor] = ()
     found = []
     with GradientSketcher(model, dim=dim, seed=seed) as sketcher:
 
@@ -97,20 +100,24 @@ def agreement(task: Task, *, dim: int, rate: float, seed: int, points: Sequence[
             return sketches(task.target.tensors).mean(axis=0, dtype=np.float64)
 
         for step in range(max(looks) + 1):
-            if step and step % task.steps == 0:
-                ids_s, score_n = torch.randperm(len(task.train)).split(BATCH), known_nd @ target()
+            if step % task.steps == 0:
+                ids_s = torch.randperm(len(task.train)).split(BATCH)
+                begun_n, as_poa_n = sketches(task.train.tensors) @ target(), known_nd @ target()
             if step in looks:
                 some = torch.randperm(len(task.train))[: min(CANDIDATES, task.steps) * BATCH]
                 with sketcher.paused():
                     batches = [task.train[ids] for ids in some.split(BATCH)]
                     drops = lookahead_drops(model, optimizer, loss_of, batches, task.target.tensors).numpy()
-                fresh = sketches(task.train[some]) @ target()
                 found.append(
                     Agreement(
-                        dim=dim, seed=seed, epochs=looks[step], fresh=spearman(drops, by_batch(fresh)),
-                        as_policy=None if score_n is None else spearman(drops, by_batch(score_n[some.numpy()])),
+                        dim=dim,
+                        seed=seed,
+                        epochs=looks[step],
+                        fresh=spearman(drops, by_batch(sketches(task.train[some]) @ target())),
+                        begun=spearman(drops, by_batch(begun_n[some.numpy()])),
+                        as_poa=spearman(drops, by_batch(as_poa_n[some.numpy()])) if step >= task.steps else None,
                     )
-                )  # fmt: skip
+                )
             ids = ids_s[step % task.steps]
             known_nd[ids.numpy()] = sketches(task.train[ids])
             optimizer.step()
@@ -210,7 +217,8 @@ def _headline(agreed: list[Agreement], cost: dict[str, dict[str, float]], runs: 
     return {
         "poa_rank_agreement": early(SKETCH_DIM, "fresh"),
         **{f"poa_rank_agreement_{dim}": early(dim, "fresh") for dim in DIMS if dim != SKETCH_DIM},
-        "poa_rank_agreement_as_policy": early(SKETCH_DIM, "as_policy"),
+        "poa_rank_agreement_as_begun": early(SKETCH_DIM, "begun"),
+        "poa_rank_agreement_as_poa": early(SKETCH_DIM, "as_poa"),
         "poa_cost": cost["poa"]["step_ms"] / cost["shuffle"]["step_ms"],
         "sketcher_cost": cost["shuffle"]["step_ms"] / cost["shuffle, no sketcher"]["step_ms"],
         "lookahead_cost": step_ms(LOOKAHEAD) / step_ms(PACING),
@@ -221,7 +229,8 @@ def _notes(rate: float, seeds: int) -> list[str]:
     return [
         f"poa_rank_agreement: Spearman's correlation over {CANDIDATES} batches of {BATCH}, mean of the points of the "
         f"first {EARLY} epochs and of {seeds} seeds, fresh sketches of {SKETCH_DIM} numbers.",
-        "poa_rank_agreement_as_policy: with the sketches that the policy has, of the epoch before.",
+        "poa_rank_agreement_as_begun: with sketches of when the epoch began; _as_poa: with those that poa has, of when "
+        "each image was last trained on.",
         "poa_cost: a step of poa over one of shuffle, both through the service with a sketcher, medians over epochs "
         "that take turns; each epoch's target is counted.",
         "sketcher_cost: the same of shuffle with a sketcher over shuffle without.",
@@ -252,9 +261,9 @@ def _agreement_table(agreed: list[Agreement], rate: float) -> Table:
     """A row for each point of the training."""
     table = _table(f"ranks of batches by sketches and by real steps (Spearman), SGD {rate:g}, mean over the seeds")
     table.add_column("epochs", justify="right")
-    columns = [(dim, kind) for dim in DIMS for kind in ("fresh", "as_policy")]
+    columns = [(dim, kind) for dim in DIMS for kind in ("fresh", "begun", "as_poa")]
     for dim, kind in columns:
-        table.add_column(f"{dim} numbers, {'fresh' if kind == 'fresh' else 'as poa has'}", justify="right")
+        table.add_column(f"{dim}: {kind.replace('_', ' ')}", justify="right")
     for point in sorted({row.epochs for row in agreed}):
         cells = []
         for dim, kind in columns:

@@ -61,12 +61,18 @@ def test_ranks_are_compared_whatever_the_values():
     assert spearman(np.array([1.0, 2, 3, 4]), np.array([2.0, 1, 4, 3])) == pytest.approx(0.6)  # 1 - 6 * 4 / (4 * 15)
 
 
-def test_sketches_rank_batches_as_steps_do_and_old_ones_less_so():
-    found = agreement(TASK, dim=256, rate=0.05, seed=0, points=(0, 1, 1.5))
-    assert [row.epochs for row in found] == [0, 1, 1.5]
-    assert found[0].as_policy is None
+def test_sketches_rank_batches_as_steps_do():
+    found = agreement(TASK, dim=256, rate=0.05, seed=0, points=(0, 0.5, 1))
+    assert [row.epochs for row in found] == [0, 0.5, 1]
     assert min(row.fresh for row in found) > 0.5
-    assert all(row.as_policy is not None and -1 <= row.as_policy < row.fresh for row in found[1:])
+    assert [row.begun == row.fresh for row in found] == [True, False, True]
+    assert [row.as_poa is None for row in found] == [True, True, False]
+
+
+def test_old_sketches_rank_like_fresh_ones_of_a_model_that_stays():
+    (found,) = agreement(SMALL, dim=64, rate=1e-6, seed=0, points=(1.5,))
+    assert found.begun == pytest.approx(found.fresh, abs=0.05)
+    assert found.as_poa == pytest.approx(found.fresh, abs=0.05)
 
 
 def test_each_method_has_the_rate_that_suits_held_out_images():
