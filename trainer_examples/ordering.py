@@ -1,7 +1,7 @@
 """Orders of batches by look-ahead, exact and from sketches, and balanced ones, with the controls they need.
 
-    python -m trainer_examples.ordering                                   # scikit-learn's digits
-    python -m trainer_examples.ordering --data ../shared/data/mnist       # 10,000 of its images
+    python -m trainer_examples.ordering                             # scikit-learn's digits
+    python -m trainer_examples.ordering --data path/to/mnist        # 10,000 of its images
 
 Three questions, a table each.
 
