@@ -25,7 +25,7 @@ FIRST_COVERAGE = 0.5
 """share of the examples whose sketches make the first clusters, for a policy that can do without any"""
 
 LATE = 0.9
-"""share of an epoch that was lent when the order of the next one is made"""
+"""share of an epoch that was lent when the order of the next one is made, at the earliest"""
 
 _GIVE = {
     "alignment": "a target of held-out examples: loader.set_target(sketches)",
@@ -61,10 +61,13 @@ class Refreshes:
         watched = self._watched
         wanted = self._wanted()
         if wanted & {"place", "nearby"}:
+            if delivery is None:
+                return None
             with watched.lock:
-                late = delivery is not None and delivery.epoch_lent >= LATE and watched.intake.fresh_rows > 0
-                self._pass = delivery.passes if delivery else 0
-            return "epoch" if late and self._pass != self._made_in else None
+                # A pass that went by between two looks is made up for in the next one.
+                self._pass = delivery.passes - (delivery.epoch_lent < LATE)
+                missed = self._pass > self._made_in
+                return "epoch" if missed and watched.intake.fresh_rows > 0 else None
         if "cluster" not in wanted:
             return None
         # Made before the lock is taken: batches and reports do not wait for it.

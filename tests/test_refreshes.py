@@ -115,6 +115,30 @@ def test_an_order_is_balanced_late_in_each_epoch_for_the_next():
     assert trainer.sampler.statistics().refreshes == 4, "once an epoch"
 
 
+def test_an_order_whose_epoch_ended_between_two_looks_is_made_in_the_next():
+    trainer = run("balanced_order")
+    sampler = trainer.sampler
+
+    def step() -> None:
+        trainer.report(trainer.take_acked().batches[0])
+
+    trainer.start(0)
+    for _ in range(7):
+        step()
+        assert sampler.refresh_due() is None, "seven of eight steps are no epoch yet"
+    step()  # nobody looks
+    trainer.start(1)
+    step()
+    assert sampler.refresh_due() == "epoch"
+    sampler.refresh()
+    for _ in range(6):
+        step()
+        assert sampler.refresh_due() is None, "once an epoch"
+    step()
+    assert sampler.refresh_due() == "epoch", "its own is due as ever"
+    assert trainer.start(2).policy == "balanced_order"
+
+
 def pairs(ids: np.ndarray) -> np.ndarray:
     """Embeddings of pairs, left and right: those of ids that are equal modulo 8 are near to one another."""
     angle = np.pi * (ids % 8) / 8 + 1e-3 * ids

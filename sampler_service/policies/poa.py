@@ -7,7 +7,8 @@ step is made in vain. `sampler_client.pytorch.lookahead` is the source's exact f
 
 Source: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395, and the authors' code, whose
 target came from the test set; the form in sketches is ours (`methods.md` 4.1). That the thesis' POA is that code is an
-inference. The order is made when an epoch begins, from sketches of the one before.
+inference. The order is made when an epoch begins, from sketches of the one before: it holds where an epoch moves the
+model little, at small learning rates or over few batches.
 
 Shapes: n examples.
 """

@@ -1,0 +1,295 @@
+"""Orders of batches by look-ahead, exact and from sketches, and balanced ones, with the controls they need.
+
+    python -m trainer_examples.ordering                             # scikit-learn's digits
+    python -m trainer_examples.ordering --data path/to/mnist        # 10,000 of its images
+
+Three questions, a table each.
+
+1. Does training gain at equal steps? The controls are `poa` with one attempt, which leaves the order random, and
+   random pacing: batches of a subset that grows at random, which does as well as sorted curricula do in "When Do
+   Curricula Work?" (arXiv 2012.03107). Each method has the learning rate of `RATES` at which the mean loss of
+   held-out images is lowest.
+2. Do sketches rank batches as real steps do? At some points of a shuffled run, `CANDIDATES` random batches are ranked
+   by the exact drop of the target's loss, and by sketches: fresh ones; those of when the epoch began, which an order
+   made then could have at best; and those that `poa` has, of when each image was last trained on.
+3. What does a step of `poa` cost over one of shuffling, both through the service? Epochs of both take turns.
+
+Images of the target, those that rates are chosen by, and test images are sets of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median, pstdev
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sampler_client import GradientSketcher
+from sampler_client.pytorch.lookahead import lookahead_drops
+from sampler_service.embedded import running_service
+from trainer_examples.comparison import RATES
+from trainer_examples.data import load
+from trainer_examples.orders import (
+    BATCH,
+    LOOKAHEAD,
+    METHODS,
+    MOMENTUM,
+    PACING,
+    SKETCH_DIM,
+    Served,
+    Task,
+    Trained,
+    at_best_rate,
+    loss_of,
+    train,
+)
+from trainer_examples.results import write_result
+
+DIMS = (SKETCH_DIM, 256)  # of sketches
+CANDIDATES = 24  # batches that are ranked at a time
+POINTS = (0, 0.25, 0.5, 1, 1.1, 1.25, 1.5, 2, 3, 5, 8)  # epochs after which they are
+EARLY = 2  # the last epoch that counts as early
+TURNS = 12  # epochs of each that are timed
+
+console = Console()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Spearman's correlation of sketches' scores of batches with the exact drops, at a point of a run."""
+
+    dim: int
+    seed: int
+    epochs: float
+    fresh: float
+    begun: float
+    """with sketches of all examples and of the target from when the epoch began: as fresh as an order can be"""
+    as_poa: float | None
+    """with those that `poa` has: the examples' as they were trained on, the target's from when the epoch began; None in
+    the first epoch"""
+
+
+def agreement(task: Task, *, dim: int, rate: float, seed: int, points: Sequence[float]) -> list[Agreement]:
+    """Rank some batches at some points of a shuffled run, whose sketches are kept as the service keeps them."""
+    model, optimizer = task.start(rate, seed)
+    looks = {round(point * task.steps): point for point in points}
+    known_nd = np.zeros((len(task.train), dim), np.float16)  # n examples, d numbers each
+    begun_n = as_poa_n = np.zeros(len(task.train))
+    ids_s: Sequence[Tensor] = ()
+    found = []
+    with GradientSketcher(model, dim=dim, seed=seed) as sketcher:
+
+        def sketches(batch: Sequence[Tensor]) -> NDArray[Any]:
+            model.zero_grad()
+            loss_of(model, batch).backward()
+            return sketcher.take().sketches
+
+        def target() -> NDArray[np.float64]:
+            return sketches(task.target.tensors).mean(axis=0, dtype=np.float64)
+
+        for step in range(max(looks) + 1):
+            if step % task.steps == 0:
+                ids_s = torch.randperm(len(task.train)).split(BATCH)
+                begun_n, as_poa_n = sketches(task.train.tensors) @ target(), known_nd @ target()
+            if step in looks:
+                some = torch.randperm(len(task.train))[: min(CANDIDATES, task.steps) * BATCH]
+                with sketcher.paused():
+                    batches = [task.train[ids] for ids in some.split(BATCH)]
+                    drops = lookahead_drops(model, optimizer, loss_of, batches, task.target.tensors).numpy()
+                found.append(
+                    Agreement(
+                        dim=dim,
+                        seed=seed,
+                        epochs=looks[step],
+                        fresh=spearman(drops, by_batch(sketches(task.train[some]) @ target())),
+                        begun=spearman(drops, by_batch(begun_n[some.numpy()])),
+                        as_poa=spearman(drops, by_batch(as_poa_n[some.numpy()])) if step >= task.steps else None,
+                    )
+                )
+            ids = ids_s[step % task.steps]
+            known_nd[ids.numpy()] = sketches(task.train[ids])
+            optimizer.step()
+    return found
+
+
+def by_batch(score_m: NDArray[Any]) -> NDArray[Any]:
+    return score_m.reshape(-1, BATCH).mean(axis=1)
+
+
+def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Correlation of the ranks; of values that are all different."""
+    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
+
+
+def costs(task: Task, *, rate: float, turns: int, address: str) -> dict[str, dict[str, float]]:
+    """Median milliseconds a step takes, over epochs that take turns; the first two of each are not counted, in which
+    `poa` has no order yet."""
+    lanes = {"shuffle, no sketcher": ("shuffle", False), "shuffle": ("shuffle", True), "poa": ("poa", True)}
+    with ExitStack() as stack:
+        fits = {
+            name: stack.enter_context(
+                Served(method, task, rate=rate, seed=0, epochs=turns + 2, address=address, sketched=sketched)
+            )
+            for name, (method, sketched) in lanes.items()
+        }
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in fits}
+        for _ in range(turns + 2):
+            for name, fit in fits.items():
+                taken[name].append((fit.epoch(), fit.target_s))
+    return {
+        name: {
+            "step_ms": 1e3 * median(whole for whole, _ in pairs[2:]) / task.steps,
+            "target_ms": 1e3 * median(target_s for _, target_s in pairs[2:]),
+        }
+        for name, pairs in taken.items()
+    }
+
+
+def main(
+    data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
+    examples: Annotated[int, typer.Option(help="largest training set")] = 10_000,
+    epochs: Annotated[int, typer.Option(help="of each run")] = 10,
+    short: Annotated[int, typer.Option(help="epochs of a run with exact look-ahead; all are looked at then")] = 3,
+    seeds: Annotated[int, typer.Option(help="runs of each method at each rate")] = 3,
+    address: Annotated[str | None, typer.Option(help="a running service; none: one is started")] = None,
+    json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
+) -> dict[str, float]:
+    """Compare the orders; returns the figures that stand out."""
+    torch.set_num_threads(1)  # the model is small; the other core is the service's
+    images = load(data, limit=examples)
+    task = Task.of(images)
+    console.print(f"{images}; {task.steps} steps of {BATCH} an epoch", highlight=False)
+    horizons = sorted({short, epochs})
+    runs: list[Trained] = []
+    with running_service() if address is None else nullcontext(address) as host:
+        for method in METHODS:
+            console.print(f"{method} …")
+            for seed in range(seeds):
+                for rate in RATES:
+                    runs += train(method, task, rate=rate, seed=seed, horizons=horizons, address=host)
+        rate = at_best_rate(runs, "shuffle", epochs)[0].rate
+        console.print("cost …")
+        cost = costs(task, rate=rate, turns=TURNS, address=host)
+    for horizon in horizons:
+        console.print(_training_table(runs, horizon))
+    console.print("ranks …")
+    agreed = [
+        row
+        for dim in DIMS
+        for seed in range(seeds)
+        for row in agreement(task, dim=dim, rate=rate, seed=seed, points=POINTS)
+    ]
+    console.print(_agreement_table(agreed, rate))
+    console.print(_cost_table(cost))
+    headline = _headline(agreed, cost, runs)
+    write_result(
+        json,
+        name="ordering",
+        rows=[_plain({"part": "training", **asdict(run)}) for run in runs]
+        + [_plain({"part": "agreement", "rate": rate, **asdict(row)}) for row in agreed]
+        + [{"part": "cost", "rate": rate, "method": method, **times} for method, times in cost.items()],
+        headline=headline,
+        notes=[f"{images}; {task.steps} steps of {BATCH} an epoch.", *_notes(rate, seeds)],
+    )
+    return headline
+
+
+def _headline(agreed: list[Agreement], cost: dict[str, dict[str, float]], runs: list[Trained]) -> dict[str, float]:
+    def early(dim: int, kind: str) -> float:
+        found = [getattr(row, kind) for row in agreed if row.dim == dim and row.epochs <= EARLY]
+        return fmean(value for value in found if value is not None)
+
+    def step_ms(method: str) -> float:
+        return median(run.step_ms for run in runs if run.method == method)
+
+    return {
+        "poa_rank_agreement": early(SKETCH_DIM, "fresh"),
+        **{f"poa_rank_agreement_{dim}": early(dim, "fresh") for dim in DIMS if dim != SKETCH_DIM},
+        "poa_rank_agreement_as_begun": early(SKETCH_DIM, "begun"),
+        "poa_rank_agreement_as_poa": early(SKETCH_DIM, "as_poa"),
+        "poa_cost": cost["poa"]["step_ms"] / cost["shuffle"]["step_ms"],
+        "sketcher_cost": cost["shuffle"]["step_ms"] / cost["shuffle, no sketcher"]["step_ms"],
+        "lookahead_cost": step_ms(LOOKAHEAD) / step_ms(PACING),
+    }
+
+
+def _notes(rate: float, seeds: int) -> list[str]:
+    return [
+        f"poa_rank_agreement: Spearman's correlation over {CANDIDATES} batches of {BATCH}, mean of the points of the "
+        f"first {EARLY} epochs and of {seeds} seeds, fresh sketches of {SKETCH_DIM} numbers.",
+        "poa_rank_agreement_as_begun: with sketches of when the epoch began; _as_poa: with those that poa has, of when "
+        "each image was last trained on.",
+        "poa_cost: a step of poa over one of shuffle, both through the service with a sketcher, medians over epochs "
+        "that take turns; each epoch's target is counted.",
+        "sketcher_cost: the same of shuffle with a sketcher over shuffle without.",
+        "lookahead_cost: a step with exact look-ahead over one of random pacing, both without the service.",
+        f"SGD {rate:g} with momentum {MOMENTUM:g} for ranks and costs, which suits shuffle; in training each method "
+        "has the rate at which the mean loss of held-out images is lowest.",
+    ]
+
+
+def _training_table(runs: list[Trained], epochs: int) -> Table:
+    table = _table(f"after {epochs} epochs, mean and deviation over the seeds")
+    for heading in ("method", "rate", "training loss", "test accuracy", "own order"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for method in METHODS:
+        if own := at_best_rate(runs, method, epochs):
+            losses, accuracies = [run.train_loss for run in own], [100 * run.accuracy for run in own]
+            table.add_row(
+                method,
+                f"{own[0].rate:g}",
+                f"{fmean(losses):.4f} ± {pstdev(losses):.4f}",
+                f"{fmean(accuracies):.2f} ± {pstdev(accuracies):.2f} %",
+                f"{fmean(run.ordered for run in own):.0%}",
+            )
+    return table
+
+
+def _agreement_table(agreed: list[Agreement], rate: float) -> Table:
+    """A row for each point of the training."""
+    table = _table(f"ranks of batches by sketches and by real steps (Spearman), SGD {rate:g}, mean over the seeds")
+    table.add_column("epochs", justify="right")
+    columns = [(dim, kind) for dim in DIMS for kind in ("fresh", "begun", "as_poa")]
+    for dim, kind in columns:
+        table.add_column(f"{dim}: {kind.replace('_', ' ')}", justify="right")
+    for point in sorted({row.epochs for row in agreed}):
+        cells = []
+        for dim, kind in columns:
+            found = [getattr(row, kind) for row in agreed if (row.dim, row.epochs) == (dim, point)]
+            cells.append("-" if None in found else f"{fmean(found):.2f} ± {pstdev(found):.2f}")
+        table.add_row(f"{point:g}", *cells)
+    return table
+
+
+def _cost_table(cost: dict[str, dict[str, float]]) -> Table:
+    table = _table("milliseconds, medians over epochs that take turns")
+    for heading in ("method", "step", "target, once an epoch"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for method, times in cost.items():
+        table.add_row(method, f"{times['step_ms']:.3f}", f"{times['target_ms']:.1f}")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that JSON has: a loss that is none becomes None."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+if __name__ == "__main__":
+    typer.run(main)
