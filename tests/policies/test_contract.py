@@ -32,6 +32,7 @@ VARIANTS = [(name, {}) for name in sorted(POLICIES)] + [
     ("rho_loss", {"top_fraction": 1.0}),
     ("poa", {"attempts": 1.0}),
     ("validation_alignment", {"alpha": 1.0}),
+    ("validation_alignment", {"half_life": 1e-6}),
     ("hard_negative", {"begin": 0.0, "end": 0.0}),
     ("phases", {"schedule": "0.3 poa; 0.6 importance; 1 infobatch"}),
 ]
@@ -49,6 +50,7 @@ def view_of(num_examples: int, num_clusters: int = 5, known: float = 0.8, **colu
         "cluster_sse_k": rng.exponential(size=num_clusters),
         "reference_loss_n": rng.exponential(size=num_examples).astype(np.float32),
         "alignment_n": np.where(known_n, rng.normal(size=num_examples), np.nan).astype(np.float32),
+        "group_n": rng.integers(0, 3, num_examples),
         "place_n": rng.random(num_examples),
         "step": 100,
         "epoch_steps": 50,
@@ -73,6 +75,7 @@ VIEWS = {
     "zero scatter": view_of(60, cluster_sse_k=np.zeros(5)),
     "nothing to compare with": view_of(60, alignment_n=None, place_n=None),
     "all against the held-out examples": view_of(60, alignment_n=-ones(60)),
+    "no groups": view_of(60, group_n=None),
     "no reference": view_of(60, reference_loss_n=None),
     "some references": view_of(60, reference_loss_n=np.where(np.arange(60) % 3, 1, np.nan).astype(np.float32)),
 }
@@ -205,6 +208,7 @@ def test_an_unknown_policy_is_answered_with_the_choices():
         ("hard_negative", {"begin": 0.5}, r"'begin' \(= 0.5\) is above 'end' \(= 0.3\)"),
         ("hard_negative", {"together": 0.0}, r"'together' must lie in \[1, 10000\], got 0.0"),
         ("validation_alignment", {"alpha": 0.0}, r"'alpha' must lie in \(0, 1\], got 0.0"),
+        ("validation_alignment", {"half_life": 0.0}, r"'half_life' must lie in \(0, inf\), got 0.0"),
         ("phases", {"schedule": "0.5 shuffle"}, r"the last at 1; they end at \[0.5\]"),
         ("phases", {"schedule": "0.5 shuffle; 0.4 shuffle; 1 shuffle"}, r"they end at \[0.5, 0.4, 1.0\]"),
         ("phases", {"schedule": "0.4 shuffle; 1 rho_loss"}, r"'rho_loss' from 0.4 on leaves examples out on purpose"),
