@@ -83,7 +83,7 @@ def test_examples_that_were_not_seen_of_late_are_judged_by_others_of_their_group
     trainer.sampler.set_target(axis)
     received = epoch(trainer, 1, sketches=axis.repeat(8, 0))[:2]
     assert {batch.policy for batch in received} == {"validation_alignment"}
-    assert np.mean([np.mean(batch.rows.example_ids % 2) for batch in received]) > 0.9
+    assert np.mean([np.mean(batch.rows.example_ids % 2) for batch in received]) > 0.8
 
 
 def test_a_new_target_serves_the_next_batch():

@@ -8,16 +8,19 @@ sources make a backward pass.
 Source: Ren, Zeng, Yang, Urtasun, "Learning to Reweight Examples for Robust Deep Learning", ICML 2018, arXiv 1803.09050,
 equations 8 to 12; Hu et al., "Learning Data Manipulation for Augmentation and Weighting", NeurIPS 2019,
 arXiv 1910.12795; Killamsetty et al., "GLISTER", AAAI 2021, arXiv 2012.10630. Drawing by the weights instead of
-multiplying losses with them, and the mix with uniform draws, are ours.
+multiplying losses with them, and the mix with even draws, are ours.
 
 So is what is done about age. A held-out gradient turns quickly: whole classes are wanted, and a few steps later not any
-more. What an example's own sketch said when it was last drawn is then of another time, but others of its class, or
-whatever group the run was given, were drawn since. With f_i = 2^(-age_i / half_life) and m_i the fresh mean of the
-group (`freshness.py`),
+more; and an example that fitted when it was last drawn has a sketch near 0, of either sign. What it said is of another
+time, but others of its class, or of whatever groups the run was given, were drawn since: some always are, as the even
+draws are even over the groups. With f_i = 2^(-age_i / half_life), m_i the fresh mean of the group (`freshness.py`), and
+G groups, of which that of i has n_i examples,
 
-    p_i = (1 - alpha) a_i / sum(a) + alpha / n,    a_i = max(0, f_i <s_i, s_held-out> + (1 - f_i) m_i).
+    p_i = (1 - alpha) a_i / sum(a) + alpha / (G n_i),    a_i = max(0, f_i <s_i, s_held-out> + (1 - f_i) m_i).
 
-Shapes: n examples.
+Without groups all examples are one.
+
+Shapes: n examples, g groups.
 """
 
 from __future__ import annotations
@@ -43,9 +46,8 @@ class ValidationAlignment:
     # What is not wanted is seldom drawn and grows old, by design; `half_life` makes up for it.
     min_coverage: ClassVar[float] = 0.1
 
-    alpha: float = 0.05
-    """Share of uniform draws, in (0, 1]: what is pushed away now may be wanted later, and must be seen to be known. One
-    example of a batch of 20; what they teach is not wanted, so more of them cost more than they tell."""
+    alpha: float = 0.1
+    """Share of even draws, in (0, 1]: what is pushed away now may be wanted later, and must be seen to be known."""
     half_life: float = 1.0
     """Epochs in which an alignment loses half its say."""
 
@@ -58,7 +60,7 @@ class ValidationAlignment:
         total = float(gain_n.sum())
         if not total > 0:
             return shuffled(len(view))
-        probability_n = (1 - self.alpha) * gain_n / total + self.alpha / len(view)
+        probability_n = (1 - self.alpha) * gain_n / total + self.alpha * _even(view)
         return WeightedDraw(probability_n=probability_n, unbiased=False)
 
     def aside(self, view: TableView) -> str:
@@ -72,3 +74,11 @@ class ValidationAlignment:
             return np.zeros(len(view))
         gain_n = aged_alignments(view, freshness(view, "alignment", half_life=self.half_life))
         return np.clip(gain_n, 0.0, None, out=gain_n)
+
+
+def _even(view: TableView) -> Float64:
+    """(n,) probabilities of draws in which each group is as frequent as any other, and each example of a group."""
+    if view.group_n is None:
+        return np.full(len(view), 1 / len(view))
+    size_g = np.bincount(view.group_n)
+    return 1 / (np.count_nonzero(size_g) * size_g[view.group_n])
