@@ -69,6 +69,15 @@ def test_examples_that_point_to_the_target_are_drawn_more_often_at_weight_1():
     assert np.isnan(trainer.sampler.statistics().variance_ratio), "of draws that are biased nobody asks it"
 
 
+def test_held_out_examples_that_cancel_out_leave_even_draws():
+    trainer = run("validation_alignment")
+    epoch(trainer, 0)
+    axes = np.eye(2, DIM, dtype=np.float32)
+    for target, agreement in ((axes[:1], 1.0), (axes, 0.5), (axes[:1] * [[1], [-1]], 0.0), (0 * axes, 0.0)):
+        trainer.sampler.set_target(np.asarray(target, np.float32))
+        assert trainer.sampler._table.agreement == pytest.approx(agreement)
+
+
 def test_examples_that_were_not_seen_of_late_are_judged_by_others_of_their_group():
     """All pointed to the target once; of the few that were seen of late, those of the even group point away."""
     trainer = run("validation_alignment", policy_options={"half_life": "1"})

@@ -3,10 +3,11 @@
     python -m trainer_examples.data_weights                       # scikit-learn's digits; the tasks shrink to them
     python -m trainer_examples.data_weights --data path/to/cifar10 --json weights.json
 
-Two tasks of Hu et al. 2019 (`scarce.py`): two classes with 20 and 1000 examples, and 40 examples of each class. Five
+Two tasks of Hu et al. 2019 (`scarce.py`): two classes with 20 and 1000 examples, and 40 examples of each class. Six
 ways to choose batches: shuffled epochs; draws in which classes are even; the same with the held-out examples trained on
 as well; weights inside each batch by differentiating through a step (Ren et al., `reweighting.py`); and draws by the
-service's policy `validation_alignment`, to which the trainer tells a held-out gradient every few steps.
+service's policy `validation_alignment`, to which the trainer tells the held-out gradients every few steps, with the
+labels for groups and without any: only then what it does for a rare class is all by alignment.
 
 Model, steps, momentum and a learning rate that falls linearly to 0 are the same for all. Each has the rate of one grid
 that is best for it on draws of the task that no comparison has, tested on images that no comparison tests on.
@@ -43,7 +44,7 @@ from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import Scarce, imbalance, low_data
 
 TASKS: dict[str, Callable[..., Scarce]] = {"imbalance": imbalance, "low data": low_data}
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.003, 0.01, 0.03, 0.1)
 TUNING_SEEDS = (1_000_003, 1_000_033)
 """of the draws that learning rates are chosen on; no run of the comparison has them"""
 
@@ -52,7 +53,7 @@ TUNING_SEEDS = (1_000_003, 1_000_033)
 class Settings:
     """What all methods share, and what `validation_alignment` has besides."""
 
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 20
     momentum: float = 0.9
     target_every: int = 5
@@ -112,8 +113,10 @@ def ren_et_al(training: Training, task: Scarce, settings: Settings, **_: Any) ->
         training.step(weights @ training.losses(images, labels))
 
 
-def validation_alignment(training: Training, task: Scarce, settings: Settings, *, address: str, seed: int) -> None:
-    """The loop of `train.py`, with the labels for groups, and with a backward pass over the held-out examples."""
+def validation_alignment(
+    training: Training, task: Scarce, settings: Settings, *, address: str, seed: int, grouped: bool = False
+) -> None:
+    """The loop of `train.py`, and every few steps a backward pass over the held-out examples."""
     run, dim = f"weights-{uuid.uuid4().hex[:12]}", settings.sketch_dim
     loader = sampler.attach(
         DataLoader(task.train, settings.batch_size, shuffle=True),
@@ -127,7 +130,8 @@ def validation_alignment(training: Training, task: Scarce, settings: Settings, *
         sampler.SamplerClient(address) as client,
         sampler.GradientSketcher(training.model, dim, layers="all") as sketcher,
     ):
-        client.set_groups(run, task.train.tensors[1].numpy())
+        if grouped:
+            client.set_groups(run, task.train.tensors[1].numpy())
         with loader:
             for step, ((images, labels), batch) in enumerate(islice(_endless(loader), settings.steps)):
                 if step % settings.target_every == 0:
@@ -145,6 +149,7 @@ METHODS: dict[str, Callable[..., None]] = {
     "class balanced, held-out too": class_balanced_with_held_out,
     "Ren et al.": ren_et_al,
     "validation_alignment": validation_alignment,
+    "validation_alignment, labels": partial(validation_alignment, grouped=True),
 }
 
 

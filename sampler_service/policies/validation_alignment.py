@@ -10,13 +10,19 @@ equations 8 to 12; Hu et al., "Learning Data Manipulation for Augmentation and W
 arXiv 1910.12795; Killamsetty et al., "GLISTER", AAAI 2021, arXiv 2012.10630. Drawing by the weights instead of
 multiplying losses with them, and the mix with even draws, are ours.
 
+The positive part knows no measure: as soon as the held-out gradient leans to one side by a little, all that points to
+the other is left out, until it leans to the other. With a target that comes some steps late training swings from class
+to class and learns nothing else. So the share of draws by alignment is in proportion to how far the held-out gradients
+agree with one another, A = |mean|^2 / mean |.|^2: where they pull in different ways, draws are even. That is ours, too.
+
 So is what is done about age. A held-out gradient turns quickly: whole classes are wanted, and a few steps later not any
 more; and an example that fitted when it was last drawn has a sketch near 0, of either sign. What it said is of another
 time, but others of its class, or of whatever groups the run was given, were drawn since: some always are, as the even
 draws are even over the groups. With f_i = 2^(-age_i / half_life), m_i the fresh mean of the group (`freshness.py`), and
 G groups, of which that of i has n_i examples,
 
-    p_i = (1 - alpha) a_i / sum(a) + alpha / (G n_i),    a_i = max(0, f_i <s_i, s_held-out> + (1 - f_i) m_i).
+    p_i = A' a_i / sum(a) + (1 - A') / (G n_i),    A' = (1 - alpha) A,
+    a_i = max(0, f_i <s_i, s_held-out> + (1 - f_i) m_i).
 
 Without groups all examples are one.
 
@@ -47,7 +53,7 @@ class ValidationAlignment:
     min_coverage: ClassVar[float] = 0.1
 
     alpha: float = 0.1
-    """Share of even draws, in (0, 1]: what is pushed away now may be wanted later, and must be seen to be known."""
+    """Least share of even draws, in (0, 1]: what is pushed away now may be wanted later, and must be seen till then."""
     half_life: float = 1.0
     """Epochs in which an alignment loses half its say."""
 
@@ -60,7 +66,8 @@ class ValidationAlignment:
         total = float(gain_n.sum())
         if not total > 0:
             return shuffled(len(view))
-        probability_n = (1 - self.alpha) * gain_n / total + self.alpha * _even(view)
+        sharp = (1 - self.alpha) * view.agreement
+        probability_n = sharp * gain_n / total + (1 - sharp) * _even(view)
         return WeightedDraw(probability_n=probability_n, unbiased=False)
 
     def aside(self, view: TableView) -> str:

@@ -104,10 +104,11 @@ class Noting(Training):
 
 
 @pytest.mark.usefixtures("prompt_reports")
-def test_the_rare_class_is_drawn_far_more_often_than_it_is_there(served: ServedService) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_rare_class_is_drawn_far_more_often_than_it_is_there(served: ServedService, grouped: bool) -> None:
     task, settings = imbalance(DIGITS, 0), Settings(steps=60)
     training = Noting(task, settings, rate=0.03, seed=0)
-    data_weights.validation_alignment(training, task, settings, address=served.address, seed=0)
+    data_weights.validation_alignment(training, task, settings, address=served.address, seed=0, grouped=grouped)
     there, drawn = (
         float((labels == 0).float().mean()) for labels in (task.train.tensors[1], torch.cat(training.drawn))
     )

@@ -126,6 +126,15 @@ def test_draws_go_by_the_positive_part_of_the_alignment():
     assert not rates.unbiased
 
 
+def test_draws_are_even_as_far_as_the_held_out_examples_disagree():
+    view = replace(aligned([3, -2, 1, 0], group=[0, 1, 1, 1]), agreement=0.5)
+    sharp, even = 0.8 * 0.5, np.array([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    rates = rates_of("validation_alignment", view, alpha=0.2)
+    assert_allclose(rates.probability_n, sharp * np.array([3, 0, 1, 0]) / 4 + (1 - sharp) * even)
+    rates = rates_of("validation_alignment", replace(view, agreement=0.0))
+    assert_allclose(rates.probability_n, even)
+
+
 def test_an_old_alignment_goes_toward_the_fresh_mean_of_its_group():
     # f = (1, 1/2, 1, 0, 0): the fourth is far too old, the fifth has no sketch. Each group's mean takes in one more.
     view = aligned([4, -1, -1, 9, np.nan], age=[0, 10, 0, 90_000, 0], group=[0, 0, 1, 0, 1])
