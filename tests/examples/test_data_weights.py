@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from trainer_examples.data_weights import Settings, Training
 from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import FEW_HELD_OUT, HELD_OUT, Scarce, imbalance, low_data
 
-ROOT = Path(__file__).parents[2]
 DIGITS = load()
 
 
@@ -104,8 +102,10 @@ class Noting(Training):
 
 
 @pytest.mark.usefixtures("prompt_reports")
-@pytest.mark.parametrize("grouped", [False, True])
-def test_the_rare_class_is_drawn_far_more_often_than_it_is_there(served: ServedService, grouped: bool) -> None:
+@pytest.mark.parametrize(("grouped", "factor"), [(False, 2), (True, 5)])
+def test_the_rare_class_is_drawn_far_more_often_than_it_is_there(
+    served: ServedService, grouped: bool, factor: int
+) -> None:
     task, settings = imbalance(DIGITS, 0), Settings(steps=60)
     training = Noting(task, settings, rate=0.03, seed=0)
     data_weights.validation_alignment(training, task, settings, address=served.address, seed=0, grouped=grouped)
@@ -113,19 +113,43 @@ def test_the_rare_class_is_drawn_far_more_often_than_it_is_there(served: ServedS
         float((labels == 0).float().mean()) for labels in (task.train.tensors[1], torch.cat(training.drawn))
     )
     assert there < 0.03
-    assert drawn > 5 * there
+    assert drawn > factor * there
     assert not served.service.runs()
 
 
+@pytest.fixture
+def one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_weights, "RATES", (0.03,))
+
+
+def test_a_rate_is_chosen_by_other_draws_and_then_the_comparison_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[float, int]] = []
+
+    class Fake(Training):
+        def __init__(self, task: Scarce, settings: Settings, rate: float, seed: int) -> None:
+            ran.append((rate, seed))
+            self.rate = rate
+
+        def accuracy(self, test: torch.utils.data.TensorDataset) -> float:
+            return 1 - abs(self.rate - 0.03)
+
+    monkeypatch.setattr(data_weights, "Training", Fake)
+    monkeypatch.setattr(data_weights, "METHODS", {"none": lambda *_, **__: None})
+    (result,) = data_weights.compare("task", partial(low_data, DIGITS), Settings(), 2, "")
+    assert ran == [(rate, seed) for rate in data_weights.RATES for seed in data_weights.TUNING_SEEDS] + [
+        (0.03, 0),
+        (0.03, 1),
+    ]
+    assert (result.rate, result.accuracies) == (0.03, [1.0, 1.0])
+
+
+@pytest.mark.usefixtures("one_rate")
 def test_all_methods_are_compared_on_both_tasks(served: ServedService) -> None:
     for name, draw in data_weights.TASKS.items():
-        found = data_weights.compare(
-            name, lambda seed, draw=draw, **how: draw(DIGITS, seed, **how), Settings(steps=3), 2, served.address
-        )
+        found = data_weights.compare(name, partial(draw, DIGITS), Settings(steps=3), 2, served.address)
         assert [result.method for result in found] == list(data_weights.METHODS)
         for result in found:
             assert len(result.accuracies) == 2 and 0 <= min(result.accuracies) <= max(result.accuracies) <= 1
-            assert result.tuning[result.rate] == max(result.tuning.values())
         assert data_weights.table_of(found).row_count == len(data_weights.METHODS)
 
 
@@ -135,13 +159,13 @@ def test_a_spread_is_in_points_with_the_deviation_of_a_sample() -> None:
 
 
 @pytest.mark.ray
-def test_the_command_prints_tables_and_writes_what_they_say(tmp_path: Path) -> None:
-    out = tmp_path / "weights.json"
-    command = [sys.executable, "-m", "trainer_examples.data_weights", "--seeds", "1", "--steps", "1"]
-    done = subprocess.run([*command, "--json", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = json.loads(out.read_text())
+@pytest.mark.usefixtures("one_rate")
+def test_the_command_prints_tables_and_writes_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "weights.json"
+    data_weights.main(seeds=1, steps=1, json_file=out)
+    said, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert said["settings"]["steps"] == 1
     assert [(result["task"], result["method"]) for result in said["results"]] == [
         (task, method) for task in data_weights.TASKS for method in data_weights.METHODS
     ]
-    assert all(result["method"] in done.stdout for result in said["results"])
+    assert all(result["method"] in printed for result in said["results"])
