@@ -112,9 +112,10 @@ class Refreshes:
         if not np.isfinite(sketch_md).all():
             bad = int(np.flatnonzero(~np.isfinite(sketch_md).all(axis=1))[0])
             raise ConfigError(f"the sketch of held-out example {bad} is not finite; leave it out")
-        alignment_n = watched.shards.dots(sketch_md.mean(axis=0, dtype=np.float32), watched.timeout_s)
+        target_d = sketch_md.mean(axis=0, dtype=np.float32)
+        alignment_n = watched.shards.dots(target_d, watched.timeout_s)
         with watched.lock:
-            watched.table.align(alignment_n)
+            watched.table.align(alignment_n, _agreement(sketch_md, target_d))
             watched.rates.outdate()
             return watched.table.version
 
@@ -209,3 +210,9 @@ class Refreshes:
         config, group = self._watched.config, self._watched.members.group
         batch = group.batch_size * group.world_size if group else 64
         return config.num_clusters or max(1, min(batch, config.num_examples // 4))
+
+
+def _agreement(sketch_md: Float32, mean_d: Float32) -> float:
+    """|mean|^2 / mean |.|^2, 0 … 1; 0 when all are 0."""
+    squares = float(np.square(sketch_md, dtype=np.float64).sum()) / len(sketch_md)
+    return min(1.0, float(np.square(mean_d, dtype=np.float64).sum()) / squares) if squares > 0 else 0.0

@@ -231,10 +231,10 @@ class Sampler:
             return self._table.version
 
     def set_groups(self, group_n: Int64) -> int:
-        """Take the groups (n,) of pairs that match one another, and so are no negatives."""
+        """Take the groups (n,): of pairs that match one another, and so are no negatives, or labels."""
         reports.check_groups(self.config, group_n)
         with self._lock:
-            self._table.group_n = group_n.copy()
+            self._table.set_groups(group_n)
             return self._table.version
 
     def set_reference(self, reference_loss_n: Float32) -> int:

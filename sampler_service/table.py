@@ -38,10 +38,11 @@ class Table:
         self.cluster_scatter = np.nan
         self.reference_loss_n: Float32 | None = None
         self.alignment_n: Float32 | None = None
+        self.agreement = 1.0
         self.place_n: Float64 | None = None
         self.nearby: Nearby | None = None
         self.group_n: Int64 | None = None
-        """of pairs that match one another; no policy reads it"""
+        """of pairs that match one another, or labels; 0 … g-1"""
         self.step = 0
         self.version = 0
         self.rows = 0
@@ -105,9 +106,14 @@ class Table:
         self.reference_loss_n = reference_loss_n
         self.version += 1
 
-    def align(self, alignment_n: Float32) -> None:
-        """Take inner products with held-out sketches in."""
-        self.alignment_n = alignment_n
+    def set_groups(self, group_n: Int64) -> None:
+        """Take groups in, whatever whole numbers they have."""
+        self.group_n = np.unique(group_n, return_inverse=True)[1]
+        self.version += 1
+
+    def align(self, alignment_n: Float32, agreement: float) -> None:
+        """Take inner products with the mean of held-out sketches in, and how far these agree with one another."""
+        self.alignment_n, self.agreement = alignment_n, agreement
         self.version += 1
 
     def place(self, place_n: Float64) -> None:
@@ -132,6 +138,8 @@ class Table:
             gradient_step_n=self.gradient_step_n,
             reference_loss_n=self.reference_loss_n,
             alignment_n=self.alignment_n,
+            agreement=self.agreement,
+            group_n=self.group_n,
             place_n=self.place_n,
             nearby=self.nearby,
             epoch_steps=epoch_steps,

@@ -68,6 +68,10 @@ class TableView:
     alignment_n: Float32 | None = None
     """Inner product of the example's sketch with the mean sketch of held-out examples, when the run was given one; NaN
     where there is no sketch."""
+    agreement: float = 1.0
+    """|mean|^2 / mean |.|^2 of the held-out sketches, 0 … 1: 1 when all are the same, 0 when they cancel out."""
+    group_n: Int64 | None = None
+    """Group of the example, 0 … g-1, such as its label, when the run was given groups."""
     place_n: Float64 | None = None
     """Place of the example in a balanced order, 0 … 1; None until one was made."""
     nearby: Nearby | None = None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sampler_service.errors import ConfigError
-from sampler_service.types import NO_ROW, BestOfSome, ByPlace, NearTogether
+from sampler_service.types import NO_ROW, BestOfSome, ByPlace, NearTogether, Report
 from tests.support import DIM, FakeTrainer, gradients, ids_of, join_all, make_sampler
 
 N = 64
@@ -57,7 +57,7 @@ def test_a_target_puts_batches_that_point_to_it_first():
 
 
 def test_examples_that_point_to_the_target_are_drawn_more_often_at_weight_1():
-    trainer = run("validation_alignment", policy_options={"alpha": "0.25"})
+    trainer = run("validation_alignment", policy_options={"alpha": "0.25", "half_life": "1000"})
     epoch(trainer, 0)
     trainer.sampler.set_target(TARGET)
     received = [batch for number in range(1, 9) for batch in epoch(trainer, number)]
@@ -67,6 +67,32 @@ def test_examples_that_point_to_the_target_are_drawn_more_often_at_weight_1():
     share = np.mean([np.mean(batch.rows.example_ids % DIM == 0) for batch in received])
     assert share == pytest.approx(0.75 + 0.25 / DIM, abs=0.03)
     assert np.isnan(trainer.sampler.statistics().variance_ratio), "of draws that are biased nobody asks it"
+
+
+def test_held_out_examples_that_cancel_out_leave_even_draws():
+    trainer = run("validation_alignment")
+    epoch(trainer, 0)
+    axes = np.eye(2, DIM, dtype=np.float32)
+    for target, agreement in ((axes[:1], 1.0), (axes, 0.5), (axes[:1] * [[1], [-1]], 0.0), (0 * axes, 0.0)):
+        trainer.sampler.set_target(np.asarray(target, np.float32))
+        assert trainer.sampler._table.agreement == pytest.approx(agreement)
+
+
+def test_examples_that_were_not_seen_of_late_are_judged_by_others_of_their_group():
+    """All pointed to the target once; of the few that were seen of late, those of the even group point away."""
+    trainer = run("validation_alignment", policy_options={"half_life": "1"})
+    trainer.sampler.set_groups(100 + np.arange(N) % 2)
+    axis = np.eye(1, DIM, dtype=np.float32)
+    epoch(trainer, 0, sketches=axis.repeat(8, 0))
+    ids = np.arange(8)
+    late = Report(
+        batch_id=0, step=80, example_ids=ids, losses=None, norms=None, sketches=axis * np.where(ids % 2, 1, -1)[:, None]
+    )
+    trainer.sampler.report(trainer.session, [late])
+    trainer.sampler.set_target(axis)
+    received = epoch(trainer, 1, sketches=axis.repeat(8, 0))[:2]
+    assert {batch.policy for batch in received} == {"validation_alignment"}
+    assert np.mean([np.mean(batch.rows.example_ids % 2) for batch in received]) > 0.8
 
 
 def test_a_new_target_serves_the_next_batch():

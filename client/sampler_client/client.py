@@ -146,8 +146,9 @@ class SamplerClient:
         return self._call(pb_grpc.RunsStub(self.channel()).SetReference, request, what).table_version
 
     def set_groups(self, run: str, groups: NDArray[np.int64]) -> int:
-        """Groups of all examples, (num_examples,) whole numbers; pairs of one group match one another, and
-        `hard_negative` takes none of them for negatives."""
+        """Groups of all examples, (num_examples,) whole numbers. Pairs of one group match one another, and
+        `hard_negative` takes none of them for negatives; labels let `validation_alignment` judge an example that was
+        not seen of late by others of its class."""
         data = np.ascontiguousarray(groups, dtype=np.int64).tobytes()
         request = pb.SetGroupsRequest(run=run, groups=data)
         what = f"set groups of run {run!r}"

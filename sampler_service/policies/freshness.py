@@ -2,7 +2,7 @@
 
 Arrays are written in place: for a million examples fresh pages cost as much as the arithmetic.
 
-Shapes: n examples, k clusters.
+Shapes: n examples, k clusters, g groups.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from sampler_service.policies.contract import known, steps
-from sampler_service.types import NEVER, NO_CLUSTER, Float64, TableView
+from sampler_service.types import NEVER, NO_CLUSTER, Float32, Float64, Int32, Int64, TableView
 
 
 def freshness(view: TableView, need: str, *, half_life: float) -> Float64:
@@ -29,33 +29,49 @@ def aged_norms(view: TableView, fresh_n: Float64) -> Float64:
     m_i is the mean over the cluster's norms, each by its freshness f, and one more of the mean over all of them: a
     cluster that nobody has seen of late is like any other. An unknown norm counts as m_i; with none known all are 1.
     """
-    norm_n = _known_norms(view)
-    mean_n = _means(view, norm_n, fresh_n)
-    norm_n -= mean_n
-    norm_n *= fresh_n
-    norm_n += mean_n
-    return norm_n
+    norm_n = _known_values(view, "norm", view.norm_n)
+    return _shrunk(norm_n, _norm_means(view, norm_n, fresh_n), fresh_n)
+
+
+def aged_alignments(view: TableView, fresh_n: Float64) -> Float64:
+    """(n,) the same of inner products with the held-out sketch, which must be there, and of the groups that the run was
+    given, such as labels; without any all examples are one group."""
+    assert view.alignment_n is not None
+    alignment_n = _known_values(view, "alignment", view.alignment_n)
+    return _shrunk(alignment_n, _means(alignment_n, fresh_n, view.group_n), fresh_n)
 
 
 def fresh_means(view: TableView, fresh_n: Float64) -> Float64:
     """(n,) the mean m_i that `aged_norms` shrinks each norm toward."""
-    return np.broadcast_to(_means(view, _known_norms(view), fresh_n), len(view))
+    return np.broadcast_to(_norm_means(view, _known_values(view, "norm", view.norm_n), fresh_n), len(view))
 
 
-def _means(view: TableView, norm_n: Float64, fresh_n: Float64) -> Float64:
-    """(n,) or, without clusters, () the means of fresh norms."""
+def _norm_means(view: TableView, norm_n: Float64, fresh_n: Float64) -> Float64:
+    # 0: the examples without a cluster
+    return _means(norm_n, fresh_n, view.cluster_n - NO_CLUSTER if len(view.cluster_sse_k) else None)
+
+
+def _shrunk(value_n: Float64, mean_n: Float64, fresh_n: Float64) -> Float64:
+    """f_i v_i + (1 - f_i) m_i, in the place of v."""
+    value_n -= mean_n
+    value_n *= fresh_n
+    value_n += mean_n
+    return value_n
+
+
+def _means(value_n: Float64, fresh_n: Float64, group_n: Int32 | Int64 | None) -> Float64:
+    """(n,) or, without groups 0 … g-1, () the means of fresh values."""
     total = float(fresh_n.sum())
-    overall = float(fresh_n @ norm_n) / total if total > 0 else 1.0
-    num_clusters = len(view.cluster_sse_k)
-    if not num_clusters:
+    overall = float(fresh_n @ value_n) / total if total > 0 else 1.0
+    if group_n is None:
         return np.array(overall)
-    group_n = view.cluster_n - NO_CLUSTER  # 0: the examples without a cluster
-    sum_k = np.bincount(group_n, fresh_n * norm_n, num_clusters + 1)
-    fresh_k = np.bincount(group_n, fresh_n, num_clusters + 1)
-    return ((sum_k + overall) / (fresh_k + 1.0))[group_n]
+    sum_g = np.bincount(group_n, fresh_n * value_n)
+    fresh_g = np.bincount(group_n, fresh_n)
+    return ((sum_g + overall) / (fresh_g + 1.0))[group_n]
 
 
-def _known_norms(view: TableView) -> Float64:
-    norm_n = view.norm_n.astype(np.float64)
-    norm_n[~known(view, "norm")] = 0.0
-    return norm_n
+def _known_values(view: TableView, need: str, value_n: Float32) -> Float64:
+    """The column `need`, 0 where it is not known."""
+    known_n = value_n.astype(np.float64)
+    known_n[~known(view, need)] = 0.0
+    return known_n

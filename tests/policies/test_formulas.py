@@ -112,6 +112,44 @@ def test_an_old_norm_is_shrunk_toward_the_fresh_mean_of_its_cluster():
     assert_allclose(aged_norms(view, freshness(view, "norm", half_life=1)), [4, 3.5, 2, 2.5])
 
 
+def aligned(alignment, *, age=0, group=None) -> TableView:
+    return replace(
+        table(len(alignment), age=age),
+        alignment_n=np.array(alignment, np.float32),
+        group_n=None if group is None else np.array(group),
+    )
+
+
+def test_draws_go_by_the_positive_part_of_the_alignment():
+    rates = rates_of("validation_alignment", aligned([3, -2, 1, 0]), alpha=0.2)
+    assert_allclose(rates.probability_n, [0.8 * a / 4 + 0.05 for a in (3, 0, 1, 0)])
+    assert not rates.unbiased
+
+
+def test_draws_are_even_as_far_as_the_held_out_examples_disagree():
+    view = replace(aligned([3, -2, 1, 0], group=[0, 1, 1, 1]), agreement=0.5)
+    sharp, even = 0.8 * 0.5, np.array([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    rates = rates_of("validation_alignment", view, alpha=0.2)
+    assert_allclose(rates.probability_n, sharp * np.array([3, 0, 1, 0]) / 4 + (1 - sharp) * even)
+    rates = rates_of("validation_alignment", replace(view, agreement=0.0))
+    assert_allclose(rates.probability_n, even)
+
+
+def test_an_old_alignment_goes_toward_the_fresh_mean_of_its_group():
+    # f = (1, 1/2, 1, 0, 0): the fourth is far too old, the fifth has no sketch. Each group's mean takes in one more.
+    view = aligned([4, -1, -1, 9, np.nan], age=[0, 10, 0, 90_000, 0], group=[0, 0, 1, 0, 1])
+    overall = (4 - 1 / 2 - 1) / 2.5
+    first, second = (4 - 1 / 2 + overall) / 2.5, (-1 + overall) / 2
+    wanted = np.array([4, (-1 + first) / 2, -1, first, second]).clip(0)
+    rates = rates_of("validation_alignment", view, alpha=0.5)
+    even = 0.5 * np.array([1 / 3, 1 / 3, 1 / 2, 1 / 3, 1 / 2])  # each group as often as the other
+    assert_allclose(rates.probability_n, 0.5 * wanted / wanted.sum() + 0.5 * even)
+    # Without groups the mean is that of all.
+    wanted = np.array([4, (-1 + overall) / 2, -1, overall, overall]).clip(0)
+    rates = rates_of("validation_alignment", replace(view, group_n=None), alpha=0.5)
+    assert_allclose(rates.probability_n, 0.5 * wanted / wanted.sum() + 0.1)
+
+
 def test_very_old_norms_leave_uniform_draws():
     for age in (900, np.array([900, 300, 600])):
         rates = rates_of("importance", table(3, norm=[1, 5, 30], age=age), alpha=0.1, gate=1, half_life=1)

@@ -202,7 +202,8 @@ class RunsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetGroups(self, request, context):
-        """Groups of pairs that match one another, for policies that look for pairs that do not. A repeat overwrites.
+        """Groups of examples: pairs that match one another, for policies that look for pairs that do not, or labels. A repeat
+        overwrites.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
