@@ -28,7 +28,7 @@ from sampler_service.table import ALL, Table
 from sampler_service.telemetry import expected_draws, principal_axes, redundancy
 from sampler_service.types import Float64, Int32, Int64
 
-SAMPLE_ROWS = 1 << 17
+SAMPLE_ROWS = 1 << 16
 """examples that ages and histograms are made of, of runs with more"""
 
 
