@@ -103,7 +103,7 @@ def main(
     """Train under each schedule, and print a table; returns the headline figures."""
     torch.set_num_threads(1)
     images = load(data, limit=examples)
-    console.print(images)
+    console.print(str(images))
     steps = epochs * math.ceil(len(images.train) / BATCH_SIZE)
     rate = best_rate(images, Settings(steps=steps, batch_size=BATCH_SIZE, momentum=0.9), RATES)
     rows = []

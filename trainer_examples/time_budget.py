@@ -100,7 +100,7 @@ def main(
     torch.set_num_threads(1)
     whole = load(data, limit=examples)
     images, validation = _held_out(whole)
-    console.print(whole)
+    console.print(str(whole))
     rows: list[dict[str, Any]] = []
     with running_service() as address:
         full_s = seconds_of(images, steps)

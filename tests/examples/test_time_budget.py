@@ -1,0 +1,23 @@
+"""The example of time budgets keeps its deadlines and says what they bought."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trainer_examples import time_budget
+
+
+@pytest.mark.ray
+def test_it_compares_both_ways_at_each_budget(tmp_path, capsys):
+    out = tmp_path / "time_budget.json"
+    headline = time_budget.main(examples=600, steps=300, seeds=1, json=out)
+    assert list(headline) == [*(f"accuracy_gap_{share}" for share in (25, 50, 100)), "most_over_deadline_s"]
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["budget"], row["method"]) for row in rows] == [
+        (share, method) for share in time_budget.SHARES for method in time_budget.METHODS
+    ]
+    assert all(row["steps"] > 0 for row in rows)
+    assert headline["accuracy_gap_25"] == pytest.approx(rows[1]["accuracy"] - rows[0]["accuracy"])
+    assert "accuracy_gap_25" in capsys.readouterr().out
