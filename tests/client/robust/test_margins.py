@@ -47,6 +47,8 @@ def test_no_other_classifier_has_a_larger_margin(norm):
     found = minimum_norm(x, y, norm)
     assert found.margin == pytest.approx(1 / norm_of(found.weight, DUAL[norm]).item())
     assert margin(found.weight, x, y, norm) == pytest.approx(found.margin)
+    assert found.bound == pytest.approx(found.margin, rel=1e-4)
+    assert found.bound >= found.margin * (1 - 1e-9)
     rng = torch.Generator().manual_seed(1)
     for _ in range(300):
         other = found.weight + 0.05 * torch.randn(found.weight.shape, generator=rng, dtype=torch.float64)
