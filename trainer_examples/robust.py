@@ -12,6 +12,7 @@ end the same for stochastic gradient descent on the batches that sampling polici
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,9 +83,9 @@ def main(
 def compare(family: str, problems: list[Problem], steps: int) -> list[Row]:
     """Train in every way on every problem, and show the means."""
     rows = [
-        measured(family, problem, method, weight)
-        for seed, problem in enumerate(problems)
-        for method, weight in trained(problem, steps, seed)
+        {"family": family, "instance": i, "problem": problem.name} | measured(problem, method, weight)
+        for i, problem in enumerate(problems)
+        for method, weight in trained(problem, steps, seed=i)
     ]
     show(family, rows)
     return rows
@@ -100,9 +101,9 @@ def trained(problem: Problem, steps: int, seed: int) -> Iterator[tuple[str, Tens
         yield name, separators.regularise(problem, name, steps=max(1, steps // 5))
 
 
-def measured(family: str, problem: Problem, method: str, weight: Tensor) -> Row:
+def measured(problem: Problem, method: str, weight: Tensor) -> Row:
     """Margins as shares of the best; errors on the training and on unseen examples, attacked and not."""
-    row: Row = {"family": family, "problem": problem.name, "method": method, "theory": THEORY[method]}
+    row: Row = {"method": method, "theory": THEORY[method]}
     for attack in ATTACKS:
         best = problem.best[attack]
         row[f"margin_{attack}"] = margin(weight, problem.x, problem.y, attack) / best
@@ -124,19 +125,19 @@ def undivided(problems: list[Problem], steps: int) -> Iterator[Row]:
         def train(problem: Problem, factor: float, _: int, name: str = name) -> Tensor:
             return separators.descend_plainly(problem, name, steps=steps, factor=factor)
 
-        yield {"family": "undivided", "method": name} | best_of(problems, PLAIN_FACTORS, train, attack)
+        yield {"family": "undivided", "method": name, "steps": steps} | best_of(problems, PLAIN_FACTORS, train, attack)
 
 
 def sampling(problems: list[Problem], steps: int) -> Iterator[Row]:
-    """Stochastic gradient descent under each policy."""
-    for name in robust_sampling.POLICIES:
+    """Stochastic gradient descent under each policy: on the way, and at the end."""
+    for name, taken in product(robust_sampling.POLICIES, (steps // 20, steps)):
 
-        def train(problem: Problem, factor: float, seed: int, name: str = name) -> Tensor:
+        def train(problem: Problem, factor: float, seed: int, name: str = name, taken: int = taken) -> Tensor:
             x, y = problem.x.numpy(), problem.y.numpy()
-            epochs = max(1, steps * robust_sampling.BATCH_SIZE // len(x))
+            epochs = max(1, taken * robust_sampling.BATCH_SIZE // len(x))
             return torch.from_numpy(robust_sampling.descend(x, y, name, epochs=epochs, factor=factor, seed=seed))
 
-        yield {"family": "sampling", "method": name} | best_of(problems, SAMPLING_FACTORS, train, "l2")
+        yield {"family": "sampling", "method": name, "steps": taken} | best_of(problems, SAMPLING_FACTORS, train, "l2")
 
 
 def best_of(
@@ -170,10 +171,10 @@ def show(family: str, rows: list[Row]) -> None:
 
 
 def show_limits(title: str, rows: list[Row]) -> None:
-    table = new_table(title, "", "margin", "cosine to l2's best", "rate factor")
+    table = new_table(title, "", "steps", "margin", "cosine to l2's best", "rate")
     for row in rows:
         margins, cosines = (f"{np.mean(row[key]):.4f} ± {np.std(row[key]):.4f}" for key in ("margins", "cosines"))
-        table.add_row(row["method"], margins, cosines, f"{row['factor']:g}")
+        table.add_row(row["method"], f"{row['steps']:,}", margins, cosines, f"{row['factor']:g}")
     console.print(table)
 
 
@@ -197,10 +198,12 @@ def headline(rows: list[Row], slow: list[Row], sampled: list[Row]) -> dict[str, 
         figures[f"margin_{name}"] = mean(tenth, f"margin_{THEORY[method]}", method)
     figures["margin_convolutional"] = mean(tenth, "margin_fourier_linf", "convolutional net")
     figures |= {f"undivided_{short[row['method']]}": float(np.mean(row["margins"])) for row in slow}
-    figures |= {
-        f"sampling_{row['method'].replace(', ', '_').replace(' ', '_')}": float(np.mean(row["margins"]))
-        for row in sampled
-    }
+    longest = max(row["steps"] for row in sampled)
+    for row in sampled:
+        if row["steps"] == longest:
+            name = row["method"].replace(", ", "_").replace(" ", "_")
+            figures |= {f"sampling_{name}": float(np.mean(row["margins"]))}
+            figures |= {f"sampling_{name}_cosine": float(np.mean(row["cosines"]))}
     return figures
 
 

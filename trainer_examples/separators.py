@@ -42,8 +42,8 @@ THEORY: dict[str, Norm] = {
 }
 """the attack that the theory says each is most robust to"""
 
-STRENGTH = 1e-6
-"""of penalties; the limit is that of none"""
+STRENGTH = 1e-10
+"""of penalties: what is short of the limit falls as slowly as 1 / log(1 / strength)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

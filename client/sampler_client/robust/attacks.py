@@ -6,7 +6,7 @@ with the direction and the projection of `norms.py`. For Fourier-linf the direct
 the projection clips the modulus of each Fourier coefficient. A linear classifier is attacked exactly by the first step
 of size eps.
 
-Source: Madry et al., arXiv 1706.06083, for linf and l2; Faghri et al., arXiv 2102.08868, section 4, for Fourier-linf.
+Source: Madry et al., arXiv 1706.06083, for linf and l2; Faghri et al., arXiv 2102.08868, for Fourier-linf.
 Theirs runs in AutoAttack's schedule of steps; here the steps shrink evenly, and the best perturbation of all is kept.
 
 Shapes: b examples, c channels or classes, d features, h x w pixels.

@@ -9,7 +9,7 @@ norm for L = 2, which is the one most robust to perturbations bounded in Fourier
 l2 bias of gradient descent on beta itself.
 
 Source: Gunasekar, Lee, Soudry and Srebro, "Implicit bias of gradient descent on linear convolutional networks", arXiv
-1806.00468, section 2 and theorems 1 and 2; Faghri et al., arXiv 2102.08868, section 3.3. Convolutions begin as random
+1806.00468, section 2 and theorems 1 and 2; Faghri et al., arXiv 2102.08868. Convolutions begin as random
 unit vectors times a scale and the last layer at zero, as in the latter's code.
 
 Shapes: n examples, d features.

@@ -14,7 +14,7 @@ Two additions, without which the small strengths that are of use here take very 
 against the extrapolation (O'Donoghue and Candès, arXiv 1204.3982), and `lr` may grow again, since the loss of separated
 data flattens by orders of magnitude (Scheinberg, Goldfarb and Bai, 2014).
 
-Source: Faghri et al., arXiv 2102.08868, section 3.2 and its authors' code.
+Source: as above, and Faghri et al., arXiv 2102.08868, with its authors' code.
 """
 
 from __future__ import annotations
