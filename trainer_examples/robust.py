@@ -56,7 +56,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="draws of the synthetic family, and of the images of each pair")] = 3,
     steps: Annotated[
         int, typer.Option(help="of each training; proximal steps, dearer and faster, are a fifth")
-    ] = 10_000,
+    ] = 3_000,
     json: Annotated[Path | None, typer.Option(help="where to write the figures")] = None,
 ) -> list[Row]:
     """Train, measure, print; returns a row for each training."""
