@@ -39,9 +39,39 @@ def check_norm(norm: str) -> None:
         raise ConfigError(f"norm must be one of {get_args(Norm)}, got {norm!r}")
 
 
-def norm_of(vectors: Tensor, norm: Norm) -> Tensor:
-    """(…,) norms of (…, d) vectors, or of (…, h, w) images for a 2-D norm."""
+def check_vectors(name: str, vectors: Tensor, norm: Norm) -> None:
+    """Raise ConfigError for an argument of that name that is no finite (…, d) or, for a 2-D norm, (…, h, w) tensor."""
     check_norm(norm)
+    dims = ("h", "w") if norm.startswith("fourier_2d") else ("d",)
+    if vectors.ndim < len(dims) or not vectors.numel() or not vectors.is_floating_point():
+        raise ConfigError(
+            f"{name} must be floating-point numbers of shape (…, {', '.join(dims)}) for {norm!r}, got {vectors.dtype} "
+            f"of shape {tuple(vectors.shape)}"
+        )
+    check_finite(name, vectors)
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise ConfigError where an argument of that name has NaN or infinite values."""
+    odd = int((~torch.isfinite(values)).sum())
+    if odd:
+        raise ConfigError(f"{name} must be finite; {odd} of its {values.numel()} values are NaN or infinite")
+
+
+def check_examples(x: Tensor, norm: Norm) -> None:
+    """Raise ConfigError for x that is not (n, d) or, for a 2-D norm, (n, h, w), or not finite."""
+    check_vectors("x", x, norm)
+    if x.ndim != (3 if norm.startswith("fourier_2d") else 2):
+        raise ConfigError(f"x must be (n, d), or (n, h, w) for a 2-D norm; got shape {tuple(x.shape)} and {norm!r}")
+
+
+def norm_of(vectors: Tensor, norm: Norm) -> Tensor:
+    """(…,) norms of (…, d) vectors, or of (…, h, w) images for a 2-D norm.
+
+    Raises:
+        ConfigError: here and below, a name that is no norm, or vectors that are not finite or of another shape.
+    """
+    check_vectors("vectors", vectors, norm)
     moduli, dims = _moduli(vectors, norm)
     if norm == "l2":
         return moduli.square().sum(dims).sqrt()
@@ -54,7 +84,7 @@ def project(vectors: Tensor, norm: Norm, radius: float) -> Tensor:
     Args:
         radius: at least 0.
     """
-    check_norm(norm)
+    check_vectors("vectors", vectors, norm)
     if not (math.isfinite(radius) and radius >= 0):
         raise ConfigError(f"radius must be at least 0, got {radius}")
     return _in_basis(vectors, norm, lambda moduli: _projected(moduli, norm, radius))
@@ -67,6 +97,8 @@ def prox(vectors: Tensor, norm: Norm, strength: float) -> Tensor:
         strength: at least 0.
     """
     check_norm(norm)
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ConfigError(f"strength must be at least 0, got {strength}")
     return vectors - project(vectors, DUAL[norm], strength)
 
 
@@ -75,7 +107,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
     Where several are as good, the one that spreads evenly over them.
     """
-    check_norm(norm)
+    check_vectors("gradient", gradient, norm)
     if norm.endswith("l1"):
         return _in_basis(gradient, norm, _largest)
     if norm == "l2":

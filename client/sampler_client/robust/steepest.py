@@ -3,10 +3,16 @@
 On separable data with a logistic or exponential loss, steepest descent with respect to ||.|| tends in direction to the
 separator of the largest ||.||-margin: gradient descent to l2, coordinate descent to l1, sign gradient descent to linf.
 A classifier of the smallest ||w||_* is the one most robust to perturbations bounded in ||.||, so they resist attacks
-bounded in l2, linf and l1 best.
+bounded in l2, linf and l1 best. Gradient descent is `torch.optim.SGD`.
 
-Source: Faghri et al., arXiv 2102.08868, section 3; Gunasekar et al., arXiv 1802.08246. Gradient descent is
-`torch.optim.SGD`.
+With a constant lr the direction errs by some 1 / log t (Soudry et al., arXiv 1710.10345), for the gradient shrinks with
+the loss. Steps divided by the loss do not have that fault (Nacson et al., arXiv 1803.01905), and they are the steps of
+the same optimisers on the logarithm of the exponential loss, `log_exponential_loss`. Its curvature along a direction
+delta is at most (max_i ||x_i||_* ||delta||)^2, which gives the lr that cannot overshoot, `step_size`.
+
+Source: Faghri et al., arXiv 2102.08868, section 3; Gunasekar et al., arXiv 1802.08246.
+
+Shapes: n examples, d features.
 """
 
 from __future__ import annotations
@@ -20,6 +26,45 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sampler_client.errors import ConfigError
+from sampler_client.robust.norms import Norm, check_examples, check_finite, norm_of
+
+
+def log_exponential_loss(scores: Tensor, y: Tensor) -> Tensor:
+    """log mean_i exp(-y_i s_i): its gradient is that of the exponential loss, divided by that loss.
+
+    Args:
+        scores: (n,) of a binary classifier.
+        y: (n,) of -1 and +1.
+
+    Raises:
+        ConfigError: other shapes or labels, or scores that are not finite.
+    """
+    if scores.ndim != 1 or scores.shape != y.shape or not len(y):
+        raise ConfigError(f"scores and y must both be (n,), got {tuple(scores.shape)} and {tuple(y.shape)}")
+    if not (y.abs() == 1).all():
+        raise ConfigError(f"y must be -1 or +1, got {sorted(set(y.tolist()))[:5]}")
+    check_finite("scores", scores.detach())
+    return torch.logsumexp(-y * scores, 0) - math.log(len(y))
+
+
+def step_size(x: Tensor, norm: Norm) -> float:
+    """1 / max_i ||x_i||^2: the best `lr` that surely does not overshoot on `log_exponential_loss` of <w, x>.
+
+    It is the bound 1 / (b^2 loss) of steps on the exponential loss in Faghri et al.'s code, the loss divided out.
+
+    Args:
+        x: (n, d), or (n, h, w) for a 2-D norm.
+        norm: of the attack to be resisted, which is the dual of the optimiser's: "l2" for gradient descent, "linf" for
+            `CoordinateDescent`, "l1" for `SignGradientDescent`.
+
+    Raises:
+        ConfigError: x of another shape, not finite, or all zero.
+    """
+    check_examples(x, norm)
+    largest = float(norm_of(x, norm).max())
+    if largest == 0:
+        raise ConfigError(f"x must not be all zero, as all {len(x)} examples are")
+    return 1 / largest**2
 
 
 class SignGradientDescent(Optimizer):
@@ -28,6 +73,9 @@ class SignGradientDescent(Optimizer):
     Args:
         params: as of any torch optimiser.
         lr: > 0.
+
+    Raises:
+        ConfigError: an lr outside its range or, from `step`, a gradient that is not finite.
     """
 
     def __init__(self, params: Iterable[Any], lr: float) -> None:
@@ -48,26 +96,29 @@ class SignGradientDescent(Optimizer):
 class CoordinateDescent(Optimizer):
     """w_k -= lr g_k for the coordinates k of the largest |g|, all that tie: steepest descent with respect to l1.
 
-    One coordinate of all parameters of a group moves in a step, which is for linear models: a deep net has coordinates
-    that mean different things, and none of the theory holds. A group of more than one parameter is refused.
+    One coordinate moves in a step, which is for linear models: a deep net has coordinates that mean different things,
+    and none of the theory holds. More than one parameter is refused.
 
     Args:
-        params: as of any torch optimiser.
+        params: one weight, (d,) or any other shape.
         lr: > 0.
+
+    Raises:
+        ConfigError: an lr outside its range, several parameters or, from `step`, a gradient that is not finite.
     """
 
     def __init__(self, params: Iterable[Any], lr: float) -> None:
         super().__init__(params, {"lr": _checked(lr)})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of one parameter."""
+        """Take the one parameter."""
         super().add_param_group(param_group)
-        count = len(self.param_groups[-1]["params"])
+        count = sum(len(group["params"]) for group in self.param_groups)
         if count != 1:
             del self.param_groups[-1]
             raise ConfigError(
-                f"coordinate descent is for a linear model with one weight, got {count} parameters; train deep nets by "
-                "another optimiser, or give each parameter a group of its own"
+                f"coordinate descent needs a linear model of one weight and no bias, got {count} parameters; append a "
+                "constant feature for a bias, and train deep nets by torch.optim.SGD or SignGradientDescent"
             )
 
     @torch.no_grad()
@@ -95,7 +146,10 @@ def _evaluated(closure: Callable[[], Any] | None) -> Any:
 
 
 def _with_gradients(group: dict[str, Any]) -> list[Tensor]:
-    return [parameter for parameter in group["params"] if parameter.grad is not None]
+    moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+    for parameter in moved:
+        check_finite("the gradient", _gradient(parameter))
+    return moved
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -86,3 +86,11 @@ def test_bad_input_is_refused_in_words():
         norm_of(torch.ones(2), "l3")  # pyright: ignore[reportArgumentType]
     with pytest.raises(sampler.ConfigError, match="radius must be at least 0, got -1"):
         project(torch.ones(2), "l2", -1.0)
+    with pytest.raises(sampler.ConfigError, match="strength must be at least 0, got nan"):
+        prox(torch.ones(2), "l2", float("nan"))
+    with pytest.raises(sampler.ConfigError, match="gradient must be finite; 1 of its 2 values"):
+        steepest(torch.tensor([1.0, torch.inf]), "l2")
+    with pytest.raises(sampler.ConfigError, match=r"shape \(…, h, w\) for 'fourier_2d_l1', got torch.float32 of shape"):
+        norm_of(torch.ones(2), "fourier_2d_l1")
+    with pytest.raises(sampler.ConfigError, match=r"got torch.int64 of shape \(2,\)"):
+        norm_of(torch.tensor([1, 2]), "l2")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn import functional
 
 import sampler_client as sampler
-from sampler_client.robust.margins import adversarial_risk, margin
-from sampler_client.robust.steepest import CoordinateDescent, SignGradientDescent
+from sampler_client.robust.margins import margin
+from sampler_client.robust.steepest import CoordinateDescent, SignGradientDescent, log_exponential_loss, step_size
 
 
 def stepped(optimizer, gradient) -> torch.Tensor:
@@ -59,26 +61,59 @@ def test_each_resists_the_attack_that_the_theory_names_best(make, norm):
     assert margin(trained(make), x, y, norm) == pytest.approx(margins[norm])
 
 
-def test_the_adversarial_risk_jumps_where_the_margin_of_an_example_ends():
-    weight = torch.tensor([2.0, 0.0])
-    x, y = torch.tensor([[1.0, 5.0], [-3.0, 1.0], [-0.5, 0.0]]), torch.tensor([1.0, -1.0, 1.0])
-    eps = torch.tensor([0.0, 0.99, 1.01, 2.99, 3.01])
-    for norm in ("l1", "l2", "linf"):
-        assert adversarial_risk(weight, x, y, norm, eps).tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3, 1])
-        assert margin(weight, x, y, norm) == pytest.approx(-0.5)
-    assert margin(torch.tensor([3.0, 4.0]), torch.tensor([[1.0, 1.0]]), torch.ones(1), "linf") == pytest.approx(1)
-    assert margin(torch.tensor([3.0, 4.0]), torch.tensor([[1.0, 1.0]]), torch.ones(1), "l1") == pytest.approx(7 / 4)
+def test_the_log_exponential_loss_divides_the_gradient_of_the_exponential_loss_by_it():
+    y = torch.tensor([1.0, -1.0, 1.0])
+    scores = torch.tensor([0.3, -0.7, -1.2], requires_grad=True)
+    loss = log_exponential_loss(scores, y)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    exponential = torch.exp(-y * scores).mean()
+    (plain,) = torch.autograd.grad(exponential, scores)
+    assert loss.item() == pytest.approx(exponential.log().item())
+    torch.testing.assert_close(gradient, plain / exponential.detach())
+    assert log_exponential_loss(torch.tensor([2000.0]), torch.ones(1)).item() == -2000  # where exp(-2000) is 0
+
+
+@pytest.mark.parametrize(
+    ("make", "norm", "size"),
+    [
+        (torch.optim.SGD, "l2", 1 / 25),
+        (CoordinateDescent, "linf", 1 / 16),
+        (SignGradientDescent, "l1", 1 / 49),
+    ],
+)
+def test_the_step_size_never_raises_the_loss(make, norm, size):
+    x, y = torch.tensor([[3.0, -4.0], [0.0, 1.0]], dtype=torch.float64), torch.tensor([1.0, -1.0])
+    assert step_size(x, norm) == pytest.approx(size)
+    weight = torch.nn.Parameter(torch.tensor([5.0, 5.0], dtype=torch.float64))
+    optimizer = make([weight], lr=step_size(x, norm))
+    losses = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = log_exponential_loss(x @ weight, y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(later <= now for now, later in pairwise(losses))
+    assert losses[-1] < 0 < losses[0]
+
+
+def deep() -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: SignGradientDescent([torch.nn.Parameter(torch.ones(2))], lr=0.0), "lr must be positive, got 0.0"),
-        (lambda: CoordinateDescent(torch.nn.Linear(2, 2).parameters(), lr=1.0), "one weight, got 2 parameters"),
-        (lambda: margin(torch.zeros(2), torch.ones(1, 2), torch.ones(1), "l2"), "a weight of norm 0.0 has no margin"),
-        (lambda: margin(torch.ones(2), torch.ones(1, 3), torch.ones(1), "l2"), r"got \(2,\), \(1, 3\)"),
-        (lambda: margin(torch.ones(2), torch.ones(1, 2), torch.zeros(1), "l2"), r"-1 or \+1, got \[0.0\]"),
-        (lambda: margin(torch.ones(2), torch.full((1, 2), torch.nan), torch.ones(1), "l2"), "must be finite"),
+        (lambda: CoordinateDescent(torch.nn.Linear(2, 2).parameters(), lr=1.0), "needs a linear model .* got 2"),
+        (lambda: CoordinateDescent([{"params": [p]} for p in deep()], lr=1.0), "one weight and no bias, got 2"),
+        (lambda: stepped(lambda p: SignGradientDescent(p, lr=1.0), [1.0, torch.nan]), "gradient must be finite; 1 of"),
+        (lambda: stepped(lambda p: CoordinateDescent(p, lr=1.0), [1.0, torch.inf]), "gradient must be finite; 1 of"),
+        (lambda: log_exponential_loss(torch.ones(2), torch.ones(3)), r"both be \(n,\), got \(2,\) and \(3,\)"),
+        (lambda: log_exponential_loss(torch.ones(1), torch.zeros(1)), r"y must be -1 or \+1, got \[0.0\]"),
+        (lambda: log_exponential_loss(torch.full((1,), torch.nan), torch.ones(1)), "scores must be finite"),
+        (lambda: step_size(torch.zeros(3, 2), "l2"), "all zero, as all 3 examples"),
+        (lambda: step_size(torch.ones(3), "l2"), r"x must be \(n, d\).* got shape \(3,\)"),
     ],
 )
 def test_bad_input_is_refused_in_words(call, words):
