@@ -156,7 +156,8 @@ class CascadingSum:
             order = tuple_order(kinds, len(shares), self.tuples).to(inputs.device)
             inputs, hot, factors = inputs[order], hot[order], factors[order]
         size = len(labels) // len(shares)
-        return Mixed(*(_sum(each, shares, size) for each in (inputs, hot, factors)))
+        mixed, targets, loss_weights = (_sum(each, shares, size) for each in (inputs, hot, factors))
+        return Mixed(mixed, targets.clamp(max=1), loss_weights)  # shares of one class may sum to a bit more by rounding
 
     def _shares(self, progress: float) -> list[float]:
         return [share for share in group_weights(progress, self.groups) if share > 0]

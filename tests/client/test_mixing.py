@@ -110,6 +110,15 @@ def test_classes_of_one_tuple_stay_whole_and_weights_go_with_their_examples():
     assert mixed.loss_weights.tolist() == [2.0, 3.0, 4.0]
 
 
+def test_shares_of_one_class_do_not_sum_to_more_than_all_of_it():
+    labels = torch.ones(8, dtype=torch.int64)
+    mixer = CascadingSum(4, 2)
+    for step in range(100):
+        mixed = mixer(torch.ones(8, 1), labels, step / 100)
+        assert mixed.targets.max() <= 1
+        mixed_loss(torch.zeros(len(mixed.targets), 2), mixed.targets)
+
+
 def test_clusters_of_a_batch_say_what_is_mixed_also_after_groups_have_gone():
     clusters, weights = np.repeat(np.arange(3, dtype=np.int32), 4), np.ones(12, dtype=np.float32)
     labels = torch.from_numpy(clusters).long()
