@@ -8,9 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import sampler_client as sampler
 from sampler_client.mixing import CascadingSum, group_weights, mixed_loss, tuple_order
+from sampler_client.testing import fake_attach
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 8])
@@ -128,6 +130,17 @@ def test_clusters_of_a_batch_say_what_is_mixed_also_after_groups_have_gone():
         mixed = mixer(torch.ones(12, 1), labels, progress, weights, kinds=clusters)
         assert mixer.active(progress) == active
         assert ((mixed.targets > 0).sum(1) == active).all()
+
+
+def test_a_loops_batches_are_mixed_with_their_weights_and_clusters():
+    images, labels = torch.rand(32, 3), torch.arange(32) % 4
+    plain = DataLoader(TensorDataset(images, labels), batch_size=8, shuffle=True)
+    mixer, model = CascadingSum(2, 4, tuples="different"), torch.nn.Linear(3, 4)
+    for (x, y), batch in fake_attach(plain, weights=np.linspace(0.5, 1.5, 32)):
+        mixed = mixer(x, y, 0.0, weights=batch.weights, kinds=batch.cluster_ids)
+        (mixed_loss(model(mixed.inputs), mixed.targets) * mixed.loss_weights).mean().backward()
+        assert mixed.inputs.shape == (4, 3)
+        assert mixed.loss_weights.mean() == pytest.approx(batch.weights.mean())
 
 
 @pytest.mark.parametrize(("progress", "active"), [(0.0, 4), (0.2, 4), (0.34, 3), (0.9, 2), (1.0, 1)])
