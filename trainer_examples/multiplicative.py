@@ -25,6 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
@@ -91,9 +92,10 @@ def train(cell: Cell, data: ImageData, steps: int, seed: int) -> Run:
     for at in places[: steps * BATCH].split(BATCH):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images[at]), labels[at])
-        if not loss.isfinite():
-            return Run(cell=cell, seed=seed, loss=math.inf, accuracy=math.nan)
         loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if not (loss.isfinite() and norm.isfinite()):
+            return Run(cell=cell, seed=seed, loss=math.inf, accuracy=math.nan)
         optimizer.step()
     with torch.no_grad():
         loss = float(F.cross_entropy(model(images), labels))
