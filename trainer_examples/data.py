@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 HELD_OUT = 1 / 6
@@ -59,11 +61,14 @@ class ImageData:
         )
 
 
-def load(path: str | Path | None = None, *, limit: int | None = None, seed: int = 0) -> ImageData:
+def load(
+    path: str | Path | None = None, *, limit: int | None = None, per_class: int | None = None, seed: int = 0
+) -> ImageData:
     """The digits (no path), or the Parquet set at `path`.
 
     Args:
         limit: keep a random subset of so many training images, and of as many test images at most.
+        per_class: keep so many random training images of each class at most, and all test images.
         seed: of the subset and of the held-out part.
 
     Raises:
@@ -71,18 +76,18 @@ def load(path: str | Path | None = None, *, limit: int | None = None, seed: int 
     """
     rng = np.random.default_rng(seed)
     if path is None:
-        return _ready("digits", *_split(*_digits(), rng), limit, rng)
+        return _ready("digits", *_of_each(*_split(*_digits(), rng), per_class, rng), limit, rng)
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give a .parquet file or a folder with train.parquet")
     if path.is_file():
-        return _ready(path.stem, *_split(*read_parquet(path), rng), limit, rng)
+        return _ready(path.stem, *_of_each(*_split(*read_parquet(path), rng), per_class, rng), limit, rng)
     found = sorted(file.name for file in path.iterdir())
     for name in ("train.parquet", "test.parquet"):
         if name not in found:
             raise DataError(f"{path}: no {name}; the folder holds {found or 'nothing'}")
     train, test = read_parquet(path / "train.parquet"), read_parquet(path / "test.parquet")
-    return _ready(path.name, train, test, limit, rng)
+    return _ready(path.name, *_of_each(train, test, per_class, rng), limit, rng)
 
 
 def with_duplicates(data: ImageData, *, share: float = 0.9, originals: int = 20) -> ImageData:
@@ -93,6 +98,19 @@ def with_duplicates(data: ImageData, *, share: float = 0.9, originals: int = 20)
     train = TensorDataset(images[source], labels[source])
     name = f"{data.name}, {share:.0%} copies of {originals} images"
     return ImageData(name=name, train=train, test=data.test, num_classes=data.num_classes)
+
+
+def shifted(images: Tensor) -> Tensor:
+    """Each moved at random by up to an eighth of its side, and if coloured mirrored half of the time."""
+    n, c, h, w = images.shape
+    far = h // 8
+    padded = functional.pad(images, (far, far, far, far))
+    row = torch.arange(h) + torch.randint(2 * far + 1, (n, 1))
+    column = torch.arange(w) + torch.randint(2 * far + 1, (n, 1))
+    if c == 3:
+        column = torch.where(torch.rand(n, 1) < 0.5, column, column.flip(1))
+    moved = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], row[:, :, None], column[:, None]]
+    return moved.permute(0, 3, 1, 2)
 
 
 def read_parquet(path: Path) -> tuple[Images, Labels]:
@@ -184,6 +202,16 @@ def _split(images: Images, labels: Labels, rng: np.random.Generator) -> tuple[Pa
     order = rng.permutation(len(images))
     test, train = np.split(order, [max(1, round(HELD_OUT * len(order)))])
     return (images[train], labels[train]), (images[test], labels[test])
+
+
+def _of_each(train: Part, test: Part, per_class: int | None, rng: np.random.Generator) -> tuple[Part, Part]:
+    if per_class is None:
+        return train, test
+    if per_class < 1:
+        raise DataError(f"per_class must be at least 1, got {per_class}")
+    order = rng.permutation(len(train[1]))
+    kept = np.concatenate([order[train[1][order] == label][:per_class] for label in np.unique(train[1])])
+    return (train[0][kept], train[1][kept]), test
 
 
 def _ready(name: str, train: Part, test: Part, limit: int | None, rng: np.random.Generator) -> ImageData:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 MLP_PIXELS = 28 * 28
 """grey images of at most so many pixels go to the MLP"""
@@ -29,10 +29,33 @@ def mlp(num_inputs: int, num_classes: int, *, width: int = 128, hidden: int = 1)
     return nn.Sequential(*layers, nn.Linear(width, num_classes))
 
 
-def cnn(channels: int, num_classes: int, *, width: int = 32) -> nn.Module:
+def cnn(channels: int, num_classes: int, *, width: int = 32) -> nn.Sequential:
     """Three convolutions, each halving the image, with GroupNorm; any image size from 8 x 8 on."""
     sizes = [channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], num_classes))
+
+
+class Pixels(nn.Module):
+    """A first layer that turns pixels of 0 … 1 into normalised images, so that attacks on a model are of pixels.
+
+    Args:
+        images: (n, c, h, w) normalised ones of which some have the darkest and the brightest value of each channel.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("low", images.amin((0, 2, 3), keepdim=True))
+        self.register_buffer("high", images.amax((0, 2, 3), keepdim=True))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.low + pixels * (self.high - self.low)
+
+    def of(self, images: Tensor) -> Tensor:
+        """The pixels of such images."""
+        return ((images - self.low) / (self.high - self.low)).clamp(0, 1)

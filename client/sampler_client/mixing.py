@@ -7,7 +7,10 @@ training.
 
 Source: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395, and its authors' code. Their
 in-stage transfer moves 1 / (K - 1)^2 of the last group's weight and then jumps; here it moves all of it (`methods.md`
-4.2).
+4.2). `tuple_order`, by which the sampler's clusters decide who is mixed with whom, is ours.
+
+A mixed loss is no example's: it can't be reported as one. Reports, and with them the clusters, come of passes over the
+examples themselves, such as those of scorers or of a second stage.
 
 Shapes: b examples of a batch, K groups, m mixed examples, c classes.
 """
@@ -15,7 +18,9 @@ Shapes: b examples of a batch, K groups, m mixed examples, c classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,8 +34,7 @@ def group_weights(progress: float, groups: int) -> list[float]:
     Raises:
         ConfigError: fewer than one group, or a progress that is no share.
     """
-    if groups < 1:
-        raise ConfigError(f"groups must be at least 1, got {groups}")
+    _check_groups(groups)
     if not 0 <= progress <= 1:
         raise ConfigError(f"progress must lie in [0, 1], got {progress}")
     if groups == 1 or progress == 1:
@@ -40,6 +44,43 @@ def group_weights(progress: float, groups: int) -> list[float]:
     active, faded = groups - gone, at - gone
     last = (1 - faded) / active
     return [(1 - last) / (active - 1)] * (active - 1) + [last] + [0.0] * gone
+
+
+def tuple_order(kinds: Any, groups: int, tuples: Literal["different", "same"]) -> Tensor:
+    """(b,) places of a batch's examples, in the order in which its K slices hold tuples of different or same kinds.
+
+    Example j of each slice is one tuple: of different kinds as far as no kind has more than b // K examples, of the
+    same kind as far as its examples come in multiples of K; what is left over is put together as it comes. Among equals
+    the batch's own order decides, and the last b % K, which no tuple needs, stay last.
+
+    Args:
+        kinds: (b,) whole numbers, such as `batch.cluster_ids`, or labels; a negative one is unknown and like no other.
+        groups: K.
+        tuples: of what.
+
+    Raises:
+        ConfigError: kinds that are no vector of whole numbers, groups below 1, or `tuples` that are neither.
+    """
+    _check_groups(groups)
+    kinds = _tensor(kinds)
+    if kinds.ndim != 1 or kinds.is_floating_point():
+        raise ConfigError(f"kinds must be a vector of whole numbers, got {kinds.dtype} of shape {tuple(kinds.shape)}")
+    if tuples not in ("different", "same"):
+        raise ConfigError(f"tuples must be 'different' or 'same', got {tuples!r}")
+    size = len(kinds) // groups
+    place = torch.arange(len(kinds), device=kinds.device)
+    used, rest = place[: size * groups], place[size * groups :]
+    _, kind = torch.where(kinds < 0, -1 - place, kinds)[: len(used)].unique(return_inverse=True)
+    # Kinds follow one another as they first appear: by their numbers, the same ones would always meet.
+    first = torch.full_like(used, len(used)).scatter_reduce(0, kind, used, "amin")
+    ordered = first[kind].argsort(stable=True)
+    if tuples == "different":  # members of a kind lie side by side, so that a stride of `size` passes over them
+        return torch.cat([ordered, rest])
+    counts = torch.bincount(kind, minlength=len(used))[kind[ordered]]
+    nth = used - torch.searchsorted(first[kind][ordered], first[kind][ordered])  # of its kind
+    whole = nth < counts // groups * groups
+    ordered = torch.cat([ordered[whole], ordered[~whole]])
+    return torch.cat([ordered.reshape(size, groups).T.flatten(), rest])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +101,28 @@ class CascadingSum:
     Args:
         groups: K at the start, at least 1; an even batch is a multiple of it.
         num_classes: c, at least 2.
+        tuples: whether examples of different or of the same kinds are mixed (`tuple_order`); None: as the batch has
+            them. Of one class the labels stay whole; of different clusters the gradients differ most.
     """
 
-    def __init__(self, groups: int, num_classes: int) -> None:
-        if groups < 1:
-            raise ConfigError(f"groups must be at least 1, got {groups}")
+    def __init__(self, groups: int, num_classes: int, *, tuples: Literal["different", "same"] | None = None) -> None:
+        _check_groups(groups)
         if num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, got {num_classes}; sums of labels need classes")
+        if tuples not in (None, "different", "same"):
+            raise ConfigError(f"tuples must be 'different', 'same' or None, got {tuples!r}")
         self.groups = groups
         self.num_classes = num_classes
+        self.tuples: Literal["different", "same"] | None = tuples
 
-    def __call__(self, inputs: Tensor, labels: Tensor, progress: float, weights: Tensor | None = None) -> Mixed:
-        """Mix a batch; its order decides what is mixed with what, and what is left over of b / K is dropped.
+    def active(self, progress: float) -> int:
+        """Groups that still have weight at a share of the cascade: so many examples make one that is trained on."""
+        return len(self._shares(progress))
+
+    def __call__(
+        self, inputs: Tensor, labels: Tensor, progress: float, weights: Any = None, kinds: Any = None
+    ) -> Mixed:
+        """Mix a batch; what is left over of b / K is dropped.
 
         Once a group has no weight its place is taken by others, so that later stages use each example: with a groups
         left, b // a mixed examples come of the batch.
@@ -80,27 +131,53 @@ class CascadingSum:
             inputs: (b, …) floating point.
             labels: (b,) whole numbers 0 … c - 1.
             progress: share of the cascade, in [0, 1]; at 1 the batch comes as it is.
-            weights: (b,) factors on the losses, such as `batch.weights`; absent: ones.
+            weights: (b,) factors on the losses, at least 0, such as `batch.weights`; absent: ones.
+            kinds: (b,) as in `tuple_order`, such as `batch.cluster_ids` or the labels; for tuples by kind.
 
         Raises:
-            ConfigError: labels that are no classes, shapes that do not fit, or fewer examples than groups.
+            ConfigError: labels that are no classes, shapes that do not fit, values that are not finite, fewer examples
+                than groups, or no kinds where tuples need them.
         """
+        shares = self._shares(progress)
+        self._check_batch(inputs, labels, len(shares))
+        factors = inputs.new_ones(len(labels)) if weights is None else _tensor(weights).to(inputs)
+        if factors.shape != labels.shape or not (factors.isfinite() & (factors >= 0)).all():
+            raise ConfigError(
+                f"weights must be {len(labels)} finite numbers of at least 0, got {tuple(factors.shape)} with "
+                f"{_odd(factors)}"
+            )
+        hot = functional.one_hot(labels.long(), self.num_classes).to(inputs.dtype)
+        if self.tuples is not None:
+            if kinds is None or len(kinds) != len(labels):
+                raise ConfigError(
+                    f"kinds must be {len(labels)}, one for each example, got {None if kinds is None else len(kinds)}: "
+                    f"tuples={self.tuples!r} needs batch.cluster_ids or labels"
+                )
+            order = tuple_order(kinds, len(shares), self.tuples).to(inputs.device)
+            inputs, hot, factors = inputs[order], hot[order], factors[order]
+        size = len(labels) // len(shares)
+        mixed, targets, loss_weights = (_sum(each, shares, size) for each in (inputs, hot, factors))
+        return Mixed(mixed, targets.clamp(max=1), loss_weights)  # shares of one class may sum to a bit more by rounding
+
+    def _shares(self, progress: float) -> list[float]:
+        return [share for share in group_weights(progress, self.groups) if share > 0]
+
+    def _check_batch(self, inputs: Tensor, labels: Tensor, groups: int) -> None:
         if labels.ndim != 1 or len(inputs) != len(labels) or labels.is_floating_point():
             raise ConfigError(
                 f"labels must be whole numbers, one for each of {len(inputs)} examples, got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}; targets of a regression can't be mixed into classes"
+                f"{tuple(labels.shape)}; targets of a regression can't be mixed: cascading sums need classes"
             )
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.num_classes):
+        if len(labels) < groups:
+            raise ConfigError(f"{len(labels)} examples are fewer than the {groups} groups that are mixed")
+        if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
             raise ConfigError(
                 f"labels must lie in 0 … {self.num_classes - 1}, got {int(labels.min())} … {int(labels.max())}"
             )
-        shares = [share for share in group_weights(progress, self.groups) if share > 0]
-        size = len(labels) // len(shares)
-        if size == 0:
-            raise ConfigError(f"{len(labels)} examples are fewer than the {len(shares)} groups that are mixed")
-        hot = functional.one_hot(labels, self.num_classes).to(inputs.dtype)
-        factors = inputs.new_ones(len(labels)) if weights is None else weights.to(inputs)
-        return Mixed(*(_sum(each, shares, size) for each in (inputs, hot, factors)))
+        if not inputs.is_floating_point():
+            raise ConfigError(f"inputs must be floating point to be summed by shares, got {inputs.dtype}")
+        if not inputs.isfinite().all():
+            raise ConfigError(f"inputs must be finite, got {_odd(inputs)}; one such example spoils all of its tuple")
 
 
 def mixed_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -111,14 +188,35 @@ def mixed_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (m, c) in [0, 1].
 
     Raises:
-        ConfigError: shapes that differ.
+        ConfigError: shapes that differ, or targets that are no shares of classes, such as those of a regression.
     """
     if logits.shape != targets.shape or logits.ndim != 2:
         raise ConfigError(
             f"logits and targets must both have shape (examples, classes), got {tuple(logits.shape)} and "
             f"{tuple(targets.shape)}"
         )
+    if not ((targets >= 0) & (targets <= 1)).all():
+        raise ConfigError(
+            f"targets must lie in [0, 1], got {float(targets.min())} … {float(targets.max())}: they are the shares of "
+            "classes that CascadingSum makes of labels, and no regression's"
+        )
     return functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)
+
+
+def _check_groups(groups: int) -> None:
+    if groups < 1:
+        raise ConfigError(f"groups must be at least 1, got {groups}")
+
+
+def _tensor(values: Any) -> Tensor:
+    """A batch's arrays are read-only, which tensors can't be: those are copied."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def _odd(values: Tensor) -> str:
+    """What the first value is that is not finite, or the least."""
+    odd = values[~values.isfinite()]
+    return f"{float(odd[0])}" if len(odd) else f"a least of {float(values.min())}"
 
 
 def _sum(values: Tensor, shares: list[float], size: int) -> Tensor:

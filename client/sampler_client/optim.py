@@ -27,6 +27,9 @@ from torch.optim import Optimizer
 
 from sampler_client.errors import ConfigError
 
+_UNFIT = (torch.optim.LBFGS, torch.optim.Adafactor)
+"""their steps are of the parameters' values too, or of more than one evaluation"""
+
 
 class Multiplicative(Optimizer):
     """Make the steps of another optimiser multiplicative, or a blend of both kinds.
@@ -44,15 +47,16 @@ class Multiplicative(Optimizer):
       times lr / initial lr.
 
     Args:
-        base: SGD, Adagrad, RMSprop, Adam or any other that computes a step from gradients and its state alone. Its
-            weight decay must be 0: a decay is no gradient's direction; use `weight_decay` here.
+        base: SGD, Adagrad, RMSprop, Adam or any other that computes a step from gradients and its state alone, which
+            LBFGS and Adafactor do not. Its weight decay must be 0: a decay is no gradient's direction; use
+            `weight_decay` here.
         eta_out: largest relative change of a coordinate in one step, in (0, 1).
         eta_in: at which m l the relative change saturates, > 0.
         blend: share of the multiplicative step, in [0, 1]; 1 is the pure rule, 0 the other optimiser's.
         weight_decay: decoupled, theta -= eta weight_decay theta, at least 0.
 
     Raises:
-        ConfigError: a value outside its range, or a base with weight decay.
+        ConfigError: a value outside its range, or a base that is none of these.
     """
 
     def __init__(
@@ -66,6 +70,11 @@ class Multiplicative(Optimizer):
     ) -> None:
         if not isinstance(base, Optimizer):
             raise ConfigError(f"base must be a torch optimiser, got {type(base).__name__}")
+        if isinstance(base, _UNFIT):
+            raise ConfigError(
+                f"base must compute its step from gradients alone, which {type(base).__name__} does not: wrap SGD, "
+                "Adagrad, RMSprop, Adam or the like"
+            )
         settings = {"eta_out": eta_out, "eta_in": eta_in, "blend": blend, "decay": weight_decay}
         # The same dicts: what a scheduler sets here is what the other optimiser reads.
         super().__init__(base.param_groups, settings)
@@ -80,6 +89,10 @@ class Multiplicative(Optimizer):
 
         Args:
             closure: evaluates the model and returns the loss; called once, before the step.
+
+        Raises:
+            ConfigError: a setting outside its range, or a gradient that is not finite; nothing has moved then. A
+                GradScaler leaves such steps out by itself.
         """
         loss = None
         if closure is not None:
@@ -88,10 +101,16 @@ class Multiplicative(Optimizer):
         for group in self.param_groups:
             _check(group)
         moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        _check_gradients(moved)
         before = [[parameter.clone() for parameter in parameters] for parameters in moved]
         for parameter in chain.from_iterable(moved):
             parameter.zero_()  # from zero the other optimiser's step is exact, however small
-        self.base.step()
+        try:
+            self.base.step()
+        except BaseException:
+            for parameter, theta in zip(chain.from_iterable(moved), chain.from_iterable(before), strict=True):
+                parameter.copy_(theta)
+            raise
         for group, parameters, thetas in zip(self.param_groups, moved, before, strict=True):
             for parameter, theta in zip(parameters, thetas, strict=True):
                 parameter.copy_(_moved(group, theta, additive=parameter))
@@ -102,7 +121,18 @@ class Multiplicative(Optimizer):
         return self.base.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore both.
+
+        Raises:
+            ConfigError: the state of an optimiser that was not wrapped.
+        """
+        for index, group in enumerate(state_dict["param_groups"]):
+            missing = [name for name in (*_RANGES, "initial_eta") if name not in group]
+            if missing:
+                raise ConfigError(
+                    f"state_dict: group {index} has no {', '.join(missing)}; it is of an optimiser that was not "
+                    "wrapped: load it into the base before that is wrapped"
+                )
         self.base.load_state_dict(state_dict)
         self.param_groups = self.base.param_groups
 
@@ -134,6 +164,22 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "blend": ("[0, 1]", lambda value: 0 <= value <= 1),
     "decay": ("[0, inf)", lambda value: value >= 0),
 }
+
+
+def _check_gradients(moved: list[list[torch.Tensor]]) -> None:
+    """One norm of all, so that a device is waited for once; which it was is looked up only then."""
+    gradients = [parameter.grad for parameters in moved for parameter in parameters if parameter.grad is not None]
+    if not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+        return
+    for group, parameters in enumerate(moved):
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is not None and not gradient.isfinite().all():
+                odd = float(gradient[~gradient.isfinite()][0])
+                raise ConfigError(
+                    f"the gradient of a parameter of shape {tuple(parameter.shape)} in group {group} holds {odd}: "
+                    "leave this step out, or lower the learning rate"
+                )
 
 
 def _check(group: dict[str, Any]) -> None:

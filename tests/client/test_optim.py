@@ -56,6 +56,31 @@ def test_a_step_of_sgd_is_the_papers_formula(blend):
     torch.testing.assert_close(parameters[0].detach(), before - blend * multiplied - (1 - blend) * 0.1 * gradient)
 
 
+@pytest.mark.parametrize(
+    ("name", "directions"),
+    [
+        # m l of the first two steps for gradients 3 and 1, worked out by hand from `methods.md` 5.1
+        ("sgd", (3, 1)),
+        ("momentum", (3 + 0.9 * 3, 1 + 0.9 * (0.9 * 3 + 1))),  # Nesterov's: g + beta m
+        ("adagrad", (3 / math.sqrt(9), 1 / math.sqrt(10))),
+        ("rmsprop", (3 / math.sqrt(0.09), 1 / math.sqrt(0.99 * 0.09 + 0.01))),
+        ("adam", (1, (0.9 * 0.3 + 0.1) / 0.19 / math.sqrt((0.999 * 0.009 + 0.001) / 0.001999))),
+    ],
+)
+@pytest.mark.parametrize("blend", [1.0, 0.4])
+def test_directions_and_scales_are_those_of_the_optimiser(name, directions, blend):
+    parameters = parameters_of((-2.0,))
+    base = BASES[name](parameters)
+    optimizer, eta = Multiplicative(base, eta_out=0.05, eta_in=0.7, blend=blend), base.param_groups[0]["lr"]
+    theta = -2.0
+    for gradient, direction in zip((3.0, 1.0), directions, strict=True):
+        set_gradients(parameters, [gradient])
+        optimizer.step()
+        multiplied = 0.05 * abs(theta) * math.tanh(0.7 * direction)
+        theta -= blend * multiplied + (1 - blend) * eta * direction
+        assert parameters[0].item() == pytest.approx(theta, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_no_coordinate_moves_by_more_than_its_share_or_changes_its_sign(name):
     torch.manual_seed(0)
@@ -152,6 +177,49 @@ def test_parameters_without_a_gradient_stay_and_a_closure_is_called_once():
     assert len(calls) == 1
     assert torch.equal(still, before)
     assert not torch.equal(moved, before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_moves_nothing(value):
+    parameters = [*parameters_of(), *parameters_of((1.0, 2.0))]
+    optimizer = Multiplicative(torch.optim.Adam(parameters, lr=0.1))
+    parameters[0].grad = torch.ones(3, dtype=torch.float64)
+    parameters[1].grad = torch.tensor([0.0, value], dtype=torch.float64)
+    with pytest.raises(sampler.ConfigError, match=rf"shape \(2,\) in group 0 holds {value}"):
+        optimizer.step()
+    assert [parameter.tolist() for parameter in parameters] == [[1.5, -2.0, 0.25], [1.0, 2.0]]
+    assert not optimizer.base.state
+
+
+def test_gradients_whose_norm_overflows_are_finite_all_the_same():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.full((2,), 3e38)
+    Multiplicative(torch.optim.SGD([parameter], lr=0.1), eta_out=0.5).step()
+    assert parameter.tolist() == [0.5, 0.5]
+
+
+def test_a_step_of_the_other_optimiser_that_fails_leaves_the_parameters():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("no step")
+
+    parameters = parameters_of()
+    set_gradients(parameters, [1.0, 1.0, 1.0])
+    with pytest.raises(RuntimeError, match="no step"):
+        Multiplicative(Failing(parameters, lr=0.1)).step()
+    assert parameters[0].tolist() == [1.5, -2.0, 0.25]
+
+
+def test_a_state_that_was_never_wrapped_is_refused():
+    plain = torch.optim.Adam(parameters_of(), lr=0.1)
+    with pytest.raises(sampler.ConfigError, match="group 0 has no eta_out, eta_in, blend, decay, initial_eta"):
+        Multiplicative(torch.optim.Adam(parameters_of(), lr=0.1)).load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("unfit", [torch.optim.LBFGS, torch.optim.Adafactor])
+def test_optimisers_whose_steps_are_not_of_gradients_alone_are_refused(unfit):
+    with pytest.raises(sampler.ConfigError, match=f"which {unfit.__name__} does not"):
+        Multiplicative(unfit(parameters_of()))
 
 
 def test_weight_decay_is_decoupled():

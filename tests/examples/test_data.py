@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from trainer_examples.data import DataError, ImageData, load, read_parquet, with_duplicates
+from trainer_examples.data import DataError, ImageData, load, read_parquet, shifted, with_duplicates
 from trainer_examples.models import make_model
 
 RNG = np.random.default_rng(0)
@@ -75,6 +75,27 @@ def test_the_digits_can_be_limited() -> None:
     assert (len(load().train), len(load().test)) == (1497, 300)
     small = load(limit=50)
     assert (len(small.train), len(small.test), small.image_shape, small.num_classes) == (50, 50, (1, 8, 8), 10)
+
+
+def test_so_many_images_of_each_class_are_kept_and_all_test_images() -> None:
+    small = load(per_class=7)
+    assert torch.bincount(small.train.tensors[1]).tolist() == [7] * 10
+    assert torch.equal(small.test.tensors[1], load().test.tensors[1])
+    with pytest.raises(DataError, match="per_class must be at least 1, got 0"):
+        load(per_class=0)
+
+
+def test_shifted_images_hold_the_same_pixels_a_little_aside() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(200, 1, 16, 16)
+    images[:, :, 8, 8] = 1.0
+    _, _, row, column = shifted(images).nonzero(as_tuple=True)
+    assert len(row) == 200
+    assert (row.min(), row.max(), column.min(), column.max()) == (6, 10, 6, 10)
+    coloured = torch.zeros(200, 3, 16, 16)
+    coloured[..., 2] = 1.0
+    at = shifted(coloured).nonzero()[:, 3]
+    assert set(at.tolist()) == {0, 1, 2, 3, 4, 11, 12, 13, 14, 15}, "mirrored or not"
 
 
 def test_duplicates_are_copies_of_the_first_images() -> None:

@@ -1,0 +1,67 @@
+"""The comparison of cascading sums runs as it is printed, with equal budgets for all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trainer_examples import cascading_sum
+from trainer_examples.cascading_sum import ATTACKED, BATCH, GROUPS, RADII
+
+
+def test_every_method_trains_on_as_many_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cascading_sum, "RATES", (0.1,))
+    runs = cascading_sum.main(per_class=40, epochs=3, seeds=2, json=tmp_path / "result.json")
+    methods = list(dict.fromkeys(run.method for run in runs))
+    assert methods == [
+        "no mixing", "no mixing, binary", "mixup", "cascade", "cascade, different", "cascade, same",
+    ]  # fmt: skip
+    assert {run.rows for run in runs} == {400 * 3 // BATCH * BATCH}
+    for run in runs:
+        assert (
+            run.images == run.rows
+            if not run.method.startswith("cascade")
+            else run.rows < run.images < GROUPS * run.rows
+        )
+        assert 0 <= run.error <= 1
+        assert len(run.attacked) == len(RADII)
+    printed = capsys.readouterr().out
+    assert all(method in printed for method in methods)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert len(written["rows"]) == 12
+    mean = sum(run.error for run in runs if run.method == "mixup") / 2
+    assert written["headline"]["error, mixup"] == pytest.approx(mean)
+
+
+def test_the_baseline_learns() -> None:
+    task = cascading_sum.Task.of(cascading_sum.load())
+    model, drawn = cascading_sum.train(cascading_sum.plain, task, rate=0.1, steps=60, seed=0)
+    assert drawn == 60 * BATCH
+    assert cascading_sum.error(model, task.test_pixels, task.test_labels) < 0.2
+    assert 0 <= task.pixels.min() < task.pixels.max() <= 1
+    torch.testing.assert_close(task.scale(task.pixels), cascading_sum.load().train.tensors[0])
+
+
+def test_tuning_sees_no_test_image_and_holds_out_a_fifth() -> None:
+    task = cascading_sum.Task.of(cascading_sum.load(per_class=10))
+    tuning = task.for_tuning()
+    assert (len(tuning.labels), len(tuning.test_labels)) == (80, 20)
+    assert torch.equal(torch.cat([tuning.test_pixels, tuning.pixels]), task.pixels)
+
+
+def test_an_attack_finds_what_is_within_its_radius_and_no_more() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        model[1].bias.copy_(torch.tensor([-0.5, 0.5]))  # class 0 above one half
+    pixels = torch.tensor([0.45, 0.58, 0.7]).reshape(3, 1, 1, 1)
+    found = cascading_sum.attack(model, pixels, torch.tensor([1, 0, 0]), 0.1)
+    assert (found - pixels).abs().max() <= 0.1 + 1e-6
+    assert model(found).argmax(1).tolist() == [0, 1, 0]
+    assert len(pixels) < ATTACKED

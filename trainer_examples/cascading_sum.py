@@ -1,0 +1,292 @@
+"""Cascading sums of images against mixup and against no mixing: errors, and errors under attack.
+
+    python -m trainer_examples.cascading_sum --per-class 20 --epochs 60     # scikit-learn's digits, a minute
+    python -m trainer_examples.cascading_sum --data path/to/cifar10         # 500 images of each class, much longer
+
+A few images per class, a small CNN, random shifts (of colour images also flips) for all. Equal budgets: every method
+sends as many rows forward and backward through the model, in as many steps of `BATCH` rows, which is what training
+costs. A mixed row is made of up to `GROUPS` images, so the cascade *loads* more images in that time; the table says how
+many. Each method has the learning rate of `RATES` at which it errs least on a fifth of the training images, held out
+then; the cascade's variants have the cascade's.
+
+The attack is projected gradient descent on the margin of the logits, which unlike a loss asks for no probabilities: the
+methods' are softmax's of one and sigmoids of the other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.common import write_result
+from sampler_client.mixing import CascadingSum, mixed_loss
+from trainer_examples.comparison import TUNING_SEED
+from trainer_examples.data import ImageData, load, shifted
+from trainer_examples.models import Pixels, cnn
+
+BATCH = 64  # rows of a step, whatever they are mixed of
+GROUPS = 4  # images in a mixed one at the start
+CASCADE = 0.75  # share of the training over which they become one; the rest is plain
+ALPHA = 1.0  # of mixup's Beta distribution
+RATES = (0.01, 0.03, 0.1, 0.3)
+WEIGHT_DECAY = 5e-4
+WIDTH = 16  # of the CNN
+RADII = (1 / 255, 2 / 255)  # of the attack, in pixels of 0 … 1
+ATTACK_STEPS = 10
+ATTACKED = 500  # test images
+
+Draw = Callable[[int], tuple[Tensor, Tensor]]
+"""so many of the training images (b, c, h, w) and their labels (b,)"""
+Loss = Callable[[nn.Module, Draw, float], Tensor]
+"""of a step at a share of the training, for a model and what it may draw"""
+
+console = Console()
+
+
+def plain(model: nn.Module, draw: Draw, progress: float) -> Tensor:  # noqa: ARG001
+    images, labels = draw(BATCH)
+    return F.cross_entropy(model(images), labels)
+
+
+def plain_binary(model: nn.Module, draw: Draw, progress: float) -> Tensor:  # noqa: ARG001
+    """The cascade's loss without its sums, to tell the one from the other."""
+    images, labels = draw(BATCH)
+    logits = model(images)
+    return mixed_loss(logits, F.one_hot(labels, logits.shape[1])).mean()
+
+
+def mixup(model: nn.Module, draw: Draw, progress: float) -> Tensor:  # noqa: ARG001
+    """Zhang et al., arXiv 1710.09412: two images of the batch, in a random proportion."""
+    images, labels = draw(BATCH)
+    share = float(torch.distributions.Beta(ALPHA, ALPHA).sample())
+    other = torch.randperm(BATCH)
+    logits = model(share * images + (1 - share) * images[other])
+    return share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, labels[other])
+
+
+def cascade(num_classes: int, tuples: Literal["different", "same"] | None = None) -> Loss:
+    mixer = CascadingSum(GROUPS, num_classes, tuples=tuples)
+
+    def loss(model: nn.Module, draw: Draw, progress: float) -> Tensor:
+        at = min(1.0, progress / CASCADE)
+        images, labels = draw(BATCH * mixer.active(at))
+        mixed = mixer(images, labels, at, kinds=labels)  # with a sampler: kinds=batch.cluster_ids
+        return mixed_loss(model(mixed.inputs), mixed.targets).mean()
+
+    return loss
+
+
+def methods(num_classes: int) -> dict[str, Loss]:
+    return {
+        "no mixing": plain,
+        "no mixing, binary": plain_binary,
+        "mixup": mixup,
+        "cascade": cascade(num_classes),
+        "cascade, different": cascade(num_classes, "different"),
+        "cascade, same": cascade(num_classes, "same"),
+    }
+
+
+RATE_OF = {"cascade, different": "cascade", "cascade, same": "cascade"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    method: str
+    seed: int
+    rate: float
+    rows: int
+    """through the model, forward and backward"""
+    images: int
+    """drawn to make them"""
+    error: float
+    """share of the test images"""
+    attacked: list[float]
+    """share of `ATTACKED` of them, at each of `RADII`"""
+    seconds: float
+    """of training"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    name: str
+    scale: Pixels
+    num_classes: int
+    pixels: Tensor
+    labels: Tensor
+    test_pixels: Tensor
+    test_labels: Tensor
+
+    @classmethod
+    def of(cls, data: ImageData) -> Task:
+        (images, labels), (test_images, test_labels) = data.train.tensors, data.test.tensors
+        scale = Pixels(images)
+        return cls(
+            name=str(data), scale=scale, num_classes=data.num_classes,
+            pixels=scale.of(images), labels=labels, test_pixels=scale.of(test_images), test_labels=test_labels,
+        )  # fmt: skip
+
+    def for_tuning(self) -> Task:
+        """A fifth of the training images are the test."""
+        (test, train), (of_test, of_train) = (
+            each.tensor_split([len(each) // 5]) for each in (self.pixels, self.labels)
+        )
+        return replace(self, pixels=train, labels=of_train, test_pixels=test, test_labels=of_test)
+
+
+def train(loss_of: Loss, task: Task, *, rate: float, steps: int, seed: int) -> tuple[nn.Module, int]:
+    """A model of pixels, and how many images it was shown."""
+    torch.manual_seed(seed)
+    network = cnn(task.pixels.shape[1], task.num_classes, width=WIDTH)
+    # Sigmoids that start at 1 / c spare the binary losses a first while; softmax does not mind.
+    nn.init.constant_(network.get_parameter(f"{len(network) - 1}.bias"), -math.log(task.num_classes - 1))
+    model = nn.Sequential(task.scale, network)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
+    places, drawn = _endless(len(task.pixels)), 0
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        nonlocal drawn
+        drawn += count
+        at = torch.tensor(list(islice(places, count)))
+        return shifted(task.pixels[at]), task.labels[at]
+
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, draw, step / steps).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval(), drawn
+
+
+@torch.no_grad()
+def error(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
+    guesses = torch.cat([model(part).argmax(1) for part in pixels.split(500)])
+    return float((guesses != labels).float().mean())
+
+
+def attack(model: nn.Module, pixels: Tensor, labels: Tensor, radius: float) -> Tensor:
+    """Pixels within `radius` of those given, and within 0 … 1, that the model errs on if the search finds such."""
+    found = (pixels + radius * (2 * torch.rand_like(pixels) - 1)).clamp(0, 1)
+    for _ in range(ATTACK_STEPS):
+        found.requires_grad_()
+        logits = model(found)
+        own = logits.gather(1, labels[:, None]).squeeze(1)
+        other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        (uphill,) = torch.autograd.grad((other - own).sum(), found)
+        moved = found.detach() + radius / 4 * uphill.sign()
+        found = (pixels + (moved - pixels).clamp(-radius, radius)).clamp(0, 1)
+    return found
+
+
+def best_rate(loss_of: Loss, task: Task, steps: int) -> float:
+    """Of `RATES`, where the model errs least on training images that it did not see."""
+    task = task.for_tuning()
+
+    def held_out(rate: float) -> float:
+        model, _ = train(loss_of, task, rate=rate, steps=steps, seed=TUNING_SEED)
+        return error(model, task.test_pixels, task.test_labels)
+
+    return min(RATES, key=held_out)
+
+
+def run_of(method: str, loss_of: Loss, task: Task, *, rate: float, steps: int, seed: int) -> Run:
+    began = time.perf_counter()
+    model, drawn = train(loss_of, task, rate=rate, steps=steps, seed=seed)
+    seconds = time.perf_counter() - began
+    some, of_some = task.test_pixels[:ATTACKED], task.test_labels[:ATTACKED]
+    attacked = [error(model, attack(model, some, of_some, radius), of_some) for radius in RADII]
+    clean = error(model, task.test_pixels, task.test_labels)
+    return Run(
+        method=method, seed=seed, rate=rate, rows=steps * BATCH, images=drawn,
+        error=clean, attacked=attacked, seconds=seconds,
+    )  # fmt: skip
+
+
+def main(
+    data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
+    per_class: Annotated[int, typer.Option(help="training images of each class")] = 500,
+    epochs: Annotated[int, typer.Option(help="rows of a run, in sizes of the training set")] = 20,
+    seeds: Annotated[int, typer.Option(help="runs of each method")] = 3,
+    json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
+) -> list[Run]:
+    """Compare the methods."""
+    torch.set_num_threads(1)
+    task = Task.of(load(data, per_class=per_class))
+    console.print(task.name, highlight=False)
+    steps = max(1, epochs * len(task.pixels) // BATCH)
+    rates: dict[str, float] = {}
+    runs: list[Run] = []
+    for method, loss_of in methods(task.num_classes).items():
+        # Half of the steps are enough to tell rates apart that differ by a factor of three.
+        rate = rates.get(RATE_OF.get(method, "")) or best_rate(loss_of, task, max(1, steps // 2))
+        rates[method] = rate
+        for seed in range(seeds):
+            runs.append(run_of(method, loss_of, task, rate=rate, steps=steps, seed=seed))
+            console.print(f"{method}, rate {rate:g}, seed {seed}: error {runs[-1].error:.1%}", highlight=False)
+    console.print(_table(task.name, runs))
+    if json is not None:
+        _write(json, task.name, runs)
+    return runs
+
+
+def _endless(count: int) -> Iterator[int]:
+    while True:
+        yield from torch.randperm(count).tolist()
+
+
+def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
+    return {method: [run for run in runs if run.method == method] for method in dict.fromkeys(r.method for r in runs)}
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and deviation of one run from another."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _table(name: str, runs: list[Run]) -> Table:
+    title = f"{name}\n{runs[0].rows:,} rows for each method; errors in %, mean ± deviation over seeds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("method")
+    for heading in ("rate", "drawn", "error", *(f"at {255 * radius:.0f}/255" for radius in RADII), "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for method, own in _by_method(runs).items():
+        errors = [[run.error for run in own], *zip(*(run.attacked for run in own), strict=True)]
+        spread = [f"{100 * mean:.1f} ± {100 * deviation:.1f}" for mean, deviation in map(_spread, errors)]
+        seconds = f"{statistics.mean(run.seconds for run in own):.0f}"
+        table.add_row(method, f"{own[0].rate:g}", f"{own[0].images:,}", *spread, seconds)
+    return table
+
+
+def _write(path: Path, name: str, runs: list[Run]) -> None:
+    headline: dict[str, float | None] = {}
+    for method, own in _by_method(runs).items():
+        headline[f"error, {method}"], headline[f"deviation, {method}"] = _spread([run.error for run in own])
+        headline[f"error attacked at 2/255, {method}"] = statistics.mean(run.attacked[-1] for run in own)
+    rows: list[dict[str, Any]] = [asdict(run) for run in runs]
+    notes = [
+        f"{name}; a CNN of width {WIDTH}.",
+        f"Equal budgets are equal rows forward and backward: {runs[0].rows:,} of them in steps of {BATCH}, mixed "
+        "of `images` drawn.",
+        f"attacked: error on at most {ATTACKED} test images at l_inf radii of {[round(255 * r) for r in RADII]}/255.",
+        f"Learning rates are of {RATES}, by a fifth of the training set that was held out.",
+    ]
+    write_result(path, name="cascading_sum", rows=rows, headline=headline, notes=notes)
+
+
+if __name__ == "__main__":
+    typer.run(main)
