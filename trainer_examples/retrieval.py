@@ -35,7 +35,7 @@ from trainer_examples.models import encoder
 from trainer_examples.pairs import PairData, Pairs, load_pairs
 
 METHODS = ("sum of hinges", "max of hinges", "mined")
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 6e-3, 2e-2)
 """learning rates that each method tries"""
 TUNING_SEED = 1_000_003
 """of the runs that learning rates are judged by; no other run has it"""
