@@ -27,7 +27,7 @@ Rows = NDArray[np.int64]
 class Mining:
     """What pairs meet."""
 
-    negatives: int = 3
+    negatives: int = 7
     """per anchor"""
     band: tuple[int, int] = (5, 100)
     """first and last rank that is taken; 1 is the most similar of the pairs that are not equivalent"""
