@@ -32,11 +32,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common import write_result
 from sampler_client.mixing import CascadingSum, mixed_loss
 from trainer_examples.comparison import TUNING_SEED
 from trainer_examples.data import ImageData, load, shifted
 from trainer_examples.models import Pixels, cnn
+from trainer_examples.results import write_result
 
 BATCH = 64  # rows of a step, whatever they are mixed of
 GROUPS = 4  # images in a mixed one at the start

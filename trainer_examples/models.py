@@ -1,6 +1,8 @@
-"""Two small classifiers. Neither has BatchNorm, whose statistics would tie an example's gradient to its batch.
+"""Small models: two classifiers, and the encoders of a pair's sides.
 
-Shapes: n images, c channels, h x w pixels.
+None has BatchNorm, whose statistics would tie an example's gradient to its batch.
+
+Shapes: n images or pairs, c channels, h x w pixels, t subwords, d features.
 """
 
 from __future__ import annotations
@@ -59,3 +61,28 @@ class Pixels(nn.Module):
     def of(self, images: Tensor) -> Tensor:
         """The pixels of such images."""
         return ((images - self.low) / (self.high - self.low)).clamp(0, 1)
+
+
+def encoder(inputs: Tensor, dim: int, *, width: int = 128) -> nn.Module:
+    """A model from one side of pairs to embeddings (n, dim): of captions when `inputs` are whole numbers.
+
+    Args:
+        inputs: training rows; (n, t) numbers of subwords or (n, d) features.
+        width: numbers of a subword.
+    """
+    if inputs.is_floating_point():
+        return nn.Linear(inputs.shape[1], dim)
+    return nn.Sequential(BagOfSubwords(int(inputs.max()) + 1, width), nn.Linear(width, dim))
+
+
+class BagOfSubwords(nn.Module):
+    """The mean of a caption's subwords, from (n, t) numbers, 0 where there is none, to (n, width)."""
+
+    def __init__(self, subwords: int, width: int) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(subwords, width, mode="mean")
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        there = numbers > 0
+        lengths = there.sum(1)
+        return self.bag(numbers[there], lengths.cumsum(0) - lengths)

@@ -29,12 +29,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
-from benchmarks.common import write_result
 from sampler_client.optim import Multiplicative
 from trainer_examples.comparison import TUNING_SEED
 from trainer_examples.data import ImageData, load
 from trainer_examples.figures import save_heat_maps
 from trainer_examples.models import mlp
+from trainer_examples.results import write_result
 
 BATCH = 64
 WIDTH = 64  # of the hidden layer

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from benchmarks.common import write_result
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 from sampler_client.robust.margins import adversarial_risk, margin
 from trainer_examples import robust_sampling, separators
 from trainer_examples.data import load
+from trainer_examples.results import write_result
 from trainer_examples.separators import ATTACKS, THEORY, Problem
 
 RATIOS = (1, 2, 4, 10)

@@ -1,0 +1,227 @@
+"""Embeddings of pairs under three losses: sum of hinges, max of hinges, and max of hinges on mined batches.
+
+    python -m trainer_examples.retrieval                                     # halves of scikit-learn's digits
+    python -m trainer_examples.retrieval --data multi30k --left en --right de
+    python -m trainer_examples.retrieval --data flickr30k --left images.npy --right caption
+    python -m trainer_examples.retrieval --left images.npy --right captions.npy
+
+A left and a right side are each encoded into a joint space, in which a pair's sides should be nearer to one another
+than to others'. Sides are text columns of a folder's train.parquet, val.parquet and test.parquet, or .npy files of
+features, one row per pair (`pairs.py`); an image with several captions has its row repeated, and is no negative of its
+own captions. Each method's learning rate, and the epoch whose model is kept, are those of most recall in validation;
+what is printed is recall in the test part, with as many epochs for all methods.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from sampler_client.retrieval import CollapseDetector, MaxOfHinges, recall_at_k, warm_up
+from trainer_examples.mining import Mining, compose, near
+from trainer_examples.models import encoder
+from trainer_examples.pairs import PairData, Pairs, load_pairs
+from trainer_examples.results import write_result
+
+METHODS = ("sum of hinges", "max of hinges", "mined")
+RATES = (2e-3, 6e-3, 2e-2)
+"""learning rates that each method tries"""
+TUNING_SEED = 1_000_003
+"""of the runs that learning rates are judged by; no other run has it"""
+BATCH_SIZE = 128
+MARGIN = 0.2
+JOINT_DIM = 512
+CLIP = 2.0
+"""largest norm of a gradient"""
+KS = (1, 5, 10)
+MINING = Mining()
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One training."""
+
+    method: str
+    seed: int
+    rate: float
+    epochs: int
+    val: float = 0.0
+    """sum of the six recalls in validation, of the best epoch"""
+    epoch: int = 0
+    """that one, from 1"""
+    recalls: dict[str, dict[int, float]] = field(default_factory=dict)
+    """in the test part, of its model"""
+    seconds: float = 0.0
+    """of training, mining included, evaluations not"""
+    mining_seconds: float = 0.0
+    collapses: int = 0
+    """epochs that went back to the sum of hinges because all similarities had become equal"""
+
+    @property
+    def first(self) -> float:
+        """Recall at 1, mean of both directions."""
+        return sum(at[1] for at in self.recalls.values()) / len(self.recalls)
+
+
+class TwoSides(nn.Module):
+    """An encoder for each side."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        super().__init__()
+        self.left, self.right = encoder(pairs.left, JOINT_DIM), encoder(pairs.right, JOINT_DIM)
+
+    def forward(self, pairs: Pairs, rows: Any) -> tuple[Tensor, Tensor]:
+        return self.left(pairs.left[rows]), self.right(pairs.right[rows])
+
+    @torch.no_grad()
+    def embed(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(n, JOINT_DIM) embeddings of all, each side."""
+        parts = [self(pairs, slice(start, start + 1024)) for start in range(0, len(pairs), 1024)]
+        left, right = zip(*parts, strict=True)
+        return torch.cat(left), torch.cat(right)
+
+
+def train(method: str, data: PairData, rate: float, *, epochs: int, seed: int, mining: Mining = MINING) -> Run:
+    """Train; the model of the best epoch in validation is tested."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = TwoSides(data.train)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    run = Run(method=method, seed=seed, rate=rate, epochs=epochs)
+    for epoch in range(epochs):
+        began = time.perf_counter()
+        batches = shuffled(len(data.train), rng)
+        if method == "mined":
+            batches = mined(model, data.train, mining, warm_up(epoch / epochs), rng)
+            run.mining_seconds += time.perf_counter() - began
+        run.collapses += one_epoch(
+            model, optimizer, data.train, batches, hardnesses(method, epoch, epochs, len(batches))
+        )
+        schedule.step()
+        run.seconds += time.perf_counter() - began
+        found = recall_at_k(*model.embed(data.val), ks=KS, group=data.val.group)
+        score = sum(sum(at.values()) for at in found.values())
+        if score > run.val:
+            run.val, run.epoch = score, epoch + 1
+            run.recalls = recall_at_k(*model.embed(data.test), ks=KS, group=data.test.group)
+    return run
+
+
+def one_epoch(
+    model: TwoSides, optimizer: torch.optim.Optimizer, pairs: Pairs, batches: list[Any], hardness: Iterator[float]
+) -> bool:
+    """Whether it collapsed; from there on the epoch has the sum of hinges."""
+    loss_of, detector, collapsed = MaxOfHinges(MARGIN), CollapseDetector(MARGIN), False
+    for rows, hard in zip(batches, hardness, strict=True):
+        loss_of.hardness = 0.0 if collapsed else hard
+        loss = loss_of(*model(pairs, rows), pairs.group[rows]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        collapsed = collapsed or (loss_of.hardness == 1 and detector.collapsed(loss.item()))
+    return collapsed
+
+
+def hardnesses(method: str, epoch: int, epochs: int, batches: int) -> Iterator[float]:
+    """Shares of the largest hinges in the batches of an epoch."""
+    for batch in range(batches):
+        yield 0.0 if method == "sum of hinges" else warm_up((epoch + batch / batches) / epochs)
+
+
+def shuffled(pairs: int, rng: np.random.Generator) -> list[Any]:
+    """Batches of an epoch without mining."""
+    return np.array_split(rng.permutation(pairs), -(-pairs // BATCH_SIZE))
+
+
+def mined(model: TwoSides, pairs: Pairs, mining: Mining, share: float, rng: np.random.Generator) -> list[Any]:
+    """Batches of an epoch; a share of all pairs meets its hard negatives under the model of now."""
+    anchors = rng.permutation(len(pairs))[: round(share * len(pairs) / (mining.negatives + 1))]
+    left, right = model.embed(pairs)
+    near_ak = near(left, right, pairs.group, torch.from_numpy(anchors), mining.band)
+    return compose(near_ak, anchors, len(pairs), negatives=mining.negatives, size=BATCH_SIZE, rng=rng)
+
+
+def best_rate(method: str, data: PairData, epochs: int) -> float:
+    """The learning rate of most recall in validation."""
+    return max(RATES, key=lambda rate: train(method, data, rate, epochs=epochs, seed=TUNING_SEED).val)
+
+
+def main(
+    data: Annotated[str | None, typer.Option(help="folder of Parquet files; none: halves of the digits")] = None,
+    left: Annotated[str, typer.Option(help="text column, or .npy file of features")] = "en",
+    right: Annotated[str, typer.Option(help="text column, or .npy file of features")] = "de",
+    epochs: Annotated[int, typer.Option(help="passes over the training pairs, for each method")] = 12,
+    seeds: Annotated[int, typer.Option(help="runs of each method")] = 3,
+    limit: Annotated[int | None, typer.Option(help="largest number of training pairs")] = None,
+    json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
+) -> dict[str, list[Run]]:
+    """Compare the methods; returns {method: runs}."""
+    torch.set_num_threads(1)  # as many as the figures in the documents were measured with
+    console = Console()
+    pairs = load_pairs(data, left, right, limit=limit)
+    console.print(f"{pairs}; {epochs} epochs, {seeds} seeds")
+    runs: dict[str, list[Run]] = {}
+    for method in METHODS:
+        rate = best_rate(method, pairs, epochs)
+        runs[method] = [train(method, pairs, rate, epochs=epochs, seed=seed) for seed in range(seeds)]
+        console.print(f"{method}: rate {rate:g}, recall at 1 {', '.join(f'{run.first:.1%}' for run in runs[method])}")
+    console.print(table_of(runs))
+    write_result(
+        json,
+        name="retrieval",
+        rows=[asdict(run) | {"recall_at_1": run.first} for of_method in runs.values() for run in of_method],
+        headline=headline_of(runs),
+        notes=[
+            f"{pairs}; {epochs} epochs of batches of {BATCH_SIZE}, {seeds} seeds, joint dimension {JOINT_DIM}.",
+            f"Learning rate of each method: of {', '.join(f'{rate:g}' for rate in RATES)} the one of most recall in "
+            "validation, as is the epoch whose model is tested.",
+            "Ratios are of the seeds' mean recalls at 1, both directions averaged; seconds are of one thread.",
+        ],
+    )
+    return runs
+
+
+def headline_of(runs: dict[str, list[Run]]) -> dict[str, float | None]:
+    """Ratios of recalls at 1, means over the seeds."""
+    summed, largest, found = (float(np.mean([run.first for run in runs[method]])) for method in METHODS)
+    return {
+        "mh_over_sh": largest / summed if summed else None,
+        "mined_over_mh": found / largest if largest else None,
+        "mining_seconds_per_epoch": float(np.mean([run.mining_seconds / run.epochs for run in runs["mined"]])),
+    }
+
+
+def table_of(runs: dict[str, list[Run]]) -> Table:
+    """A row per method; means over the seeds, and the deviation of recall at 1."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("method", "rate", "R@1/5/10 ->", "R@1/5/10 <-", "R@1", "seconds", "mining"):
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    for method, of_method in runs.items():
+        first = [run.first for run in of_method]
+        spent = np.mean([(run.seconds, run.mining_seconds) for run in of_method], axis=0)
+        ways = np.mean([[list(at.values()) for at in run.recalls.values()] for run in of_method], axis=0)
+        table.add_row(
+            method,
+            f"{of_method[0].rate:g}",
+            *(" ".join(f"{100 * share:.1f}" for share in way) for way in ways),
+            f"{100 * np.mean(first):.1f} ± {100 * np.std(first):.1f}",
+            *(f"{seconds:.0f}" for seconds in spent),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)
