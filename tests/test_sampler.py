@@ -388,4 +388,4 @@ def test_a_probe_of_the_second_stage_is_no_longer_than_it_must_be(monkeypatch):
     trainer.start(0)
     scored = [bool(batch.keep) for _ in range(4) for batch in trainer.take_acked(count=40).batches]
     runs = [(flag, len(list(group))) for flag, group in itertools.groupby(scored)]
-    assert runs[:4] == [(False, 16), (True, 4), (False, 24), (True, 4)]
+    assert runs[:4] == [(False, 32), (True, 4), (False, 64), (True, 4)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sampler_service import sampler as sampler_module
+from sampler_service import refreshes as refreshes_module
 from sampler_service.errors import Unavailable
 from sampler_service.sampler import Sampler
 from sampler_service.scorers import BACKOFF_S, FRUITLESS, MOST_FAILURES, MOST_IDLE_S, ScorerLoop
@@ -214,14 +214,14 @@ def test_whoever_speaks_first_of_weights_ends_the_time_of_sketchers(word):
 def test_clusters_of_forgotten_sketches_are_not_installed(monkeypatch):
     sampler = make_sampler(N, policy="gradient_clustering", num_clusters=4)
     sketched_by_a_trainer(sampler)
-    slow = sampler_module.recluster
+    slow = refreshes_module.recluster
 
     def recluster(*args, **options):
         partition = slow(*args, **options)
         sampler.published(1, 3)
         return partition
 
-    monkeypatch.setattr(sampler_module, "recluster", recluster)
+    monkeypatch.setattr(refreshes_module, "recluster", recluster)
     sampler.refresh()
     assert sampler.statistics().num_clusters == 0
 

@@ -15,6 +15,7 @@ what is printed is recall in the test part, with as many epochs for all methods.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,9 +28,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from sampler_client.retrieval import CollapseDetector, MaxOfHinges, recall_at_k, warm_up
-from trainer_examples.mining import Mining, compose, near
+import sampler_client as sampler
+from sampler_client.retrieval import CollapseDetector, MaxOfHinges, PairSketches, recall_at_k, warm_up
+from sampler_service.embedded import running_service
 from trainer_examples.models import encoder
 from trainer_examples.pairs import PairData, Pairs, load_pairs
 from trainer_examples.results import write_result
@@ -45,7 +48,8 @@ JOINT_DIM = 512
 CLIP = 2.0
 """largest norm of a gradient"""
 KS = (1, 5, 10)
-MINING = Mining()
+SKETCH_DIM = 128
+"""numbers of each side's embedding that the service searches by"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,8 +67,7 @@ class Run:
     recalls: dict[str, dict[int, float]] = field(default_factory=dict)
     """in the test part, of its model"""
     seconds: float = 0.0
-    """of training, mining included, evaluations not"""
-    mining_seconds: float = 0.0
+    """of training, waiting for batches included, evaluations not"""
     collapses: int = 0
     """epochs that went back to the sum of hinges because all similarities had become equal"""
 
@@ -92,23 +95,19 @@ class TwoSides(nn.Module):
         return torch.cat(left), torch.cat(right)
 
 
-def train(method: str, data: PairData, rate: float, *, epochs: int, seed: int, mining: Mining = MINING) -> Run:
+def train(method: str, data: PairData, rate: float, *, epochs: int, seed: int, address: str) -> Run:
     """Train; the model of the best epoch in validation is tested."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     model = TwoSides(data.train)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     run = Run(method=method, seed=seed, rate=rate, epochs=epochs)
+    loader: Any = DataLoader(range(len(data.train)), batch_size=BATCH_SIZE, shuffle=True)  # pyright: ignore
+    if method == "mined":
+        loader = attached(loader, data.train, address, epochs=epochs, seed=seed)
     for epoch in range(epochs):
         began = time.perf_counter()
-        batches = shuffled(len(data.train), rng)
-        if method == "mined":
-            batches = mined(model, data.train, mining, warm_up(epoch / epochs), rng)
-            run.mining_seconds += time.perf_counter() - began
-        run.collapses += one_epoch(
-            model, optimizer, data.train, batches, hardnesses(method, epoch, epochs, len(batches))
-        )
+        run.collapses += one_epoch(model, optimizer, data.train, loader, hardnesses(method, epoch, epochs, len(loader)))
         schedule.step()
         run.seconds += time.perf_counter() - began
         found = recall_at_k(*model.embed(data.val), ks=KS, group=data.val.group)
@@ -116,21 +115,45 @@ def train(method: str, data: PairData, rate: float, *, epochs: int, seed: int, m
         if score > run.val:
             run.val, run.epoch = score, epoch + 1
             run.recalls = recall_at_k(*model.embed(data.test), ks=KS, group=data.test.group)
+    if isinstance(loader, sampler.SampledLoader):
+        loader.close()
     return run
 
 
+def attached(loader: Any, pairs: Pairs, address: str, *, epochs: int, seed: int) -> sampler.SampledLoader:
+    """The loader, whose batches the service composes; it knows which pairs match one another."""
+    name = f"retrieval-{uuid.uuid4().hex[:8]}"
+    sampled = sampler.attach(
+        loader,
+        address,
+        run=name,
+        policy="hard_negative",
+        epochs=epochs,
+        seed=seed,
+        sketch_dim=2 * SKETCH_DIM,
+    )
+    with sampler.SamplerClient(address) as client:
+        client.set_groups(name, pairs.group.numpy())
+    return sampled
+
+
 def one_epoch(
-    model: TwoSides, optimizer: torch.optim.Optimizer, pairs: Pairs, batches: list[Any], hardness: Iterator[float]
+    model: TwoSides, optimizer: torch.optim.Optimizer, pairs: Pairs, loader: Any, hardness: Iterator[float]
 ) -> bool:
     """Whether it collapsed; from there on the epoch has the sum of hinges."""
     loss_of, detector, collapsed = MaxOfHinges(MARGIN), CollapseDetector(MARGIN), False
-    for rows, hard in zip(batches, hardness, strict=True):
+    for item, hard in zip(loader, hardness, strict=True):
+        rows, batch = item if isinstance(loader, sampler.SampledLoader) else (item, None)
         loss_of.hardness = 0.0 if collapsed else hard
-        loss = loss_of(*model(pairs, rows), pairs.group[rows]).mean()
+        left, right = model(pairs, rows)
+        losses = loss_of(left, right, pairs.group[rows])
+        loss = losses.mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
+        if batch is not None:
+            batch.report(losses, PairSketches(left, right, dim=SKETCH_DIM))
         collapsed = collapsed or (loss_of.hardness == 1 and detector.collapsed(loss.item()))
     return collapsed
 
@@ -141,22 +164,13 @@ def hardnesses(method: str, epoch: int, epochs: int, batches: int) -> Iterator[f
         yield 0.0 if method == "sum of hinges" else warm_up((epoch + batch / batches) / epochs)
 
 
-def shuffled(pairs: int, rng: np.random.Generator) -> list[Any]:
-    """Batches of an epoch without mining."""
-    return np.array_split(rng.permutation(pairs), -(-pairs // BATCH_SIZE))
-
-
-def mined(model: TwoSides, pairs: Pairs, mining: Mining, share: float, rng: np.random.Generator) -> list[Any]:
-    """Batches of an epoch; a share of all pairs meets its hard negatives under the model of now."""
-    anchors = rng.permutation(len(pairs))[: round(share * len(pairs) / (mining.negatives + 1))]
-    left, right = model.embed(pairs)
-    near_ak = near(left, right, pairs.group, torch.from_numpy(anchors), mining.band)
-    return compose(near_ak, anchors, len(pairs), negatives=mining.negatives, size=BATCH_SIZE, rng=rng)
-
-
-def best_rate(method: str, data: PairData, epochs: int) -> float:
+def best_rate(method: str, data: PairData, epochs: int, address: str) -> float:
     """The learning rate of most recall in validation."""
-    return max(RATES, key=lambda rate: train(method, data, rate, epochs=epochs, seed=TUNING_SEED).val)
+
+    def found(rate: float) -> float:
+        return train(method, data, rate, epochs=epochs, seed=TUNING_SEED, address=address).val
+
+    return max(RATES, key=found)
 
 
 def main(
@@ -174,10 +188,14 @@ def main(
     pairs = load_pairs(data, left, right, limit=limit)
     console.print(f"{pairs}; {epochs} epochs, {seeds} seeds")
     runs: dict[str, list[Run]] = {}
-    for method in METHODS:
-        rate = best_rate(method, pairs, epochs)
-        runs[method] = [train(method, pairs, rate, epochs=epochs, seed=seed) for seed in range(seeds)]
-        console.print(f"{method}: rate {rate:g}, recall at 1 {', '.join(f'{run.first:.1%}' for run in runs[method])}")
+    with running_service() as address:
+        for method in METHODS:
+            rate = best_rate(method, pairs, epochs, address)
+            runs[method] = [
+                train(method, pairs, rate, epochs=epochs, seed=seed, address=address) for seed in range(seeds)
+            ]
+            recalls = ", ".join(f"{run.first:.1%}" for run in runs[method])
+            console.print(f"{method}: rate {rate:g}, recall at 1 {recalls}")
     console.print(table_of(runs))
     write_result(
         json,
@@ -200,25 +218,28 @@ def headline_of(runs: dict[str, list[Run]]) -> dict[str, float | None]:
     return {
         "mh_over_sh": largest / summed if summed else None,
         "mined_over_mh": found / largest if largest else None,
-        "mining_seconds_per_epoch": float(np.mean([run.mining_seconds / run.epochs for run in runs["mined"]])),
+        "mined_seconds_over_mh": _seconds(runs["mined"]) / _seconds(runs["max of hinges"]),
     }
+
+
+def _seconds(runs: list[Run]) -> float:
+    return float(np.mean([run.seconds for run in runs]))
 
 
 def table_of(runs: dict[str, list[Run]]) -> Table:
     """A row per method; means over the seeds, and the deviation of recall at 1."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "rate", "R@1/5/10 ->", "R@1/5/10 <-", "R@1", "seconds", "mining"):
+    for heading in ("method", "rate", "R@1/5/10 ->", "R@1/5/10 <-", "R@1", "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for method, of_method in runs.items():
         first = [run.first for run in of_method]
-        spent = np.mean([(run.seconds, run.mining_seconds) for run in of_method], axis=0)
         ways = np.mean([[list(at.values()) for at in run.recalls.values()] for run in of_method], axis=0)
         table.add_row(
             method,
             f"{of_method[0].rate:g}",
             *(" ".join(f"{100 * share:.1f}" for share in way) for way in ways),
             f"{100 * np.mean(first):.1f} ± {100 * np.std(first):.1f}",
-            *(f"{seconds:.0f}" for seconds in spent),
+            f"{_seconds(of_method):.0f}",
         )
     return table
 

@@ -81,6 +81,20 @@ def test_embeddings_are_kept_as_directions_side_by_side():
     assert pairs.take() is pairs and pairs.norms is None
     with pytest.raises(sampler.ConfigError, match=r"got \(2, 2\) and \(2, 3\)"):
         PairSketches(left, torch.zeros(2, 3))
+    with pytest.raises(sampler.ConfigError, match="dim must be 1 to 2, the length of an embedding, got 3"):
+        PairSketches(left, right, dim=3)
+
+
+def test_projected_embeddings_keep_their_products():
+    left, right = torch.randn(2, 400, 256, generator=torch.Generator().manual_seed(0))
+    right[:200] = left[:200] + 0.5 * right[:200]
+    pairs = PairSketches(left, right, dim=128)
+    assert pairs.sketches.shape == (400, 256)
+    halves = pairs.sketches.astype(np.float32).reshape(400, 2, 128)
+    products = (halves[:, 0] * halves[:, 1]).sum(1)
+    exact = F.cosine_similarity(left, right).numpy()
+    assert np.abs(products - exact).mean() < 2 / np.sqrt(128)
+    assert np.corrcoef(products, exact)[0, 1] > 0.95
 
 
 def test_a_fake_loader_remembers_targets():

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+import sampler_client as sampler
+from sampler_client.testing import fake_attach
 from sampler_service.cli import app
 from sampler_service.policies import POLICIES, make_policy
 from sampler_service.scoring.worker import make_scorer
@@ -24,7 +30,13 @@ from trainer_examples.data import load
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *("sampler_service/README.md", "deploy/README.md", "docs/watching.md"),
+    *(
+        "sampler_service/README.md",
+        "deploy/README.md",
+        "docs/watching.md",
+        "docs/methods.md",
+        "trainer_examples/README.md",
+    ),
 ]
 
 
@@ -59,12 +71,34 @@ def test_a_block_of_python_runs(name: str, number: int, served: ServedService, t
         "loss_fn": nn.CrossEntropyLoss(reduction="none"),
     }
     code = code_of(name, "python")[number].replace("localhost:50051", served.address)
-    exec(code, namespace)
+    with fragments(namespace, served, code) if name == "docs/methods.md" else nullcontext():
+        exec(code, namespace)
     if name == "README.md" and "attach(" in code:
         namespace["loader"].close()
         said = served.service.statistics("resnet-cifar10")
         # every example once, or all candidates
         assert said.reported_rows > 40 if "two_stage" in code else said.reported_rows + rejected(said) == 40
+
+
+@contextmanager
+def fragments(namespace: dict[str, Any], served: ServedService, code: str) -> Iterator[None]:
+    """What the fragments on methods take for granted."""
+    x = torch.randn(40, 1, 4, 4)
+    model, sketcher = namespace["model"], sampler.GradientSketcher(namespace["model"], dim=64)
+    namespace |= {"sampler": sampler, "F": functional, "address": served.address, "run": "r", "epochs": 1}
+    namespace |= {"sketcher": sketcher, "progress": 0.5, "held_out_x": x, "held_out_y": torch.arange(40) % 3}
+    namespace |= {"held_out_loss": lambda: functional.cross_entropy(model(x), torch.arange(40) % 3)}
+    namespace |= {"client": sampler.SamplerClient(served.address), "labels": np.arange(40) % 3}
+    if "CoordinateDescent" in code:
+        points = torch.randn(6, 20, dtype=torch.float64)
+        namespace |= {"x": points, "y": points[:, 0].sign()}
+    if "attach" not in code:
+        namespace["loader"] = fake_attach(namespace["loader"])
+    yield
+    if "attach" in code:
+        namespace["loader"].close()
+    namespace["client"].close()
+    sketcher.close()
 
 
 def test_the_trainer_of_the_readme_is_scored_by_the_factory_of_the_readme(served, tmp_path, monkeypatch) -> None:
@@ -96,14 +130,22 @@ def rejected(said: RunStatistics) -> int:
 
 
 def test_there_is_code_to_run() -> None:
-    assert {name for name, _ in BLOCKS} == {"README.md", "sampler_service/README.md", "deploy/README.md"}
+    assert {name for name, _ in BLOCKS} == {
+        "README.md",
+        "sampler_service/README.md",
+        "deploy/README.md",
+        "docs/methods.md",
+    }
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_exist_and_so_do_their_options(name: str) -> None:
     shell = "\n".join([*code_of(name, "sh"), *re.findall(r"`([^`\n]+)`", text_of(name))])
     targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
-    assert set(re.findall(r"^make ([a-z-]+)", shell, re.MULTILINE)) <= targets
+    targets |= {
+        f"bench-{name}" for name in re.findall(r"\w+", text_of("Makefile").split("BENCHMARKS := ")[1].split("\n")[0])
+    }
+    assert set(re.findall(r"^make ([a-z_-]+)", shell, re.MULTILINE)) <= targets
     verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
     lines = re.findall(r"^sampler-service ([a-z]+)(.*)", shell, re.MULTILINE)
     source = text_of("sampler_service/cli.py")

@@ -22,7 +22,7 @@ from sampler_client.pytorch.two_stage.choose import chances
 from sampler_service.planning import Planner, draws
 from sampler_service.planning.randomness import Stream
 from sampler_service.policies import POLICIES, make_policy
-from sampler_service.types import NO_CLUSTER, Rates, StratifiedDraw, Sweep, TableView, WeightedDraw
+from sampler_service.types import NO_CLUSTER, NO_ROW, Nearby, Rates, StratifiedDraw, Sweep, TableView, WeightedDraw
 from tests.choices import expected_coefficients_of_choice
 
 
@@ -181,6 +181,7 @@ def table(num_examples: int, **columns) -> TableView:
 
 THREE_STRATA = np.int32([0, 1, NO_CLUSTER, NO_CLUSTER])
 AGED = {"step": 3, "epoch_steps": 2, "step_n": np.arange(4)}
+NEARBY = Nearby(anchor_a=np.array([3, 0]), near_am=np.array([[1, 2], [4, NO_ROW]]))
 CASES = {
     # each: policy, its options, number of examples, batch size, batches planned, columns that differ
     "shuffle": ("shuffle", {}, 4, 3, 1, {}),
@@ -203,6 +204,11 @@ CASES = {
     "auto, by norms": ("auto", {}, 4, 2, 2, {}),
     "auto, of which nothing is known": ("auto", {}, 4, 3, 1, {"norm_n": np.full(4, np.nan, np.float32)}),
     "infobatch": ("infobatch", {"prune_ratio": 0.4}, 4, 2, 1, {}),
+    # Orders say when an example comes, not how often: theirs are as they fall out.
+    "poa": ("poa", {"attempts": 2}, 5, 2, 1, {"alignment_n": np.float32([3, -1, 2, np.nan, 0])}),
+    "balanced_order": ("balanced_order", {}, 4, 3, 1, {"place_n": np.array([0.3, 0.1, 0.9, 0.5])}),
+    "hard_negative": ("hard_negative", {"begin": 0, "end": 0, "together": 1}, 5, 2, 1, {"nearby": NEARBY}),
+    "time_budget": ("time_budget", {"prune_ratio": 0.4}, 4, 2, 1, {}),
     "two_stage": ("two_stage", {"alpha": 0.2, "propose": "norm"}, 4, 2, 2, {}),
     "two_stage, aged": ("two_stage", {}, 4, 2, 1, AGED),
 }
