@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sampler_client.mixing import CascadingSum, mixed_loss
+from sampler_client.robust.attacks import attack
 from trainer_examples.comparison import TUNING_SEED
 from trainer_examples.data import ImageData, load, shifted
 from trainer_examples.models import Pixels, cnn
@@ -179,20 +180,6 @@ def error(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
     return float((guesses != labels).float().mean())
 
 
-def attack(model: nn.Module, pixels: Tensor, labels: Tensor, radius: float) -> Tensor:
-    """Pixels within `radius` of those given, and within 0 … 1, that the model errs on if the search finds such."""
-    found = (pixels + radius * (2 * torch.rand_like(pixels) - 1)).clamp(0, 1)
-    for _ in range(ATTACK_STEPS):
-        found.requires_grad_()
-        logits = model(found)
-        own = logits.gather(1, labels[:, None]).squeeze(1)
-        other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-        (uphill,) = torch.autograd.grad((other - own).sum(), found)
-        moved = found.detach() + radius / 4 * uphill.sign()
-        found = (pixels + (moved - pixels).clamp(-radius, radius)).clamp(0, 1)
-    return found
-
-
 def best_rate(loss_of: Loss, task: Task, steps: int) -> float:
     """Of `RATES`, where the model errs least on training images that it did not see."""
     task = task.for_tuning()
@@ -209,7 +196,8 @@ def run_of(method: str, loss_of: Loss, task: Task, *, rate: float, steps: int, s
     model, drawn = train(loss_of, task, rate=rate, steps=steps, seed=seed)
     seconds = time.perf_counter() - began
     some, of_some = task.test_pixels[:ATTACKED], task.test_labels[:ATTACKED]
-    attacked = [error(model, attack(model, some, of_some, radius), of_some) for radius in RADII]
+    limits = {"steps": ATTACK_STEPS, "bounds": (0.0, 1.0)}
+    attacked = [error(model, attack(model, some, of_some, "linf", radius, **limits), of_some) for radius in RADII]
     clean = error(model, task.test_pixels, task.test_labels)
     return Run(
         method=method, seed=seed, rate=rate, rows=steps * BATCH, images=drawn,

@@ -15,7 +15,6 @@ that is best for it on draws of the task that no comparison has, tested on image
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +39,7 @@ import sampler_client as sampler
 from sampler_service.embedded import running_service
 from trainer_examples.data import load
 from trainer_examples.models import MLP_PIXELS, cnn, mlp
+from trainer_examples.results import write_result
 from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import Scarce, imbalance, low_data
 
@@ -249,11 +249,20 @@ def main(
             found = compare(name, partial(draw, images), settings, seeds, address)
             console.print(table_of(found))
             results += found
-    if json_file is not None:
-        said = {"data": str(images), "settings": asdict(settings), "results": [asdict(result) for result in results]}
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(said, indent=1) + "\n")
+    rows = [asdict(result) for result in results]
+    notes = [f"{images}; {settings}", "Differences are means over draws, each less the same draw's uniform accuracy."]
+    write_result(json_file, name="data_weights", rows=rows, headline=headline_of(results), notes=notes)
     return results
+
+
+def headline_of(results: Sequence[Result]) -> dict[str, float | None]:
+    """Points of accuracy by which each method is above uniform draws, for each task."""
+    plain = {result.task: np.array(result.accuracies) for result in results if result.method == next(iter(METHODS))}
+    return {
+        f"{result.task}, {result.method}": 100 * float((np.array(result.accuracies) - plain[result.task]).mean())
+        for result in results
+        if result.method != next(iter(METHODS))
+    }
 
 
 if __name__ == "__main__":

@@ -164,8 +164,12 @@ def test_the_command_prints_tables_and_writes_what_they_say(tmp_path: Path, caps
     out = tmp_path / "new" / "weights.json"
     data_weights.main(seeds=1, steps=1, json_file=out)
     said, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert said["settings"]["steps"] == 1
-    assert [(result["task"], result["method"]) for result in said["results"]] == [
-        (task, method) for task in data_weights.TASKS for method in data_weights.METHODS
-    ]
-    assert all(result["method"] in printed for result in said["results"])
+    assert "steps=1" in said["notes"][0]
+    rows = [(row["task"], row["method"]) for row in said["rows"]]
+    assert rows == [(task, method) for task in data_weights.TASKS for method in data_weights.METHODS]
+    assert all(method in printed for _, method in rows)
+    accuracy = {(row["task"], row["method"]): row["accuracies"][0] for row in said["rows"]}
+    for (task, method), value in accuracy.items():
+        if method != "uniform":
+            gap = 100 * (value - accuracy[task, "uniform"])
+            assert said["headline"][f"{task}, {method}"] == pytest.approx(gap)
