@@ -44,6 +44,32 @@ def test_gradient_clustering_becomes_active_when_the_sketches_are_there(attach, 
         assert set(batch.example_ids % GROUPS) == set(range(GROUPS))
 
 
+def test_a_target_of_held_out_examples_puts_those_like_it_first(attach):
+    loader = attach("ordered", policy="poa", policy_options={"attempts": 4}, batch_size=8)
+    train(loader)
+    like = np.arange(0, 64, GROUPS)
+    assert loader.set_target(Gradients(like, dim=64)) > 0
+    assert {batch.policy for batch in train(loader)} == {"poa"}
+    loader.set_target(Gradients(like, dim=64))
+    shares = [np.mean(batch.example_ids % GROUPS == 0) for batch in train(loader)]
+    assert np.mean(shares[:4]) > np.mean(shares[4:]), "half of the epoch has most of them"
+
+
+def test_orders_and_near_pairs_are_made_in_the_background(attach, service):
+    balanced = attach("balanced", policy="balanced_order")
+    until(lambda: {batch.policy for batch in train(balanced)} == {"balanced_order"}, "an order to be balanced")
+    seen = [i for batch in train(balanced) for i in batch.example_ids.tolist()]
+    assert sorted(seen) == list(range(64))
+    options = {"begin": 0, "end": 0, "first": 1, "last": 15, "together": 7}
+    mined = attach("mined", policy="hard_negative", policy_options=options)
+    with sampler.SamplerClient(service) as client:
+        client.set_groups("mined", np.arange(64))
+        until(lambda: train(mined) and client.statistics("mined").refreshes > 0, "pairs to be compared")
+    assert sorted(i for batch in train(mined) for i in batch.example_ids.tolist()) == list(range(64))
+    kinds = [len(set((batch.example_ids % GROUPS).tolist())) for batch in train(mined)]
+    assert np.mean(kinds) < GROUPS, "batches hold what is alike"
+
+
 def test_two_runs_over_two_datasets_do_not_see_one_another(attach, service):
     one = attach("one", examples=64, policy="shuffle", seed=1)
     two = attach("two", examples=40, batch_size=8, policy="shuffle", seed=2)
