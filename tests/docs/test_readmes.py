@@ -71,6 +71,7 @@ def test_a_block_of_python_runs(name: str, number: int, served: ServedService, t
         "loss_fn": nn.CrossEntropyLoss(reduction="none"),
     }
     code = code_of(name, "python")[number].replace("localhost:50051", served.address)
+    code = code.replace("TimeBudget(600)", "TimeBudget(1)")
     with fragments(namespace, served, code) if name == "docs/methods.md" else nullcontext():
         exec(code, namespace)
     if name == "README.md" and "attach(" in code:
@@ -85,7 +86,14 @@ def fragments(namespace: dict[str, Any], served: ServedService, code: str) -> It
     """What the fragments on methods take for granted."""
     x = torch.randn(40, 1, 4, 4)
     model, sketcher = namespace["model"], sampler.GradientSketcher(namespace["model"], dim=64)
-    namespace |= {"sampler": sampler, "F": functional, "address": served.address, "run": "r", "epochs": 1}
+    namespace |= {
+        "torch": torch,
+        "sampler": sampler,
+        "F": functional,
+        "address": served.address,
+        "run": "r",
+        "epochs": 1,
+    }
     namespace |= {"sketcher": sketcher, "progress": 0.5, "held_out_x": x, "held_out_y": torch.arange(40) % 3}
     namespace |= {"held_out_loss": lambda: functional.cross_entropy(model(x), torch.arange(40) % 3)}
     namespace |= {"client": sampler.SamplerClient(served.address), "labels": np.arange(40) % 3}
