@@ -87,11 +87,11 @@ class Refreshes:
 
     def make(self) -> None:
         """Make what is due from the present sketches. Slow; batches go on meanwhile."""
-        wanted = self._wanted()
-        if "place" in wanted:
+        policy = self._watched.rates.policy  # once: another phase may begin meanwhile
+        if isinstance(policy, HardNegative):
+            self._mine(policy)
+        elif "place" in self._wants(policy):
             self._balance()
-        elif "nearby" in wanted:
-            self._mine()
         else:
             self._cluster()
 
@@ -185,12 +185,11 @@ class Refreshes:
             watched.table.place(place_n)
             self._done(at)
 
-    def _mine(self) -> None:
+    def _mine(self, policy: HardNegative) -> None:
         watched, at = self._watched, self._pass
-        assert isinstance(watched.rates.policy, HardNegative), "which alone uses them"
         nearby = mine(
             watched.shards,
-            watched.rates.policy,
+            policy,
             group_n=watched.table.group_n,
             seed=watched.config.seed,
             turn=at,

@@ -107,9 +107,9 @@ class RunHost:
                 if reason:
                     self._sampler.refresh()
             except SamplerError as error:  # a shard is away: the old clusters serve on until it is back
-                log.warning("clusters could not be made anew: %s", error)
+                log.warning("clusters, orders or near pairs could not be made anew: %s", error)
             except Exception:
-                log.exception("clusters could not be made anew")
+                log.exception("clusters, orders or near pairs could not be made anew")
 
     def _without_room(self) -> str:
         """Of what the run has lost, what fits on no node that is left."""
