@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 import numpy as np
-import torch.distributed
+import torch
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -19,35 +18,18 @@ from torch.utils.data import (
 )
 
 from sampler_client.batch import Batch
-from sampler_client.budget import TimeBudget, share_of
-from sampler_client.client import SamplerClient, option_texts
-from sampler_client.config import RunOptions, Timeouts, check_whole
+from sampler_client.config import check_whole
 from sampler_client.errors import ConfigError
-from sampler_client.phases import Phase, schedule_of
+from sampler_client.joining import DEFAULT_POLICY, join
 from sampler_client.publisher import PublishCounts
 from sampler_client.pytorch.two_stage.scorer import Scorer
 from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
 from sampler_client.pytorch.weights import Snapshot
 from sampler_client.reporter import ReportCounts
-from sampler_client.session import EpochReader, Session, Source
+from sampler_client.session import EpochReader, Source
 
 _AHEAD = 2
 """batches beside the DataLoader's own prefetch: one in the loop's hands, one under way"""
-
-_DEFAULT_POLICY = "auto"
-
-_OPTIONS = {
-    "budget",
-    "dataset",
-    "drop_last",
-    "phases",
-    "queue",
-    "rank",
-    "timeouts",
-    "world_size",
-    *RunOptions.__slots__,
-} - {"policy"}
-"""what `attach` and `connect` take beside their own arguments"""
 
 
 class RemoteBatchSampler(Sampler[list[int]]):
@@ -78,7 +60,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
         run: str,
         num_examples: int,
         batch_size: int,
-        policy: str = _DEFAULT_POLICY,
+        policy: str = DEFAULT_POLICY,
         num_workers: int = 0,
         prefetch_factor: int = 2,
         ahead: int = _AHEAD,
@@ -86,7 +68,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
     ) -> RemoteBatchSampler:
         """Join a run. `options` are those of `attach`."""
         lead = num_workers * prefetch_factor + ahead
-        session = _join(address, run, num_examples, batch_size, policy, lead, ahead, **options)
+        session = join(address, run, num_examples, batch_size, policy, lead, ahead, **options)
         return cls(session, run=run, num_examples=num_examples, lead=lead)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -246,7 +228,7 @@ def attach(
     address: str,
     *,
     run: str,
-    policy: str = _DEFAULT_POLICY,
+    policy: str = DEFAULT_POLICY,
     two_stage: torch.nn.Module | Scorer | TwoStage | None = None,
     replace_sampler: bool = False,
     ahead: int = _AHEAD,
@@ -289,7 +271,7 @@ def attach(
     if two_stage is not None:
         settings = two_stage if isinstance(two_stage, TwoStage) else TwoStage(two_stage)
         second_stage, options["candidates"] = SecondStage(settings), settings.candidates
-    session = _join(address, run, size, batch_size, policy, lead, ahead, drop_last=loader.drop_last, **options)
+    session = join(address, run, size, batch_size, policy, lead, ahead, drop_last=loader.drop_last, **options)
     return over(loader, RemoteBatchSampler(session, run=run, num_examples=size, lead=lead), second_stage)
 
 
@@ -341,62 +323,3 @@ def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[in
             "pass replace_sampler=True if that is meant"
         )
     return len(cast(Sized, loader.dataset)), loader.batch_size
-
-
-def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
-    address: str,
-    run: str,
-    num_examples: int,
-    batch_size: int,
-    policy: str,
-    lead: int,
-    ahead: int,
-    *,
-    policy_options: Mapping[str, Any] | None = None,
-    phases: Sequence[Phase] | None = None,
-    budget: TimeBudget | None = None,
-    rank: int | None = None,
-    world_size: int | None = None,
-    dataset: str | None = None,
-    drop_last: bool = False,
-    timeouts: Timeouts | None = None,
-    queue: int = 256,
-    **options: Any,
-) -> Session:
-    unknown = options.keys() - RunOptions.__slots__
-    if unknown:
-        raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(_OPTIONS)}")
-    if phases is not None:
-        if policy not in (_DEFAULT_POLICY, "phases"):
-            raise ConfigError(f"phases name policies of their own; leave policy={policy!r} out")
-        policy, policy_options = "phases", {**(policy_options or {}), "schedule": schedule_of(phases)}
-    timed = {} if budget is None else {"progress": share_of(budget)}
-    rank, world_size = _place(rank, world_size)
-    return Session(
-        SamplerClient(address, timeouts=timeouts),
-        run=run,
-        dataset=dataset or run,
-        num_examples=num_examples,
-        options=RunOptions(
-            policy=policy, policy_options=option_texts(policy_options), by_budget=budget is not None, **options
-        ),
-        rank=rank,
-        world_size=world_size,
-        batch_size=batch_size,
-        drop_last=drop_last,
-        lead=lead,
-        bunch=max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
-        queue=queue,
-        **timed,
-    )
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This trainer's rank and world: as given, else of torch.distributed, else of the environment, else alone."""
-    if (rank is None) != (world_size is None):
-        raise ConfigError(f"give both rank and world_size or neither, got {rank} and {world_size}")
-    if rank is not None and world_size is not None:
-        return rank, world_size
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,0 +1,90 @@
+"""Joining a run: from what a person says to a session, as a rank among the trainers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sampler_client.budget import TimeBudget, share_of
+from sampler_client.client import SamplerClient, option_texts
+from sampler_client.config import RunOptions, Timeouts
+from sampler_client.errors import ConfigError
+from sampler_client.phases import Phase, schedule_of
+from sampler_client.session import Session
+
+DEFAULT_POLICY = "auto"
+
+OPTIONS = {
+    "budget",
+    "dataset",
+    "drop_last",
+    "phases",
+    "queue",
+    "rank",
+    "timeouts",
+    "world_size",
+    *RunOptions.__slots__,
+} - {"policy"}
+"""what `attach` and `connect` take beside their own arguments"""
+
+
+def join(  # noqa: PLR0913 - keyword-only settings, each with a default
+    address: str,
+    run: str,
+    num_examples: int,
+    batch_size: int,
+    policy: str,
+    lead: int,
+    ahead: int,
+    *,
+    policy_options: Mapping[str, Any] | None = None,
+    phases: Sequence[Phase] | None = None,
+    budget: TimeBudget | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    dataset: str | None = None,
+    drop_last: bool = False,
+    timeouts: Timeouts | None = None,
+    queue: int = 256,
+    **options: Any,
+) -> Session:
+    unknown = options.keys() - RunOptions.__slots__
+    if unknown:
+        raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(OPTIONS)}")
+    if phases is not None:
+        if policy not in (DEFAULT_POLICY, "phases"):
+            raise ConfigError(f"phases name policies of their own; leave policy={policy!r} out")
+        policy, policy_options = "phases", {**(policy_options or {}), "schedule": schedule_of(phases)}
+    timed = {} if budget is None else {"progress": share_of(budget)}
+    rank, world_size = place_of(rank, world_size)
+    return Session(
+        SamplerClient(address, timeouts=timeouts),
+        run=run,
+        dataset=dataset or run,
+        num_examples=num_examples,
+        options=RunOptions(
+            policy=policy, policy_options=option_texts(policy_options), by_budget=budget is not None, **options
+        ),
+        rank=rank,
+        world_size=world_size,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        lead=lead,
+        bunch=max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
+        queue=queue,
+        **timed,
+    )
+
+
+def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This trainer's rank and world: as given, else of torch.distributed, else of the environment, else alone."""
+    if (rank is None) != (world_size is None):
+        raise ConfigError(f"give both rank and world_size or neither, got {rank} and {world_size}")
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    torch = sys.modules.get("torch.distributed")  # who has not imported it has no process group
+    if torch is not None and torch.is_available() and torch.is_initialized():
+        return torch.get_rank(), torch.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
