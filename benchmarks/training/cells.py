@@ -1,7 +1,8 @@
 """Which runs there are, and their results so far: one line of JSON each, so that a stopped benchmark goes on.
 
-Every method runs with every learning rate and seed. What counts are its runs at its best rate: the one with the
-highest mean accuracy, over the seeds, at the end and on examples that are neither trained nor tested on.
+Every method runs with every learning rate and seed. What counts are its runs at its best rate, which for accuracy is
+another than for the training loss: the one with the highest mean accuracy, over the seeds, at the end and on examples
+that are neither trained nor tested on; or the one with the lowest mean training loss at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from statistics import mean
 
 from benchmarks.training.loop import Curve
 from benchmarks.training.tasks import Setting
+
+Merit = Callable[[Sequence[Curve]], float]
+"""of the runs at one learning rate; the highest is best"""
 
 Key = tuple[str, str, float, int]
 """task, method, learning rate, seed"""
@@ -49,10 +53,14 @@ class Results:
     def find(self, key: Key) -> Curve | None:
         return self._curves.get(key)
 
-    def of(self, task: str, method: str, seeds: range) -> list[Curve]:
-        """The runs that count: at the method's best rate, one for each seed; none while the search is under way."""
+    def of(self, task: str, method: str, seeds: range, merit: Merit | None = None) -> list[Curve]:
+        """The runs that count: at the method's best rate, one for each seed; none while the search is under way.
+
+        Args:
+            merit: what the rate is best for; default: accuracy.
+        """
         tried = self.searched(task, method, seeds)
-        return max(tried.values(), key=merit) if tried else []
+        return max(tried.values(), key=merit or for_accuracy) if tried else []
 
     def searched(self, task: str, method: str, seeds: range) -> dict[float, list[Curve]]:
         """The runs of each learning rate that ran with all of the seeds."""
@@ -68,9 +76,14 @@ class Results:
         return list(dict.fromkeys(key[0] for key in self._curves))
 
 
-def merit(curves: Sequence[Curve]) -> float:
-    """What a learning rate is chosen by: accuracy. A low training loss is no merit where it comes of wrong labels."""
+def for_accuracy(curves: Sequence[Curve]) -> float:
+    """What a learning rate is chosen by where accuracy is compared."""
     return -math.inf if any(curve.diverged for curve in curves) else mean(curve.validation for curve in curves)
+
+
+def for_loss(curves: Sequence[Curve]) -> float:
+    """What it is chosen by where training losses are compared, or when one is reached."""
+    return -math.inf if any(curve.diverged for curve in curves) else -mean(curve.losses[-1] for curve in curves)
 
 
 def key_of(curve: Curve) -> Key:

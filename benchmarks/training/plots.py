@@ -40,8 +40,15 @@ _LONGEST = 3.0
 """seconds are shown to so many times those of shuffle's run"""
 
 
-def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
-    """One line for each method, the median over its seeds in a band from lowest to highest; none for diverged runs."""
+def draw_task(losses: dict[str, list[Curve]], errors: dict[str, list[Curve]], task: str, path: Path) -> None:
+    """One line for each method, the median over its seeds in a band from lowest to highest; none for diverged runs.
+
+    Args:
+        losses: by method, its runs at the learning rate that is best for the training loss.
+        errors: the same for accuracy.
+        task: its name, for the title.
+        path: of the PNG.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -49,18 +56,19 @@ def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(17, 6), layout="constrained")
-    for method, runs in curves.items():
-        sound = [run for run in runs if not run.diverged]
-        if not sound:
-            continue
+    shown = [losses if y == "losses" else errors for _, y, _ in _PANELS]
+    for method in losses:
         style = _style(method)
-        for axis, (x, y, _) in zip(axes, _PANELS, strict=True):
+        for axis, curves, (x, y, _) in zip(axes, shown, _PANELS, strict=True):
+            sound = [run for run in curves[method] if not run.diverged]
+            if not sound:
+                continue
             x_se, y_se = _values(sound, x), _values(sound, y)
             place_e = np.median(x_se, axis=0)
             axis.plot(place_e, np.median(y_se, axis=0), label=method, **style)
             axis.fill_between(place_e, y_se.min(0), y_se.max(0), color=style["color"], alpha=0.12, linewidth=0)
-    baseline = [run for run in curves["shuffle"] if not run.diverged]
-    for axis, (x, y, label) in zip(axes, _PANELS, strict=True):
+    for axis, curves, (x, y, label) in zip(axes, shown, _PANELS, strict=True):
+        baseline = [run for run in curves["shuffle"] if not run.diverged]
         axis.set(xlabel=x, ylabel=label, yscale="log")
         axis.grid(which="both", alpha=0.2)
         if y == "errors":
@@ -73,10 +81,10 @@ def draw_task(curves: dict[str, list[Curve]], task: str, path: Path) -> None:
             axis.set_xlim(0, min(axis.get_xlim()[1], float(_LONGEST * end)))
     lines, labels = axes[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside right center", frameon=False)
-    seeds = max((len(runs) for runs in curves.values()), default=0)
+    seeds = max((len(runs) for runs in losses.values()), default=0)
     figure.suptitle(
-        f"{task}: median and range over seeds ({seeds}), each method at its best learning rate; dashed: peers, in "
-        "process; dash-dotted: variants; thin line: where shuffle ends"
+        f"{task}: median and range over seeds ({seeds}), each method at its best learning rate; dashed: "
+        "peers, in process; dash-dotted: variants; thin line: where shuffle ends"
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)

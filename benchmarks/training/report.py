@@ -6,12 +6,12 @@ Shapes: s seeds of one method.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from benchmarks.training.cells import Results
+from benchmarks.training.cells import Results, for_accuracy, for_loss
 from benchmarks.training.headline import NOTES, POINTS, headline
 from benchmarks.training.loop import Curve
 from benchmarks.training.methods import hyper_parameters
@@ -32,7 +32,10 @@ def write_report(results: Results, out: Path, json_path: Path, seeds: range) -> 
             continue
         rows += table
         (out / f"{task}.md").write_text(_markdown(task, table))
-        draw_task({row["method"]: results.of(task, row["method"], seeds) for row in table}, task, out / f"{task}.png")
+        methods = [row["method"] for row in table]
+        losses = {method: results.of(task, method, seeds, for_loss) for method in methods}
+        errors = {method: results.of(task, method, seeds) for method in methods}
+        draw_task(losses, errors, task, out / f"{task}.png")
     write_result(json_path, name="training", rows=rows, headline=headline(rows), notes=(*_NOTES, *NOTES))
 
 
@@ -40,16 +43,18 @@ def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, Any]]
     """One row for each method: means over the seeds with their standard deviation for what runs end with, medians for
     where something is first reached, which a run may never do.
 
+    Each method and shuffle are compared twice: by training loss at the rates that are best for it (`loss_rate`,
+    `final_loss`, `…_to_loss…`, `fitted_accuracy_gap`), and by the rest at those that are best for accuracy.
     What is reached is over shuffle's whole run (`…_to_loss`, its final training loss; `…_of_run`) or over what
     shuffle itself needs to get there (`…_to_accuracy`); `seconds`, `forwarded` and `backpropagated` are of whole runs.
     Seconds of runs that were made in another session than shuffle's are left out.
     """
-    baseline = results.of(task, BASELINE, seeds)
+    baseline, fitted_baseline = (results.of(task, BASELINE, seeds, merit) for merit in (for_accuracy, for_loss))
     if not baseline:
         return []
     rows = []
     for method in results.methods(task):
-        curves = results.of(task, method, seeds)
+        curves, fitted = (results.of(task, method, seeds, merit) for merit in (for_accuracy, for_loss))
         if curves:
             rates = results.searched(task, method, seeds)
             about = {
@@ -58,21 +63,42 @@ def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, Any]]
                 "hyper_parameters": hyper_parameters(method),
                 "seeds": len(curves),
                 "learning_rate": curves[0].learning_rate,
-                "rate_at_edge": len(rates) > 2 and curves[0].learning_rate in (min(rates), max(rates)),
+                "rate_at_edge": _at_edge(curves[0].learning_rate, rates),
+                "loss_rate": fitted[0].learning_rate,
+                "loss_rate_at_edge": _at_edge(fitted[0].learning_rate, rates),
                 "diverged": sum(curve.diverged for curve in curves),
             }
-            rows.append(about | {key: _finite(value) for key, value in _compared(curves, baseline).items()})
+            by_loss = _by_loss(fitted, fitted_baseline, accuracy=_final(baseline, "accuracies"))
+            compared = by_loss | _by_accuracy(curves, baseline)
+            rows.append(about | {key: _finite(value) for key, value in compared.items()})
     return rows
 
 
-def _compared(curves: Sequence[Curve], baseline: Sequence[Curve]) -> dict[str, float]:
-    loss, accuracy = _final(baseline, "losses"), _final(baseline, "accuracies")
-    goal = accuracy - POINTS
-    steps, backprops = _final(baseline, "steps"), _final(baseline, "backpropagated")
-    together = [curve.session for curve in curves] == [curve.session for curve in baseline]
-    seconds = _final(baseline, "seconds") if together else math.nan
+def _at_edge(rate: float, rates: Collection[float]) -> bool:
+    return len(rates) > 2 and rate in (min(rates), max(rates))
+
+
+def _by_loss(curves: Sequence[Curve], baseline: Sequence[Curve], *, accuracy: float) -> dict[str, float]:
+    loss, steps, seconds = _final(baseline, "losses"), _final(baseline, "steps"), _seconds(curves, baseline)
     reached = [curve.first("steps", loss=loss) / steps for curve in curves]
     opened = [curve.first("seconds", loss=loss) + _opening(curve) for curve in curves]
+    return {
+        "final_loss": _final(curves, "losses"),
+        "final_loss_spread": _spread(curves, "losses"),
+        "steps_to_loss": _over(_reach(curves, "steps", loss=loss), steps),
+        "steps_to_loss_least": min(reached),
+        "steps_to_loss_most": max(reached),
+        "seconds_to_loss": _over(_reach(curves, "seconds", loss=loss), seconds),
+        "seconds_to_loss_opened": _over(median(opened), seconds + mean(_opening(curve) for curve in baseline)),
+        "fitted_accuracy_gap": _final(curves, "accuracies") - accuracy,
+    }
+
+
+def _by_accuracy(curves: Sequence[Curve], baseline: Sequence[Curve]) -> dict[str, float]:
+    accuracy = _final(baseline, "accuracies")
+    goal = accuracy - POINTS
+    steps, backprops = _final(baseline, "steps"), _final(baseline, "backpropagated")
+    seconds = _seconds(curves, baseline)
 
     def to_goal(axis: str, whole: float | None = None) -> float:
         return _over(
@@ -80,18 +106,11 @@ def _compared(curves: Sequence[Curve], baseline: Sequence[Curve]) -> dict[str, f
         )
 
     return {
-        "final_loss": _final(curves, "losses"),
-        "final_loss_spread": _spread(curves, "losses"),
         "accuracy": _final(curves, "accuracies"),
         "accuracy_spread": _spread(curves, "accuracies"),
         "accuracy_gap": _final(curves, "accuracies") - accuracy,
-        "steps_to_loss": _over(_reach(curves, "steps", loss=loss), steps),
-        "steps_to_loss_least": min(reached),
-        "steps_to_loss_most": max(reached),
-        "seconds_to_loss": _over(_reach(curves, "seconds", loss=loss), seconds),
-        "seconds_to_loss_opened": _over(median(opened), seconds + mean(_opening(curve) for curve in baseline)),
         "steps_to_accuracy": to_goal("steps"),
-        "seconds_to_accuracy": to_goal("seconds") if together else math.nan,
+        "seconds_to_accuracy": math.nan if math.isnan(seconds) else to_goal("seconds"),
         "backprops_to_accuracy": to_goal("backpropagated"),
         "steps_to_accuracy_of_run": to_goal("steps", steps),
         "backprops_to_accuracy_of_run": to_goal("backpropagated", backprops),
@@ -100,6 +119,12 @@ def _compared(curves: Sequence[Curve], baseline: Sequence[Curve]) -> dict[str, f
         "backpropagated": _over(_final(curves, "backpropagated"), backprops),
         "opening_s": median(_opening(curve) for curve in curves),
     }
+
+
+def _seconds(curves: Sequence[Curve], baseline: Sequence[Curve]) -> float:
+    """Of the baseline's run, NaN where it was made in another session."""
+    together = [curve.session for curve in curves] == [curve.session for curve in baseline]
+    return _final(baseline, "seconds") if together else math.nan
 
 
 def _opening(curve: Curve) -> float:
@@ -131,15 +156,16 @@ def _finite(value: float) -> float | None:
 
 _COLUMNS = {
     "method": "method",
-    "learning_rate": "lr",
+    "loss_rate": "lr",
     "final_loss": "training loss",
     "final_loss_spread": "±",
-    "accuracy": "test accuracy",
-    "accuracy_spread": "±",
     "steps_to_loss": "steps to shuffle's loss",
     "steps_to_loss_least": "least",
     "steps_to_loss_most": "most",
     "seconds_to_loss": "seconds to it",
+    "learning_rate": "lr",
+    "accuracy": "test accuracy",
+    "accuracy_spread": "±",
     "steps_to_accuracy": "steps to shuffle's accuracy",
     "backprops_to_accuracy": "backprops to it",
     "seconds": "seconds",
@@ -150,15 +176,19 @@ _COLUMNS = {
 }
 
 
+_EDGES = {"loss_rate": "loss_rate_at_edge", "learning_rate": "rate_at_edge"}
+
+
 def _markdown(task: str, rows: list[dict[str, Any]]) -> str:
     seeds = {row["seeds"] for row in rows}
     lines = [
         f"# {task}",
         "",
-        f"{' or '.join(map(str, sorted(seeds)))} seeds at each method's best learning rate (marked * if it is the",
-        "lowest or highest of more than two): means of losses and accuracies with their standard deviation (±),",
-        "medians of where something is first reached. Steps and seconds to shuffle's final training loss are over its",
-        "whole run, those to its accuracy (0.2 points below its final one) over its own. Seconds, forwarded and",
+        f"{' or '.join(map(str, sorted(seeds)))} seeds: means of losses and accuracies with their standard deviation",
+        "(±), medians of where something is first reached. What follows the first learning rate is at that with the",
+        "lowest training loss, what follows the second one at that with the best accuracy on a validation set (* the",
+        "lowest or highest of more than two). Steps and seconds to shuffle's final training loss are over its whole",
+        "run, those to its accuracy (0.2 points below its final one) over its own. Seconds, forwarded and",
         "backprops: whole runs over shuffle's, examples over those it trains on. A dash was never reached, or are",
         "seconds of another session than shuffle's.",
         "",
@@ -173,8 +203,8 @@ def _cell(row: dict[str, Any], key: str) -> str:
     value = row[key]
     if value is None:
         return "-"
-    if key == "learning_rate":
-        return f"{value:g}{'*' if row['rate_at_edge'] else ''}"
+    if key in _EDGES:
+        return f"{value:g}{'*' if row[_EDGES[key]] else ''}"
     if key == "accuracy":
         return f"{value:.2%}"
     if key == "accuracy_spread":
@@ -183,9 +213,10 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 
 _NOTES = (
-    "every method runs at its own best learning rate: all rates run with all seeds, and the one with the highest mean "
-    "accuracy on a validation set, which is neither trained nor tested on, counts; the other hyper-parameters are the "
-    "papers' or our defaults, `hyper_parameters` in the rows",
+    "every method runs at its own best learning rate: all rates run with all seeds. Figures of training losses are at "
+    "the one with the lowest mean final training loss, all others at the one with the highest mean accuracy on a "
+    "validation set, which is neither trained nor tested on; the other hyper-parameters are the papers' or our "
+    "defaults, `hyper_parameters` in the rows",
     "the service's policies run through a real service in processes of its own on the same cores, with ahead=16; peers "
     "run in process",
     "seconds run from the first batch asked for, without evaluations; opening a run takes opening_s more, in "

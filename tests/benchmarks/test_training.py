@@ -191,9 +191,15 @@ def test_runs_go_on_where_they_stopped_each_method_at_its_own_best_rate(tmp_path
     assert [curve.learning_rate for curve in results.of("digits_mlp-clean", "two_stage", range(2))] == [0.2, 0.2]
     rows = {row["method"]: row for row in task_rows(results, "digits_mlp-clean", range(2))}
     assert rows["shuffle"]["steps_to_loss"] == pytest.approx(1.0)
+    assert rows["two_stage"]["loss_rate"] == 0.1, "the lower training loss is at the other rate"
+    assert rows["two_stage"]["learning_rate"] == 0.2
+    assert rows["two_stage"]["final_loss"] == pytest.approx(0.1)
+    assert rows["two_stage"]["accuracy"] == pytest.approx(0.5)
+    assert rows["two_stage"]["fitted_accuracy_gap"] == pytest.approx(0.9 - 0.5)
     write_report(results, tmp_path / "out", tmp_path / "training.json", range(2))
     assert (tmp_path / "out" / "digits_mlp-clean.png").stat().st_size > 10_000
-    assert "| two_stage | 0.2 |" in (tmp_path / "out" / "digits_mlp-clean.md").read_text(), "no edge of two rates"
+    table = (tmp_path / "out" / "digits_mlp-clean.md").read_text()
+    assert "| two_stage | 0.1 |" in table and "| 0.2 | 50.00% |" in table, "no edge of two rates"
     assert json.loads((tmp_path / "training.json").read_text())["rows"]
 
 
