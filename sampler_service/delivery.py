@@ -111,10 +111,13 @@ class Delivery:
         lacking_from = min(here.begins_at.get(rank, here.first_step), here.next_step)
         if first_step < lacking_from:
             parts = self._parts(here, first_step, lacking_from - first_step)
-            here.queue(rank).extendleft(reversed([part[rank] for part in parts]))
+            lacking = [part[rank % self.group.world_size] for part in parts]
+            mine = [batch for batch in lacking if self.group.place(rank % self.group.world_size, batch.step) == rank]
+            here.queue(rank).extendleft(reversed(mine))
         here.begins_at[rank] = first_step
         self._at[trainer.session] = here
-        return here.first, len(here.queue(rank)) + here.num_steps - max(here.next_step, first_step)
+        to_come = self.group.turns(rank, max(here.next_step, first_step), here.num_steps)
+        return here.first, len(here.queue(rank)) + to_come
 
     def take(self, trainer: Trainer, count: int, now: float) -> tuple[list[Batch], bool]:
         """Lend up to `count` batches; the flag says that the trainer's epoch is over.
@@ -253,12 +256,13 @@ class Delivery:
         """Plan further steps for all ranks."""
         for part in self._parts(here, here.next_step, count):
             for rank, batch in enumerate(part):
-                if rank in here.left:
+                place = self.group.place(rank, batch.step)
+                if place in here.left:
                     continue
-                if rank in self._without_trainer:
+                if place in self._without_trainer:
                     here.orphans.append(batch)
-                elif batch.step >= here.begins_at.get(rank, 0):
-                    here.queue(rank).append(batch)
+                elif batch.step >= here.begins_at.get(place, 0):
+                    here.queue(place).append(batch)
         here.next_step += count
 
     def _parts(self, here: Epoch, step: int, count: int) -> list[list[Batch]]:

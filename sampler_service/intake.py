@@ -57,7 +57,7 @@ class Intake:
         self._lent: OrderedDict[int, Batch] = OrderedDict()
         self._reported: OrderedDict[tuple[int, bool], None] = OrderedDict()
         self.world = 1
-        """trainers that share each global batch; bounds what is remembered"""
+        """trainers, and their workers with streams of their own; bounds what is remembered"""
         self.clustered_at = 0
         """table version of the present clusters: batches planned before are not measured by them"""
         self.scored = False
@@ -74,11 +74,11 @@ class Intake:
         while len(self._lent) > 4 * self._config.max_lead * self.world:
             self._lent.popitem(last=False)
 
-    def take_in(self, trainer: Trainer, received: Sequence[Report], now: int) -> TakenIn:
+    def take_in(self, trainer: Trainer | None, received: Sequence[Report], now: int) -> TakenIn:
         """Put what is sound into the table; a batch that is reported is no longer leased.
 
         Args:
-            trainer: whose reports they are.
+            trainer: whose reports they are; None: it has left.
             received: in the order of their arrival.
             now: the run's clock, in steps.
         """
@@ -101,7 +101,8 @@ class Intake:
                 self._heed(report)
                 report = replace(report, losses=None)  # of the evaluation mode: those of the table are trained with
             else:
-                trainer.leases.pop(report.batch_id, None)
+                if trainer is not None:
+                    trainer.leases.pop(report.batch_id, None)
                 if report.evidence is not None:
                     self._rates.stage.witness.add(report.evidence)
             fitting.append(report)

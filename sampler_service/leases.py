@@ -33,6 +33,7 @@ class Trainer:
 
     session: str
     rank: int
+    """its place in the group"""
     name: str
     lead: int
     """batches it may hold"""
@@ -80,6 +81,20 @@ class Group:
     world_size: int
     batch_size: int
     drop_last: bool
+    workers: int = 1
+    """streams that share the batches of a rank, by turns; each has a place of its own: rank + world_size x worker"""
+
+    @property
+    def places(self) -> int:
+        return self.world_size * self.workers
+
+    def place(self, rank: int, step: int) -> int:
+        """Whose turn it is in a rank at a step of a pass."""
+        return rank + self.world_size * (step % self.workers)
+
+    def turns(self, place: int, first_step: int, num_steps: int) -> int:
+        """Steps from the first one on that are a place's."""
+        return len(range(first_step + (place // self.world_size - first_step) % self.workers, num_steps, self.workers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +170,7 @@ class Membership:
         self._run = run
         self._of_rank: dict[int, Trainer] = {}
         self._gone: deque[str] = deque(maxlen=1024)
+        self._left: deque[str] = deque(maxlen=1024)  # of them, those whose trainers left of themselves
         self.group: Group | None = None
         self.waited_s = 0.0
         """that trainers waited for batches, those that left among them"""
@@ -177,7 +193,7 @@ class Membership:
         if self.group is not None and group != self.group and others:
             raise Conflict(
                 f"run {self._run!r} is being trained with {self.group}, asked for {group}; all trainers of a "
-                "run must use the same world_size, batch_size and drop_last"
+                "run must use the same world_size, batch_size, drop_last and number of workers"
             )
         holder = self._of_rank.get(rank)
         if holder is not None and token and holder.token == token and group == self.group:
@@ -204,11 +220,21 @@ class Membership:
             trainer.waited_s += seconds
             self.waited_s += seconds
 
-    def remove(self, trainer: Trainer) -> None:
-        """Forget a trainer; its session becomes stale."""
+    def remove(self, trainer: Trainer, *, left: bool = False) -> None:
+        """Forget a trainer; its session becomes stale. One that `left` may still have reports under way."""
         if self._of_rank.get(trainer.rank) is trainer:
             del self._of_rank[trainer.rank]
         self._gone.append(trainer.session)
+        if left:
+            self._left.append(trainer.session)
+
+    def reporter(self, session: str) -> Trainer | None:
+        """Whose reports these are; None: of a trainer that left.
+
+        Raises:
+            Stale, NotFound: see `find`.
+        """
+        return None if session in self._left else self.find(session)
 
     def has_ended(self, session: str) -> bool:
         """Whether the session was left or taken over, of late."""

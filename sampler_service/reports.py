@@ -52,9 +52,16 @@ def policy_of(config: RunConfig) -> Policy:
 
 
 def check_group(config: RunConfig, group: Group, rank: int, lead: int) -> None:
-    """Raise ConfigError unless a trainer can train like this."""
-    if group.world_size < 1 or not 0 <= rank < group.world_size:
-        raise ConfigError(f"rank must be 0 … world_size-1, got rank {rank} of world_size {group.world_size}")
+    """Raise ConfigError unless a trainer can train like this.
+
+    Args:
+        rank: its place in the group.
+    """
+    if group.world_size < 1 or group.workers < 1 or not 0 <= rank < group.places:
+        raise ConfigError(
+            f"rank must be 0 … world_size-1 and worker 0 … workers-1, got place {rank} of {group.world_size} ranks "
+            f"with {group.workers} workers each"
+        )
     if group.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {group.batch_size}")
     total = group.batch_size * group.world_size

@@ -124,7 +124,7 @@ class Sampler:
             size = group.batch_size * group.world_size
             whole, rest = divmod(self.config.num_examples, size)
             steps = whole + (0 if group.drop_last or rest < group.world_size else 1)
-            self._rates.steps_per_epoch, self._intake.world = steps, group.world_size
+            self._rates.steps_per_epoch, self._intake.world = steps, group.places
             return Joined(session=trainer.session, steps_per_epoch=steps, max_lead=self.config.max_lead)
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
@@ -151,7 +151,7 @@ class Sampler:
                 return
             trainer = self._members.find(session)
             self._of(trainer).give_back(trainer)
-            self._members.remove(trainer)
+            self._members.remove(trainer, left=True)
 
     # --- batches ---
 
@@ -211,8 +211,9 @@ class Sampler:
         # The shards are told outside of the lock, since they may be slow, but in the order of the table.
         with self._storing:
             with self._lock:
-                trainer = self._members.find(session)
-                trainer.reported(self._clock())
+                trainer = self._members.reporter(session)
+                if trainer is not None:
+                    trainer.reported(self._clock())
                 taken = self._intake.take_in(trainer, received, self._now)
                 version = self._table.version
             # A shard that was away comes back empty: what it missed counts as never sketched.

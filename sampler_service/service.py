@@ -38,6 +38,10 @@ class Service(Protocol):
         """Create a run, True, or find it opened alike, False."""
         ...
 
+    def config_of(self, run: str) -> RunConfig:
+        """What a run that is open was opened with."""
+        ...
+
     def close_run(self, run: str) -> None: ...
 
     def runs(self) -> list[str]: ...
@@ -198,6 +202,9 @@ class LocalService:
                 self._desks[config.run] = _LocalDesk(sampler, self._make_scorer)
             self._turns[config.run] = threading.Lock()
             return self._catalog.open_run(config)
+
+    def config_of(self, run: str) -> RunConfig:
+        return self._sampler(run).config
 
     def close_run(self, run: str) -> None:
         with self._lock:

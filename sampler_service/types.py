@@ -350,3 +350,15 @@ class Evidence:
     scored_uniform: float
     """the same two by the scores of its candidates"""
     scored_chosen: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How the image files in a column become pixels: (height, width, channels) uint8."""
+
+    column: str
+    mode: str = "RGB"
+    """"RGB" or "L", 3 channels or 1"""
+    height: int = 0
+    width: int = 0
+    """what images are scaled to; both 0: all must be of the size of the first one"""

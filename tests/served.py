@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sampler_service.config import ServiceConfig
+from sampler_service.rpc.records import Records
 from sampler_service.rpc.server import Server
 from sampler_service.service import LocalService
 
@@ -12,8 +13,9 @@ from sampler_service.service import LocalService
 class ServedService:
     """Can be stopped, and started again on the same port, with its memory or with another service in its place."""
 
-    def __init__(self, service: LocalService | None = None, **settings: Any) -> None:
+    def __init__(self, service: LocalService | None = None, *, records: Records | None = None, **settings: Any) -> None:
         self.service = service or LocalService()
+        self.records = records
         self._settings = {"port": 0, **settings}
         self.start()
 
@@ -24,7 +26,7 @@ class ServedService:
     def start(self, service: LocalService | None = None) -> None:
         """Listen; on the port of the last time if there was one."""
         self.service = service or self.service
-        self._server = Server(self.service, ServiceConfig(**self._settings))
+        self._server = Server(self.service, ServiceConfig(**self._settings), self.records)
         self._settings["port"] = self.port = self._server.port
 
     def stop(self, grace_s: float = 0.0) -> None:

@@ -96,9 +96,12 @@ class FakeTrainer:
         return self.sampler.report(self.session, [report_of(batch, **{"step": step, **changes})])
 
 
-def join_all(sampler: Sampler, world: int = 1, batch: int = 4, drop_last: bool = False, lead: int = 4):
-    group = Group(world_size=world, batch_size=batch, drop_last=drop_last)
-    return [FakeTrainer(sampler, rank, group, lead) for rank in range(world)]
+def join_all(
+    sampler: Sampler, world: int = 1, batch: int = 4, drop_last: bool = False, lead: int = 4, workers: int = 1
+) -> list[FakeTrainer]:
+    """One trainer for each worker of each rank; those of all ranks' first workers first."""
+    group = Group(world_size=world, batch_size=batch, drop_last=drop_last, workers=workers)
+    return [FakeTrainer(sampler, place, group, lead) for place in range(group.places)]
 
 
 def gradients(ids: np.ndarray, scatter: float = 0.05) -> np.ndarray:

@@ -64,6 +64,38 @@ def test_every_example_comes_exactly_once_an_epoch_to_exactly_one_rank(geometry,
         assert [b.step for b in trainer.received] == 3 * list(range(trainer.num_steps))
 
 
+@settings(max_examples=80, deadline=None)
+@given(geometry=geometries(), workers=st.integers(2, 4), lead=st.integers(1, 6), seed=st.integers(0, 10_000))
+def test_workers_take_turns_at_the_batches_that_their_rank_would_get_alone(geometry, workers, lead, seed):
+    n, batch, world, drop_last = geometry
+    alone = join_all(make_sampler(n, seed=seed), world, batch, drop_last, lead)
+    random_walk(alone, epochs=2, rng=np.random.default_rng(seed))
+    shared = join_all(make_sampler(n, seed=seed), world, batch, drop_last, lead, workers)
+    random_walk(shared, epochs=2, rng=np.random.default_rng(seed))
+
+    for place, trainer in enumerate(shared):
+        rank, worker = place % world, place // world
+        expected = [b for b in alone[rank].received if b.step % workers == worker]
+        assert [(b.epoch, b.step) for b in trainer.received] == [(b.epoch, b.step) for b in expected]
+        assert [ids_of([b]) for b in trainer.received] == [ids_of([b]) for b in expected]
+        assert trainer.num_steps == len(expected) / 2
+        assert trainer.steps_per_epoch == alone[rank].steps_per_epoch
+
+
+def test_a_worker_that_comes_back_inside_an_epoch_goes_on_with_its_own_steps():
+    sampler = make_sampler(40)
+    first, second = join_all(sampler, world=1, workers=2)
+    first.start(0)
+    first.take(2)
+    second.start(0, first_step=6)
+    assert second.num_steps == 2  # of the ten steps 7 and 9
+    assert [b.step for b in second.drain()] == [7, 9]
+    first.drain()
+    assert [b.step for b in first.received] == [0, 2, 4, 6, 8]
+    second.start(0, first_step=2)
+    assert [b.step for b in second.drain()] == [3, 5, 7, 9]
+
+
 def test_a_slow_rank_gets_its_epoch_while_the_fast_one_is_in_later_ones():
     fast, slow = join_all(make_sampler(40), world=2, lead=8)
     slow.start(0)

@@ -25,13 +25,14 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 from sampler_client.batch import Batch
 from sampler_client.budget import TimeBudget
 from sampler_client.client import SamplerClient
-from sampler_client.config import RunOptions, Timeouts
+from sampler_client.config import DecodeImage, RunOptions, Timeouts
 from sampler_client.errors import (
     Busy,
     ConfigError,
     Conflict,
     MessageTooLarge,
     NotFound,
+    RecordError,
     ReplyTimeout,
     SamplerError,
     ScoringError,
@@ -45,6 +46,7 @@ from sampler_client.phases import Phase
 
 if TYPE_CHECKING:
     from sampler_client.pytorch.loader import RemoteBatchSampler, SampledLoader, attach
+    from sampler_client.pytorch.remote_batches import RemoteBatches
     from sampler_client.pytorch.sketcher import GradientSketcher
     from sampler_client.pytorch.tensorboard import TensorBoardWriter
     from sampler_client.pytorch.two_stage.scorer import LastLayerScorer, Scores
@@ -57,13 +59,16 @@ __all__ = [
     "Busy",
     "ConfigError",
     "Conflict",
+    "DecodeImage",
     "FigureLogger",
     "GradientSketcher",
     "LastLayerScorer",
     "MessageTooLarge",
     "NotFound",
     "Phase",
+    "RecordError",
     "RemoteBatchSampler",
+    "RemoteBatches",
     "ReplyTimeout",
     "RunOptions",
     "SampledLoader",
@@ -87,6 +92,7 @@ _TORCH = {
     "GradientSketcher": "sampler_client.pytorch.sketcher",
     "LastLayerScorer": "sampler_client.pytorch.two_stage.scorer",
     "RemoteBatchSampler": "sampler_client.pytorch.loader",
+    "RemoteBatches": "sampler_client.pytorch.remote_batches",
     "SampledLoader": "sampler_client.pytorch.loader",
     "Scores": "sampler_client.pytorch.two_stage.scorer",
     "TensorBoardWriter": "sampler_client.pytorch.tensorboard",

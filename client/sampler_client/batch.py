@@ -17,6 +17,8 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
     from sampler_client.reporter import PendingReport, ReportRows
 
 
@@ -75,18 +77,22 @@ class Batch:
         cluster_ids: (b,) int32, -1 for examples without a sketch.
         lease_deadline: Unix seconds.
         global_batch_size, world_size: examples and trainers of this step, for the scale of the loss.
+        position: where training goes on behind this batch, for `RemoteBatches.load_state_dict`; None where the loader
+            keeps it.
     """
 
     __slots__ = (
         "_coefficients",
         "_first_step",
         "_message",
+        "_record_schema",
         "_report",
         "_stage",
         "_steps_per_epoch",
         "cluster_ids",
         "example_ids",
         "norms_from_scorer",
+        "position",
         "probabilities",
         "sketches_from_scorer",
         "weights",
@@ -98,11 +104,15 @@ class Batch:
         report: Callable[[ReportRows | PendingReport], None] | None = None,
         steps_per_epoch: int = 0,
         first_step: int = 0,
+        *,
+        record_schema: bytes = b"",
     ) -> None:
         self._message = message
+        self._record_schema = record_schema
         self._report = report
         self._steps_per_epoch = steps_per_epoch
         self._first_step = first_step  # of the epoch that was resumed inside: `step` counts from there
+        self.position: dict[str, Any] | None = None
         self._coefficients: Any = None
         self._stage: pb.Stage | None = None  # what the second stage measured when it chose these
         self.norms_from_scorer = False  # of a two-stage run: a sketcher's are of other layers, in another unit
@@ -163,6 +173,17 @@ class Batch:
         """Of the choice among candidates; a function of the run's seed, the epoch, the step and the rank."""
         return self._message.choice_seed
 
+    @property
+    def records(self) -> RecordBatch:
+        """The examples' records, (b,) rows in the order of `example_ids`, read without a copy.
+
+        Raises:
+            ConfigError: batches of this stream come without.
+        """
+        from sampler_client.records import decode
+
+        return decode(self._message.records, self._record_schema)
+
     def __len__(self) -> int:
         return len(self.example_ids)
 
@@ -220,6 +241,34 @@ class Batch:
         batch._stage = stage
         batch.norms_from_scorer, batch.sketches_from_scorer = True, self.sketches_from_scorer
         return batch
+
+    def forwarded(self, report: Callable[[ReportRows | PendingReport], None], position: dict[str, Any]) -> Batch:
+        """The same handle without records, for another process. This one has no records any more either.
+
+        Args:
+            report: takes reports there; must be picklable.
+            position: behind this batch.
+        """
+        self._message.ClearField("records")  # in place: they would be copied otherwise
+        batch = Batch(self._message, report, self._steps_per_epoch, self._first_step)
+        batch.position = position
+        return batch
+
+    def padded(self, size: int) -> Batch:
+        """Filled up to `size` examples with repeats of weight 0, in the order of the examples."""
+        batch = Batch(
+            self._message, self._report, self._steps_per_epoch, self._first_step, record_schema=self._record_schema
+        )
+        index = np.arange(size) % len(self)
+        batch.example_ids, batch.cluster_ids = self.example_ids[index], self.cluster_ids[index]
+        batch.probabilities = self.probabilities[index]
+        batch.weights = np.where(np.arange(size) < len(self), self.weights[index], np.float32(0))
+        return batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = self.example_ids, self.weights, self.probabilities, self.cluster_ids
+        message = self._message.SerializeToString()
+        return _unpickled, (message, self._report, self._steps_per_epoch, self._first_step, self.position, arrays)
 
     def report_scores(
         self,
@@ -290,6 +339,20 @@ class Batch:
         self._coefficients = None
         if self._report is not None:
             self._report(report)
+
+
+def _unpickled(
+    message: bytes,
+    report: Callable[[ReportRows | PendingReport], None] | None,
+    steps_per_epoch: int,
+    first_step: int,
+    position: dict[str, Any] | None,
+    arrays: tuple[NDArray[Any], ...],
+) -> Batch:
+    batch = Batch(pb.Batch.FromString(message), report, steps_per_epoch, first_step)
+    batch.position = position
+    batch.example_ids, batch.weights, batch.probabilities, batch.cluster_ids = arrays
+    return batch
 
 
 def _captured(sketcher: Any, coefficients: Any) -> Callable[[], Taken]:

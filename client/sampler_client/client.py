@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -17,6 +17,9 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_client.config import RunOptions, Timeouts, check_whole
 from sampler_client.errors import Busy, ConfigError, MessageTooLarge, ServiceUnavailable, VersionMismatch, grpc_errors
+
+if TYPE_CHECKING:
+    from sampler_client.record_stream import RecordStream
 
 _PAUSES_S = (0.1, 0.3, 0.9)
 """Before a second, third and fourth attempt: a blip is worth them before the caller hears of it."""
@@ -106,6 +109,15 @@ class SamplerClient:
         """
         request = pb.RegisterDatasetRequest(dataset=dataset, num_examples=num_examples, protocol=wire.PROTOCOL)
         self._call(pb_grpc.DatasetsStub(self.channel()).Register, request, f"register dataset {dataset!r}")
+
+    def describe_dataset(self, dataset: str) -> pb.DescribeDatasetResponse:
+        """How many records the service holds of a dataset, and their schema.
+
+        Raises:
+            NotFound: it holds none.
+        """
+        request = pb.DescribeDatasetRequest(dataset=dataset)
+        return self._call(pb_grpc.DatasetsStub(self.channel()).Describe, request, f"describe dataset {dataset!r}")
 
     def open_run(self, run: str, dataset: str, options: RunOptions) -> pb.OpenRunResponse:
         """Create a run, or find it again when it was opened alike. Idempotent."""
@@ -222,6 +234,22 @@ class SamplerClient:
         request = pb.FenceRequest(run=run)
         stub = pb_grpc.ReportsStub(self.channel())
         return self._call(stub.Fence, request, f"fence of run {run!r}").table_version
+
+    def batches(self, *, run: str, dataset: str, batch_size: int, **options: Any) -> RecordStream:
+        """Join a run over a dataset whose records the service holds, and stream its batches with them.
+
+        Without torch; in a DataLoader see `RemoteBatches`. `options` are those of `RecordStream.connect`.
+
+        Example:
+            with client.batches(run="mnist-mlp", dataset="mnist", batch_size=64) as batches:
+                for batch in batches:  # an epoch; again for the next
+                    train(batch.records, batch.weights)
+        """
+        from sampler_client.record_stream import RecordStream
+
+        return RecordStream.connect(
+            self.address, run=run, dataset=dataset, batch_size=batch_size, timeouts=self.timeouts, **options
+        )
 
     def stop_service(self) -> None:
         """Ask a service on this machine to drain and end."""

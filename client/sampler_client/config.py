@@ -50,6 +50,26 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeImage:
+    """Have the service decode a column of image files: (b, height, width, channels) uint8 instead of bytes."""
+
+    column: str
+    mode: str = "RGB"
+    """"RGB" or "L", 3 channels or 1"""
+    height: int = 0
+    width: int = 0
+    """what images are scaled to; both 0: all must be of the size of the data set's first one"""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("RGB", "L"):
+            raise ConfigError(f'DecodeImage.mode must be "RGB" or "L", got {self.mode!r}')
+        for name in ("height", "width"):
+            check_whole(name, getattr(self, name), 0)
+        if bool(self.height) != bool(self.width):
+            raise ConfigError(f"give DecodeImage both height and width or neither, got {self.height} and {self.width}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """How a run samples; sent when it is opened. A run opened twice must be opened alike."""
 

@@ -11,7 +11,8 @@ SamplerError
 ├── ServiceUnavailable   the service can't be reached: retried, then this          UNAVAILABLE
 ├── ReplyTimeout         no answer within the deadline                             DEADLINE_EXCEEDED
 ├── SketchError          a sketch could not be taken from this backward pass       (never on the wire)
-└── ScoringError         examples could not be scored, here or by a scorer         (never on the wire)
+├── ScoringError         examples could not be scored, here or by a scorer         (never on the wire)
+└── RecordError          a record could not be used; its example is named          (never on the wire)
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class SketchError(SamplerError):
 class ScoringError(SamplerError):
     """The scorer of two-stage selection failed, or did not return one score for each candidate; or the service's
     scorers could not use the published weights or their records."""
+
+
+class RecordError(SamplerError):
+    """A record could not be made into what the training loop takes; the message names its example."""
 
 
 ERROR_OF_CODE: dict[grpc.StatusCode, type[SamplerError]] = {

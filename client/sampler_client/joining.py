@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.budget import TimeBudget, share_of
 from sampler_client.client import SamplerClient, option_texts
 from sampler_client.config import RunOptions, Timeouts
@@ -33,7 +34,7 @@ OPTIONS = {
 def join(  # noqa: PLR0913 - keyword-only settings, each with a default
     address: str,
     run: str,
-    num_examples: int,
+    num_examples: int | None,
     batch_size: int,
     policy: str,
     lead: int,
@@ -48,8 +49,24 @@ def join(  # noqa: PLR0913 - keyword-only settings, each with a default
     drop_last: bool = False,
     timeouts: Timeouts | None = None,
     queue: int = 256,
+    records: pb.RecordsRequest | None = None,
+    worker: int = 0,
+    workers: int = 1,
     **options: Any,
 ) -> Session:
+    """Open a run, or find it, and claim a place in it.
+
+    Args:
+        num_examples: of the dataset; None: as many as the service holds records of it.
+        lead: batches that may be held at once, `ahead` of them beside what is prefetched.
+        records: batches come with these records.
+        worker, workers: of the streams that share the rank's batches by turns, this one.
+
+    Raises:
+        ConfigError: an option that there is not, or that does not fit the others or the run.
+        NotFound: the service holds no records of the dataset.
+        ServiceUnavailable: nobody answers at `address`.
+    """
     unknown = options.keys() - RunOptions.__slots__
     if unknown:
         raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(OPTIONS)}")
@@ -59,10 +76,13 @@ def join(  # noqa: PLR0913 - keyword-only settings, each with a default
         policy, policy_options = "phases", {**(policy_options or {}), "schedule": schedule_of(phases)}
     timed = {} if budget is None else {"progress": share_of(budget)}
     rank, world_size = place_of(rank, world_size)
+    client, dataset = SamplerClient(address, timeouts=timeouts), dataset or run
+    if num_examples is None:
+        num_examples = int(client.describe_dataset(dataset).num_examples)
     return Session(
-        SamplerClient(address, timeouts=timeouts),
+        client,
         run=run,
-        dataset=dataset or run,
+        dataset=dataset,
         num_examples=num_examples,
         options=RunOptions(
             policy=policy, policy_options=option_texts(policy_options), by_budget=budget is not None, **options
@@ -74,6 +94,9 @@ def join(  # noqa: PLR0913 - keyword-only settings, each with a default
         lead=lead,
         bunch=max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
         queue=queue,
+        records=records,
+        worker=worker,
+        workers=workers,
         **timed,
     )
 

@@ -33,7 +33,7 @@ class Source(Protocol):
 
     steps_per_epoch: int
 
-    def start_epoch(self, epoch: int, skip_examples: int) -> pb.EpochStart: ...
+    def start_epoch(self, epoch: int, skip_examples: int, received: int = 0) -> pb.EpochStart: ...
 
     def next(self) -> pb.Batch | None: ...
 
@@ -73,6 +73,8 @@ class Session:
         bunch: batches done with are told in bunches of so many.
         queue: reports that may wait to be sent.
         progress: tells how far the run is, 0 … 1, when an epoch begins; of runs `by_budget`.
+        records: batches come with these records.
+        worker, workers: of the streams that share the rank's batches by turns, this one.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, what Open and Join say
@@ -91,18 +93,24 @@ class Session:
         bunch: int = 1,
         queue: int = 256,
         progress: Callable[[], float] = lambda: 0.0,
+        records: pb.RecordsRequest | None = None,
+        worker: int = 0,
+        workers: int = 1,
     ) -> None:
         self.client = client
         self.run = run
+        self.num_examples = num_examples
         self.steps_per_epoch = 0
         self._dataset = dataset
-        self._num_examples = num_examples
         self._options = options
         self._session = ""
         try:
             check_whole("queue", queue, 1)
             self._request = _join_request(run, rank, world_size, batch_size, drop_last, lead)
-            self._stream = BatchStream(client, self._join, lead=lead, bunch=bunch, progress=progress)
+            self._request.worker, self._request.workers = worker, workers
+            self._stream = BatchStream(
+                client, self._join, lead=lead, bunch=bunch, progress=progress, records=records, workers=workers
+            )
             self.reporter = Reporter(client, lambda: self._session, self._join, capacity=queue)
             self.publisher = Publisher(client, lambda: self._session, self._join)
         except BaseException:
@@ -115,20 +123,30 @@ class Session:
         Stream and reporter each call it when their session is forgotten, in their own threads and in any order: by
         the token of the request the second one gets the session that the first one made.
         """
-        self.client.register_dataset(self._dataset, self._num_examples)
+        self.client.register_dataset(self._dataset, self.num_examples)
         self.client.open_run(self.run, self._dataset, self._options)
         joined = self.client.join(self._request)
         self.steps_per_epoch, self._session = joined.steps_per_epoch, joined.session
         return joined.session
 
-    def start_epoch(self, epoch: int, skip_examples: int) -> pb.EpochStart:
-        started = self._stream.start_epoch(epoch, skip_examples)
+    @property
+    def token(self) -> str:
+        """Names the trainer to the service; another one after the service was restarted."""
+        return self._session
+
+    def start_epoch(self, epoch: int, skip_examples: int, received: int = 0) -> pb.EpochStart:
+        started = self._stream.start_epoch(epoch, skip_examples, received)
         if started.reason:
             log.info("run %s, epoch %d: %s", self.run, epoch, started.reason)
         return started
 
     def next(self) -> pb.Batch | None:
         return self._stream.next()
+
+    @property
+    def record_schema(self) -> bytes:
+        """Of the records that batches come with, an Arrow IPC schema message; empty when they come without."""
+        return self._stream.record_schema
 
     def done(self, batch_id: int) -> None:
         self._stream.done(batch_id)
@@ -237,17 +255,34 @@ class EpochReader:
     `state_dict` counts what the loop received: of each step the whole global batch, once. Steps come in order, so a
     batch counts when its step is beyond all that were received before. What a lost rank left of a step, or of an
     earlier epoch, is handed out at the end and counts no second time.
+
+    Args:
+        source: where batches come from.
+        run: name of the run, kept in positions.
+        num_examples: of the dataset.
+        lead: batches that may be unfinished at once.
+        record_schema: of the records that batches come with.
     """
 
-    def __init__(self, source: Source, *, run: str, num_examples: int, lead: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        run: str,
+        num_examples: int,
+        lead: int,
+        record_schema: Callable[[], bytes] = bytes,
+    ) -> None:
         self._source = source
         self._run = run
         self._num_examples = num_examples
         self._lead = lead
+        self._record_schema = record_schema
         self._handed: list[Batch] = []
         self._current: Batch | None = None
         self._next_epoch = 0
         self._next_skip = 0
+        self._next_received = 0  # batches of the next pass that came before, from `_next_skip` on
         self.epoch = 0
         self._examples = 0
         self._next_step = 0
@@ -267,10 +302,11 @@ class EpochReader:
         iteration = self._iteration
         self._handed, self._current = [], None
         self.epoch, self._examples = self._next_epoch, self._next_skip
-        self._next_epoch, self._next_skip = self.epoch + 1, 0
+        received = self._next_received
+        self._next_epoch, self._next_skip, self._next_received = self.epoch + 1, 0, 0
         self._over, self._exhausted, self._next_step = False, False, 0
         self._first_step = self._steps(self._examples)
-        started = self._source.start_epoch(self.epoch, min(self._examples, self._num_examples))
+        started = self._source.start_epoch(self.epoch, min(self._examples, self._num_examples), received)
         self.num_steps, self.reason = started.num_steps, started.reason
         while True:
             if iteration != self._iteration:
@@ -286,7 +322,8 @@ class EpochReader:
                 self._exhausted = True
                 return
             first_step = self._first_step if message.epoch == self.epoch else 0
-            batch = Batch(message, self._source.put, self._source.steps_per_epoch, first_step)
+            schema = self._record_schema()
+            batch = Batch(message, self._source.put, self._source.steps_per_epoch, first_step, record_schema=schema)
             self._handed.append(batch)
             yield batch
 
@@ -324,7 +361,7 @@ class EpochReader:
         if epoch < 0:
             raise ConfigError(f"epoch must not be negative, got {epoch}")
         if epoch != self._next_epoch:
-            self._next_epoch, self._next_skip = epoch, 0
+            self._next_epoch, self._next_skip, self._next_received = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-safe position: what the loop received. Restorable with any world size and number of workers."""
@@ -345,6 +382,7 @@ class EpochReader:
         if state["run"] != self._run:
             raise Stale(f"the saved position is of run {state['run']!r}, this loader is attached to {self._run!r}")
         self._next_epoch, self._next_skip = int(state["epoch"]), int(state["examples"])
+        self._next_received = int(state.get("received", 0))
         self._over = True
         self.next_step = self._next_epoch * self._source.steps_per_epoch + self._steps(self._next_skip)
         log.info("run %s resumes at epoch %d, example %d", self._run, self._next_epoch, self._next_skip)

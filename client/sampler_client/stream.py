@@ -65,6 +65,11 @@ class BatchStream:
         lead: batches that may be held at once.
         bunch: batches that the loop is done with are told in bunches of so many.
         progress: how far the run is, 0 … 1, when an epoch begins.
+        records: batches come with these records.
+        workers: streams that share the rank's batches by turns.
+
+    Attributes:
+        record_schema: of the records, an Arrow IPC schema message; empty before the service has said it.
     """
 
     def __init__(
@@ -75,8 +80,13 @@ class BatchStream:
         lead: int,
         bunch: int = 1,
         progress: Callable[[], float] = lambda: 0.0,
+        records: pb.RecordsRequest | None = None,
+        workers: int = 1,
     ) -> None:
         self._client = client
+        self._workers = workers
+        self._records = records
+        self.record_schema = b""
         self._join = join
         self._lead = lead
         self._bunch = bunch
@@ -105,9 +115,11 @@ class BatchStream:
         self._inbox: deque[pb.Batch] = deque()  # arrived, not yet handed out
         self._ended = True
 
-    def start_epoch(self, epoch: int, skip_examples: int = 0) -> pb.EpochStart:
-        """Begin an epoch, at `skip_examples` of its global order; what was left of another epoch is dropped."""
+    def start_epoch(self, epoch: int, skip_examples: int = 0, received: int = 0) -> pb.EpochStart:
+        """Begin an epoch, at `skip_examples` of its global order, or behind so many batches that this trainer has
+        received from there; what was left of another epoch is dropped."""
         self._reset_epoch(epoch, skip_examples)
+        self._received = received
         self._ended = False
         while True:
             try:
@@ -211,7 +223,9 @@ class BatchStream:
 
     def _open(self) -> None:
         self._requests = _Requests()
-        hello = pb.Hello(session=self.session, last_batch_id=self._last_batch_id, held=list(self._held))
+        hello = pb.Hello(
+            session=self.session, last_batch_id=self._last_batch_id, held=list(self._held), records=self._records
+        )
         self._requests.send(hello=hello)
         self._replies = pb_grpc.BatchesStub(self._client.channel()).Stream(iter(self._requests))
         if self._watchdog is None:
@@ -250,7 +264,10 @@ class BatchStream:
 
     def _start_request(self) -> pb.StartEpoch:
         return pb.StartEpoch(
-            epoch=self._epoch, skip_examples=self._skip, first_step=self._received, progress=self._begun_at
+            epoch=self._epoch,
+            skip_examples=self._skip,
+            first_step=self._received * self._workers,
+            progress=self._begun_at,
         )
 
     def _receive(self) -> pb.BatchReply:
@@ -258,6 +275,7 @@ class BatchStream:
         try:
             reply = next(self._replies)
             self._broken_since = None
+            self.record_schema = reply.record_schema or self.record_schema
             return reply
         except StopIteration:
             raise _Ended from None

@@ -86,12 +86,12 @@ class FakeSession:
         """Ids of all reported rows, in order."""
         return np.concatenate([np.empty(0, np.int64), *(report.example_ids for report in self.reports)])
 
-    def start_epoch(self, epoch: int, skip_examples: int) -> pb.EpochStart:
+    def start_epoch(self, epoch: int, skip_examples: int, received: int = 0) -> pb.EpochStart:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._weight_n))
         rest = order[skip_examples:].astype(np.int64)
         parts = [rest[start : start + self._batch_size] for start in self._starts(len(rest))]
-        self._waiting = deque(self._batch(epoch, step, part) for step, part in enumerate(parts))
-        return pb.EpochStart(epoch=epoch, num_steps=len(parts), policy="shuffle")
+        self._waiting = deque(self._batch(epoch, step, part) for step, part in enumerate(parts) if step >= received)
+        return pb.EpochStart(epoch=epoch, num_steps=len(self._waiting), policy="shuffle")
 
     def next(self) -> pb.Batch | None:
         return self._waiting.popleft() if self._waiting else None

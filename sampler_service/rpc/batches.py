@@ -6,18 +6,21 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
 
+from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service.errors import Busy, ConfigError, SamplerError
+from sampler_service.leases import run_of
 from sampler_service.replies import Taken
+from sampler_service.rpc.records import Reader, Records, decodings
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
-from sampler_service.types import Batch
+from sampler_service.types import Batch, Int64
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ RENEW_S = 3.0
 
 SPARE_STREAMS = 16
 """open beside those of the trainers: they have not said hello yet, or were displaced and are about to end"""
+
+RecordsOf = Callable[[Int64], bytes]
+"""(b,) example ids -> their records, as a message"""
 
 Inbox = queue.SimpleQueue[pb.BatchRequest | None]
 
@@ -51,8 +57,9 @@ class _Stream:
 class BatchesServicer(pb_grpc.BatchesServicer):
     """One Stream call per trainer session."""
 
-    def __init__(self, service: Service, message_bytes: int, max_trainers: int) -> None:
+    def __init__(self, service: Service, records: Records, message_bytes: int, max_trainers: int) -> None:
         self._service = service
+        self._records = records
         self._message_bytes = message_bytes
         self._max_trainers = max_trainers
         self._lock = threading.Lock()
@@ -100,7 +107,10 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         stream = self._displace(session, context)
         try:
             self._service.connect(session, hello.hello.last_batch_id, list(hello.hello.held))
-            yield from self._answer(session, stream, inbox)
+            reader = self._reader(session, hello.hello.records) if hello.hello.HasField("records") else None
+            if reader is not None:
+                yield pb.BatchReply(record_schema=reader.schema_message)
+            yield from self._answer(session, stream, inbox, reader and reader.encode)
         finally:
             self._disconnect(session, stream)
 
@@ -116,7 +126,13 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             former.context.cancel()  # it may be sending to a trainer that no longer reads: its thread is needed
         return stream
 
-    def _answer(self, session: str, stream: _Stream, inbox: Inbox) -> Iterator[pb.BatchReply]:
+    def _reader(self, session: str, asked: pb.RecordsRequest) -> Reader:
+        dataset = self._service.config_of(run_of(session)).dataset
+        return self._records.reader(dataset, list(asked.columns), decodings(asked))
+
+    def _answer(
+        self, session: str, stream: _Stream, inbox: Inbox, records_of: RecordsOf | None
+    ) -> Iterator[pb.BatchReply]:
         """Turn credit into batches until the requests end."""
         # A stream that was opened again goes on with its epoch: credit for it comes with no other request.
         credit, epoch, inside, acked, waited_s = 0, 0, True, [], 0.0
@@ -147,7 +163,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                     return
                 acked, waited_s = [], 0.0
                 credit -= len(taken.batches)
-                yield from encode_batches(taken.batches, self._message_bytes)
+                yield from encode_batches(taken.batches, self._message_bytes, records_of)
                 if taken.ended and inside and credit > 0:
                     yield pb.BatchReply(epoch_end=pb.EpochEnd(epoch=epoch))
                     inside = False
@@ -229,14 +245,28 @@ def _next(inbox: Inbox, *, wait: bool) -> pb.BatchRequest | None:
     return request
 
 
-def encode_batches(batches: list[Batch], message_bytes: int) -> Iterator[pb.BatchReply]:
-    """Messages of about `message_bytes`; the cost of one message is that of some ten batches."""
+def encode_batches(
+    batches: list[Batch], message_bytes: int, records_of: RecordsOf | None = None
+) -> Iterator[pb.BatchReply]:
+    """Messages of about `message_bytes`; the cost of one message is that of some ten batches.
+
+    Raises:
+        ConfigError: a batch whose records are too large for a message.
+    """
     reply, size = pb.BatchReply(), 0
     for batch in batches:
         # In place: protobuf copies a message that is put into another by encoding and decoding it.
         message = reply.block.batch.add()
         encode_batch(batch, message)
-        size += message.ByteSize()
+        if records_of is not None:
+            message.records = records_of(batch.rows.example_ids)
+        added = message.ByteSize()
+        if added > wire.MAX_MESSAGE_BYTES - message_bytes:
+            raise ConfigError(
+                f"the {len(batch.rows)} records of batch {batch.batch_id} have {len(message.records)} bytes, a message "
+                f"may have {wire.MAX_MESSAGE_BYTES - message_bytes}; ask for fewer columns, smaller images or batches"
+            )
+        size += added
         if size >= message_bytes:
             yield reply
             reply, size = pb.BatchReply(), 0

@@ -20,6 +20,7 @@ from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError
 from sampler_service.rpc.batches import BatchesServicer
+from sampler_service.rpc.records import NoRecords, Records
 from sampler_service.rpc.servicer import (
     ControlServicer,
     DatasetsServicer,
@@ -65,11 +66,17 @@ def _taken(host: str, port: int, why: str) -> ConfigError:
 class Server:
     """A started server; `port` is the one it listens on.
 
+    Args:
+        service: what it serves.
+        config: where and how.
+        records: of datasets; None: it has none.
+
     Raises:
         ConfigError: the port is in use.
     """
 
-    def __init__(self, service: Service, config: ServiceConfig) -> None:
+    def __init__(self, service: Service, config: ServiceConfig, records: Records | None = None) -> None:
+        records = records or NoRecords()
         threads = config.max_trainers + CONTROL_THREADS
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc")
         # One call more than there are threads is refused with RESOURCE_EXHAUSTED instead of waiting unseen. Streams
@@ -77,8 +84,8 @@ class Server:
         # CONTROL_THREADS - SPARE_STREAMS, and says what to do about it.
         self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=threads)
         self._health = health.HealthServicer()
-        self._batches = BatchesServicer(service, config.message_bytes, config.max_trainers)
-        pb_grpc.add_DatasetsServicer_to_server(DatasetsServicer(service), self._server)
+        self._batches = BatchesServicer(service, records, config.message_bytes, config.max_trainers)
+        pb_grpc.add_DatasetsServicer_to_server(DatasetsServicer(service, records), self._server)
         pb_grpc.add_RunsServicer_to_server(RunsServicer(service, config.max_weights_bytes), self._server)
         pb_grpc.add_BatchesServicer_to_server(self._batches, self._server)
         pb_grpc.add_ReportsServicer_to_server(ReportsServicer(service), self._server)

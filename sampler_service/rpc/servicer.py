@@ -22,6 +22,7 @@ from sampler_service.errors import Busy, ConfigError, Unavailable
 from sampler_service.leases import Group
 from sampler_service.policies import POLICIES
 from sampler_service.reports import policy_of
+from sampler_service.rpc.records import Records
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
 from sampler_service.types import Evidence, Report, Stage
@@ -38,8 +39,9 @@ REPORTS_PER_CALL = 32
 
 
 class DatasetsServicer(pb_grpc.DatasetsServicer):
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, records: Records) -> None:
         self._service = service
+        self._records = records
 
     def Register(self, request: pb.RegisterDatasetRequest, context: grpc.ServicerContext):  # noqa: N802
         if request.protocol > wire.PROTOCOL:
@@ -51,6 +53,11 @@ class DatasetsServicer(pb_grpc.DatasetsServicer):
         with errors_as_status(context):
             self._service.register_dataset(request.dataset, request.num_examples)
         return pb.RegisterDatasetResponse(protocol=wire.PROTOCOL, service_version=__version__)
+
+    def Describe(self, request: pb.DescribeDatasetRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            num_examples, schema = self._records.describe(request.dataset)
+            return pb.DescribeDatasetResponse(num_examples=num_examples, schema=schema)
 
 
 class RunsServicer(pb_grpc.RunsServicer):
@@ -68,9 +75,20 @@ class RunsServicer(pb_grpc.RunsServicer):
 
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
-            group = Group(world_size=request.world_size, batch_size=request.batch_size, drop_last=request.drop_last)
+            group = Group(
+                world_size=request.world_size,
+                batch_size=request.batch_size,
+                drop_last=request.drop_last,
+                workers=request.workers or 1,
+            )
+            if request.rank >= group.world_size or request.worker >= group.workers:
+                raise ConfigError(
+                    f"rank must be 0 … world_size-1 and worker 0 … workers-1, got rank {request.rank} of "
+                    f"{group.world_size}, worker {request.worker} of {group.workers}"
+                )
+            place = request.rank + group.world_size * request.worker
             name = f"{request.trainer or 'a trainer'} at {unquote(context.peer())}"
-            joined = self._service.join(request.run, group, request.rank, request.lead, name, request.token)
+            joined = self._service.join(request.run, group, place, request.lead, name, request.token)
             return pb.JoinResponse(**asdict(joined))
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext):  # noqa: N802

@@ -45,6 +45,9 @@ class RayService:
         # Starting a run's actors takes longer than a call to one.
         return self._ask("open_run", config, timeout_s=4 * self._call_s)
 
+    def config_of(self, run: str) -> RunConfig:
+        return answer(self._host(run).config.remote(), self._call_s, f"the actor of run {run!r}")
+
     def close_run(self, run: str) -> None:
         with self._lock:
             self._hosts.pop(run, None)
@@ -123,12 +126,7 @@ class RayService:
             raise
 
     def _call(self, run: str, method: str, *args: Any, **options: Any) -> Any:
-        with self._lock:
-            host = self._hosts.get(run)
-        if host is None:
-            host = self._ask("host", run)
-            with self._lock:
-                self._hosts[run] = host
+        host = self._host(run)
         try:
             return answer(call_run(host, method, *args, **options), self._call_s, f"the actor of run {run!r}")
         except Unavailable:
@@ -136,3 +134,12 @@ class RayService:
             with self._lock:
                 self._hosts.pop(run, None)
             raise
+
+    def _host(self, run: str) -> Any:
+        with self._lock:
+            host = self._hosts.get(run)
+        if host is None:
+            host = self._ask("host", run)
+            with self._lock:
+                self._hosts[run] = host
+        return host

@@ -12,7 +12,7 @@ import sampler_service.errors as service_errors
 from sampler_client.errors import ERROR_OF_CODE, from_rpc
 from sampler_service.rpc.status import CODE_OF_ERROR
 
-NEVER_ON_THE_WIRE = {"SketchError", "ScoringError"}
+NEVER_ON_THE_WIRE = {"SketchError", "ScoringError", "RecordError"}
 RAISED_BY_GRPC_OR_BEFORE = {"ReplyTimeout", "VersionMismatch", "MessageTooLarge"}
 """errors of the client for which the service has no class"""
 

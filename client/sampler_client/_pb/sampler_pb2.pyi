@@ -24,6 +24,20 @@ class RegisterDatasetResponse(_message.Message):
     service_version: str
     def __init__(self, protocol: _Optional[int] = ..., service_version: _Optional[str] = ...) -> None: ...
 
+class DescribeDatasetRequest(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    def __init__(self, dataset: _Optional[str] = ...) -> None: ...
+
+class DescribeDatasetResponse(_message.Message):
+    __slots__ = ("num_examples", "schema")
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    schema: bytes
+    def __init__(self, num_examples: _Optional[int] = ..., schema: _Optional[bytes] = ...) -> None: ...
+
 class OpenRunRequest(_message.Message):
     __slots__ = ("run", "dataset", "policy", "policy_options", "seed", "sketch_dim", "sketch_dtype", "num_clusters", "max_lead", "lease_seconds", "on_lost", "epochs", "candidates", "by_budget")
     class PolicyOptionsEntry(_message.Message):
@@ -74,7 +88,7 @@ class OpenRunResponse(_message.Message):
     def __init__(self, created: bool = ..., unbiased: bool = ..., policies: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("run", "rank", "world_size", "batch_size", "drop_last", "lead", "trainer", "token")
+    __slots__ = ("run", "rank", "world_size", "batch_size", "drop_last", "lead", "trainer", "token", "worker", "workers")
     RUN_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +97,8 @@ class JoinRequest(_message.Message):
     LEAD_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     run: str
     rank: int
     world_size: int
@@ -91,7 +107,9 @@ class JoinRequest(_message.Message):
     lead: int
     trainer: str
     token: str
-    def __init__(self, run: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., batch_size: _Optional[int] = ..., drop_last: bool = ..., lead: _Optional[int] = ..., trainer: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+    worker: int
+    workers: int
+    def __init__(self, run: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., batch_size: _Optional[int] = ..., drop_last: bool = ..., lead: _Optional[int] = ..., trainer: _Optional[str] = ..., token: _Optional[str] = ..., worker: _Optional[int] = ..., workers: _Optional[int] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("session", "steps_per_epoch", "max_lead")
@@ -224,14 +242,36 @@ class BatchRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., epoch: _Optional[_Union[StartEpoch, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("session", "last_batch_id", "held")
+    __slots__ = ("session", "last_batch_id", "held", "records")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LAST_BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
     session: str
     last_batch_id: int
     held: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[str] = ..., last_batch_id: _Optional[int] = ..., held: _Optional[_Iterable[int]] = ...) -> None: ...
+    records: RecordsRequest
+    def __init__(self, session: _Optional[str] = ..., last_batch_id: _Optional[int] = ..., held: _Optional[_Iterable[int]] = ..., records: _Optional[_Union[RecordsRequest, _Mapping]] = ...) -> None: ...
+
+class RecordsRequest(_message.Message):
+    __slots__ = ("columns", "decode")
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    decode: _containers.RepeatedCompositeFieldContainer[ImageDecoding]
+    def __init__(self, columns: _Optional[_Iterable[str]] = ..., decode: _Optional[_Iterable[_Union[ImageDecoding, _Mapping]]] = ...) -> None: ...
+
+class ImageDecoding(_message.Message):
+    __slots__ = ("column", "mode", "height", "width")
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    column: str
+    mode: str
+    height: int
+    width: int
+    def __init__(self, column: _Optional[str] = ..., mode: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class StartEpoch(_message.Message):
     __slots__ = ("epoch", "skip_examples", "first_step", "progress")
@@ -256,14 +296,16 @@ class Credit(_message.Message):
     def __init__(self, count: _Optional[int] = ..., acked: _Optional[_Iterable[int]] = ..., waited: _Optional[float] = ...) -> None: ...
 
 class BatchReply(_message.Message):
-    __slots__ = ("block", "epoch_start", "epoch_end")
+    __slots__ = ("block", "epoch_start", "epoch_end", "record_schema")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     EPOCH_START_FIELD_NUMBER: _ClassVar[int]
     EPOCH_END_FIELD_NUMBER: _ClassVar[int]
+    RECORD_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     block: BatchBlock
     epoch_start: EpochStart
     epoch_end: EpochEnd
-    def __init__(self, block: _Optional[_Union[BatchBlock, _Mapping]] = ..., epoch_start: _Optional[_Union[EpochStart, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ...) -> None: ...
+    record_schema: bytes
+    def __init__(self, block: _Optional[_Union[BatchBlock, _Mapping]] = ..., epoch_start: _Optional[_Union[EpochStart, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ..., record_schema: _Optional[bytes] = ...) -> None: ...
 
 class BatchBlock(_message.Message):
     __slots__ = ("batch",)
@@ -272,7 +314,7 @@ class BatchBlock(_message.Message):
     def __init__(self, batch: _Optional[_Iterable[_Union[Batch, _Mapping]]] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("batch_id", "epoch", "step", "table_version", "policy", "example_ids", "weights", "probabilities", "cluster_ids", "lease_deadline", "lead", "global_batch_size", "world_size", "keep", "choice_seed")
+    __slots__ = ("batch_id", "epoch", "step", "table_version", "policy", "example_ids", "weights", "probabilities", "cluster_ids", "lease_deadline", "lead", "global_batch_size", "world_size", "keep", "choice_seed", "records")
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -288,6 +330,7 @@ class Batch(_message.Message):
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     CHOICE_SEED_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
     batch_id: int
     epoch: int
     step: int
@@ -303,7 +346,8 @@ class Batch(_message.Message):
     world_size: int
     keep: int
     choice_seed: int
-    def __init__(self, batch_id: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., table_version: _Optional[int] = ..., policy: _Optional[str] = ..., example_ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., probabilities: _Optional[bytes] = ..., cluster_ids: _Optional[bytes] = ..., lease_deadline: _Optional[float] = ..., lead: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., world_size: _Optional[int] = ..., keep: _Optional[int] = ..., choice_seed: _Optional[int] = ...) -> None: ...
+    records: bytes
+    def __init__(self, batch_id: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., table_version: _Optional[int] = ..., policy: _Optional[str] = ..., example_ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., probabilities: _Optional[bytes] = ..., cluster_ids: _Optional[bytes] = ..., lease_deadline: _Optional[float] = ..., lead: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., world_size: _Optional[int] = ..., keep: _Optional[int] = ..., choice_seed: _Optional[int] = ..., records: _Optional[bytes] = ...) -> None: ...
 
 class EpochStart(_message.Message):
     __slots__ = ("epoch", "num_steps", "policy", "reason")

@@ -41,6 +41,11 @@ class DatasetsStub(object):
                 request_serializer=sampler__client_dot___pb_dot_sampler__pb2.RegisterDatasetRequest.SerializeToString,
                 response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.RegisterDatasetResponse.FromString,
                 _registered_method=True)
+        self.Describe = channel.unary_unary(
+                '/sampler.v1.Datasets/Describe',
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetRequest.SerializeToString,
+                response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetsServicer(object):
@@ -55,6 +60,13 @@ class DatasetsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Describe(self, request, context):
+        """What the service holds of a dataset's records; one of which it has none is NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +74,11 @@ def add_DatasetsServicer_to_server(servicer, server):
                     servicer.Register,
                     request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.RegisterDatasetRequest.FromString,
                     response_serializer=sampler__client_dot___pb_dot_sampler__pb2.RegisterDatasetResponse.SerializeToString,
+            ),
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetRequest.FromString,
+                    response_serializer=sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +110,33 @@ class Datasets(object):
             '/sampler.v1.Datasets/Register',
             sampler__client_dot___pb_dot_sampler__pb2.RegisterDatasetRequest.SerializeToString,
             sampler__client_dot___pb_dot_sampler__pb2.RegisterDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sampler.v1.Datasets/Describe',
+            sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetRequest.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,87 @@
+"""Reports from another process than the one that streams: DataLoader workers receive, the training loop reports.
+
+The loop's process has one reporter for each run, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from sampler_client.client import SamplerClient
+from sampler_client.config import Timeouts
+from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Takes the reports of a worker's batches, in whatever process it is called. Picklable.
+
+    Args:
+        address: "host:port" of the service.
+        timeouts: deadlines.
+        run: name of the run.
+        session: the worker's; a report may still come when it has left.
+        queue: reports that may wait.
+    """
+
+    address: str
+    timeouts: Timeouts
+    run: str
+    session: str
+    queue: int
+
+    def __call__(self, rows: ReportRows | PendingReport) -> None:
+        _desk_of(self).put(rows, self.session)
+
+
+class _Desk:
+    """The reporter of one run in this process."""
+
+    def __init__(self, forward: Forward) -> None:
+        self._session = forward.session
+        self._client = SamplerClient(forward.address, timeouts=forward.timeouts)
+        # It has no place in the run to claim anew. When the service was restarted the workers do so, and a later
+        # batch says how they are called now.
+        self.reporter = Reporter(self._client, lambda: self._session, lambda: self._session, capacity=forward.queue)
+
+    def put(self, rows: ReportRows | PendingReport, session: str) -> None:
+        self._session = session
+        self.reporter.put(rows)
+
+    def close(self) -> None:
+        self.reporter.close()
+        self._client.close()
+
+
+_desks: dict[tuple[str, str], _Desk] = {}
+_lock = threading.Lock()
+
+
+def _desk_of(forward: Forward) -> _Desk:
+    with _lock:
+        key = forward.address, forward.run
+        if key not in _desks:
+            _desks[key] = _Desk(forward)
+        return _desks[key]
+
+
+def counts(address: str, run: str) -> ReportCounts:
+    """What became of the reports that this process has forwarded."""
+    desk = _desks.get((address, run))
+    return ReportCounts() if desk is None else desk.reporter.counts()
+
+
+def flush(address: str, run: str, timeout_s: float | None = None) -> None:
+    """Wait until they are in the service's table; see `Reporter.flush`."""
+    desk = _desks.get((address, run))
+    if desk is not None:
+        desk.reporter.flush(timeout_s)
+
+
+def close(address: str, run: str) -> None:
+    """Send what is queued and end the reporter."""
+    with _lock:
+        desk = _desks.pop((address, run), None)
+    if desk is not None:
+        desk.close()
