@@ -228,6 +228,11 @@ class Membership:
         if left:
             self._left.append(trainer.session)
 
+    def away(self, trainer: Trainer, now: float) -> None:
+        """A trainer is gone for the one that comes in its place; it may still have reports under way."""
+        trainer.disconnected(now)
+        self._left.append(trainer.session)
+
     def reporter(self, session: str) -> Trainer | None:
         """Whose reports these are; None: of a trainer that left.
 

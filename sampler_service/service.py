@@ -56,7 +56,9 @@ class Service(Protocol):
 
     def disconnect(self, session: str) -> None: ...
 
-    def leave(self, session: str) -> None: ...
+    def leave(self, session: str, *, returns: bool = False) -> None:
+        """A trainer is done; `returns`: another session of its place comes soon."""
+        ...
 
     def start_epoch(
         self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
@@ -229,8 +231,8 @@ class LocalService:
     def disconnect(self, session: str) -> None:
         self._of(session).disconnect(session)
 
-    def leave(self, session: str) -> None:
-        self._of(session).leave(session)
+    def leave(self, session: str, *, returns: bool = False) -> None:
+        self._of(session).leave(session, returns=returns)
 
     def start_epoch(
         self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0

@@ -5,12 +5,16 @@ The loop's process has one reporter for each run, whatever the number of workers
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 
 from sampler_client.client import SamplerClient
 from sampler_client.config import Timeouts
+from sampler_client.errors import SamplerError
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,8 @@ class Forward:
         address: "host:port" of the service.
         timeouts: deadlines.
         run: name of the run.
-        session: the worker's; a report may still come when it has left.
+        session: that of a worker; a report may still come when it has left.
+        worker: its number.
         queue: reports that may wait.
     """
 
@@ -29,10 +34,11 @@ class Forward:
     timeouts: Timeouts
     run: str
     session: str
+    worker: int
     queue: int
 
     def __call__(self, rows: ReportRows | PendingReport) -> None:
-        _desk_of(self).put(rows, self.session)
+        _desk_of(self).put(rows, self)
 
 
 class _Desk:
@@ -40,17 +46,24 @@ class _Desk:
 
     def __init__(self, forward: Forward) -> None:
         self._session = forward.session
+        self._sessions: dict[int, str] = {}
         self._client = SamplerClient(forward.address, timeouts=forward.timeouts)
         # It has no place in the run to claim anew. When the service was restarted the workers do so, and a later
         # batch says how they are called now.
         self.reporter = Reporter(self._client, lambda: self._session, lambda: self._session, capacity=forward.queue)
 
-    def put(self, rows: ReportRows | PendingReport, session: str) -> None:
-        self._session = session
+    def put(self, rows: ReportRows | PendingReport, forward: Forward) -> None:
+        self._session = self._sessions[forward.worker] = forward.session
         self.reporter.put(rows)
 
     def close(self) -> None:
+        """Send what is queued, and give up the places that workers have left to those that would come after them."""
         self.reporter.close()
+        for session in self._sessions.values():
+            try:
+                self._client.leave(session)
+            except SamplerError as error:
+                log.info("leaving: %s", error)
         self._client.close()
 
 

@@ -110,9 +110,9 @@ class RecordStream:
         """Like flush, and the next batch to be planned is planned from it; returns the table's version."""
         return self.session.fence()
 
-    def close(self) -> None:
-        """Send what is queued and give the rank back."""
-        self.session.close()
+    def close(self, *, returns: bool = False) -> None:
+        """Send what is queued and give the rank back; `returns`: another session takes its place soon."""
+        self.session.close(returns=returns)
 
     def __enter__(self) -> RecordStream:
         return self

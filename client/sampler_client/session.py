@@ -206,13 +206,14 @@ class Session:
         with SamplerClient(self.client.address, timeouts=Timeouts(call_s=limit_s)) as client:
             return client.statistics(self.run)
 
-    def close(self) -> None:
+    def close(self, *, returns: bool = False) -> None:
+        """Send what is queued and give the rank back, or leave it to a session that `returns`."""
         self.reporter.close()
         self.publisher.close()
-        self._stream.close()
+        self._stream.close(returns=returns)
         if self._session != self._stream.session:  # the reporter made it, the stream has not come to it
             try:
-                self.client.leave(self._session)
+                self.client.leave(self._session, returns=returns)
             except SamplerError as error:
                 log.info("leaving: %s", error)
         self.client.close()

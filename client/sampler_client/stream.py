@@ -195,14 +195,15 @@ class BatchStream:
                 log.info("finishing epoch %d: %s", self._epoch, error)
             self._broken_since = None  # it is no wait of the epoch that comes next
 
-    def close(self) -> None:
-        """End the stream and give the rank back. Never raises: there is nobody left to wait for."""
+    def close(self, *, returns: bool = False) -> None:
+        """End the stream and give the rank back, or leave it to a session that `returns`. Never raises: there is nobody
+        left to wait for."""
         self._closed.set()
         if self._requests is not None:
             self._end(self._requests)
             self._requests = None
         try:
-            self._client.leave(self.session)
+            self._client.leave(self.session, returns=returns)
         except SamplerError as error:
             log.info("leaving: %s", error)
 

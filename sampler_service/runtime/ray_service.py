@@ -68,8 +68,8 @@ class RayService:
     def disconnect(self, session: str) -> None:
         self._call(run_of(session), "disconnect", session)
 
-    def leave(self, session: str) -> None:
-        self._call(run_of(session), "leave", session)
+    def leave(self, session: str, *, returns: bool = False) -> None:
+        self._call(run_of(session), "leave", session, returns=returns)
 
     def start_epoch(
         self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0

@@ -122,10 +122,12 @@ class JoinResponse(_message.Message):
     def __init__(self, session: _Optional[str] = ..., steps_per_epoch: _Optional[int] = ..., max_lead: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("session",)
+    __slots__ = ("session", "returns")
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
     session: str
-    def __init__(self, session: _Optional[str] = ...) -> None: ...
+    returns: bool
+    def __init__(self, session: _Optional[str] = ..., returns: bool = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
     __slots__ = ()

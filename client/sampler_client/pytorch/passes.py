@@ -61,9 +61,9 @@ class Passes:
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next pass of every worker is. A position inside this very epoch is kept."""
-        said, row = self._rows[0], self._rows[1]
-        waits = row[_ORDER] < said[_ORDER]
-        if epoch != int(said[_EPOCH] if waits else row[_NEXT]):
+        said = self._rows[0]
+        waits = self._rows[1, _ORDER] < said[_ORDER]
+        if not (waits and epoch == said[_EPOCH]):
             self.set(epoch, 0)
 
     def state(self, worker: int, received: int) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any, Literal
 
@@ -15,13 +17,16 @@ from sampler_client import forwarding
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
 from sampler_client.config import DecodeImage, Timeouts, check_whole
-from sampler_client.errors import ConfigError, RecordError, Stale
+from sampler_client.errors import ConfigError, Conflict, RecordError, Stale
 from sampler_client.joining import DEFAULT_POLICY, place_of
 from sampler_client.pytorch.passes import Passes
 from sampler_client.pytorch.tensors import columns_of
 from sampler_client.record_stream import AHEAD, RecordStream
 from sampler_client.reporter import ReportCounts
 from sampler_client.session import STATE_VERSION
+
+HANDOVER_S = 10.0
+"""within which a worker that is being ended has left its place to the one that comes after it"""
 
 Last = Literal["partial", "drop", "fill"]
 
@@ -146,7 +151,9 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
             full = batch.padded(self._batch_size) if self._last == "fill" and len(batch) < self._batch_size else batch
             data = self._data(full, repeated=full is not batch)
             if forwards:
-                forward = forwarding.Forward(self.address, self._timeouts, self.run, stream.session.token, self._queue)
+                forward = forwarding.Forward(
+                    self.address, self._timeouts, self.run, stream.session.token, worker, self._queue
+                )
                 full = full.forwarded(forward, self._behind(batch, state, stream.num_examples))
             else:
                 full.position = self._behind(batch, state, stream.num_examples)
@@ -159,12 +166,14 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         """The stream of this process."""
         if self._stream is None or self._stream_pid != os.getpid():
             behind = self._prefetch_factor if forwards else 0
-            self._stream = RecordStream.connect(
-                self.address, worker=worker, workers=workers, behind=behind, **self._options
+            connect = partial(
+                RecordStream.connect, self.address, worker=worker, workers=workers, behind=behind, **self._options
             )
+            self._stream = _once_free(connect) if forwards else connect()
             self._stream_pid = os.getpid()
             if forwards:
-                Finalize(None, self._stream.close, exitpriority=10)  # a worker's process runs no atexit
+                # A worker's process runs no atexit; and another may begin the next pass in its place.
+                Finalize(None, self._stream.close, kwargs={"returns": True}, exitpriority=10)
         return self._stream
 
     def _data(self, batch: Batch, *, repeated: bool) -> Any:
@@ -262,3 +271,15 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
     @property
     def _is_open(self) -> bool:
         return self._stream is not None and self._stream_pid == os.getpid()
+
+
+def _once_free(connect: Callable[[], RecordStream]) -> RecordStream:
+    """Connect, and wait a little for the worker of the pass before, which may have yet to end."""
+    until = time.monotonic() + HANDOVER_S
+    while True:
+        try:
+            return connect()
+        except Conflict:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
