@@ -108,6 +108,7 @@ def ceiling_row(kind: Kind, address: str, port: int, batch_size: int, rounds: in
         ahead=128, max_lead=512, rank=0, world_size=1,
     )  # fmt: skip
     measured: list[tuple[float, float]] = []
+    count = size = 0
     for _ in range(rounds + 1):
         count, size, start = 0, 0, time.perf_counter()
         for batch in stream:

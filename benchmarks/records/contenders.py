@@ -93,13 +93,13 @@ def plain(kind: Kind, path: Path, batch_size: int, workers: int) -> tuple[Epoch,
     return partial(_count, loader, kind.columns[0]), lambda: None
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def streaming(kind: Kind, table: pa.Table, folder: Path, batch_size: int, workers: int) -> tuple[Epoch, Any]:
     """MosaicML Streaming, from MDS shards on this disk."""
-    from streaming import MDSWriter, StreamingDataset
+    from streaming import MDSWriter, StreamingDataset  # pyright: ignore[reportMissingImports]
 
     out = folder / f"mds-{kind.name}"
     if not out.exists():
@@ -115,7 +115,7 @@ def streaming(kind: Kind, table: pa.Table, folder: Path, batch_size: int, worker
 
 def webdataset(kind: Kind, table: pa.Table, folder: Path, batch_size: int, workers: int) -> tuple[Epoch, Any]:
     """WebDataset, from tar files on this disk, shuffled through a buffer of 1000."""
-    import webdataset as wds
+    import webdataset as wds  # pyright: ignore[reportMissingImports]
 
     out = folder / f"tars-{kind.name}"
     if not out.exists():

@@ -110,7 +110,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             reader = self._reader(session, hello.hello.records) if hello.hello.HasField("records") else None
             if reader is not None:
                 yield pb.BatchReply(record_schema=reader.schema_message)
-            yield from self._answer(session, stream, inbox, reader and reader.encode)
+            yield from self._answer(session, stream, inbox, None if reader is None else reader.encode)
         finally:
             self._disconnect(session, stream)
 
