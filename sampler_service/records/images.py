@@ -33,10 +33,8 @@ READERS = 8
 """files read at once: those of an object store take long to begin"""
 
 
-def why_not(data: bytes | None) -> str:
+def why_not(data: bytes | pa.Buffer) -> str:
     """Why bytes are no image that decodes; empty when they are one."""
-    if data is None:
-        return "there is nothing there"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which harms nobody
@@ -58,19 +56,21 @@ def mark_images(schema: pa.Schema, first: pa.RecordBatch) -> pa.Schema:
     """The schema, where columns of bytes are said to be images if one of their first values is one."""
     fields = []
     for field in schema:
-        values = first.column(field.name).slice(0, LOOK).to_pylist() if pa.types.is_binary(field.type) else []
+        values = (
+            first.column(field.name).drop_null().slice(0, LOOK).to_pylist() if pa.types.is_binary(field.type) else []
+        )
         held = any(not why_not(value) for value in values)
         fields.append(field.with_metadata({**(field.metadata or {}), **IMAGE}) if held else field)
     return pa.schema(fields)
 
 
 def sound_rows(batch: pa.RecordBatch) -> tuple[np.ndarray, dict[int, str]]:
-    """Which rows have images that decode, bool (rows,), and why others have not. A missing image is none."""
+    """Which rows have images that decode, or none at all, bool (rows,), and what is wrong with the others."""
     sound, why = np.ones(batch.num_rows, bool), dict[int, str]()
     for field in batch.schema:
         if is_image(field):
             for row, value in enumerate(batch.column(field.name)):
-                if reason := why_not(value.as_buffer() if value.is_valid else None):
+                if value.is_valid and (reason := why_not(value.as_buffer())):
                     sound[row] = False
                     why.setdefault(row, f"column {field.name!r}: {reason}")
     return sound, why

@@ -8,7 +8,6 @@ Whatever interrupts it, the data set is as it was before, and the same call goes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -19,27 +18,15 @@ from sampler_service.config import check_size
 from sampler_service.errors import ConfigError, Conflict, NotFound
 from sampler_service.records.addresses import StorageOptions
 from sampler_service.records.directory import DataDirectory, changing
-from sampler_service.records.fragments import Bad, Fragment, Known, OnBad
-from sampler_service.records.images import mark_images
-from sampler_service.records.keys import key_type, write_keys
+from sampler_service.records.fragments import Known, OnBad
+from sampler_service.records.keys import write_keys
+from sampler_service.records.looking import check_fragments, schema_of
 from sampler_service.records.manifest import FileInfo, Manifest, ShardInfo, read_manifest, write_manifest
 from sampler_service.records.progress import with_bar
-from sampler_service.records.schemas import (
-    Looked,
-    check_appended,
-    class_names,
-    common_schema,
-    conform,
-    override,
-    plain_schema,
-    select,
-)
+from sampler_service.records.schemas import class_names
 from sampler_service.records.sources import Format, source_of
 from sampler_service.records.store import RecordStore, map_shard
 from sampler_service.records.writing import PART, Work, full
-
-LOOKERS = 8
-"""files whose schemas are read at once"""
 
 Execute = Callable[[Sequence[Work]], Iterable[ShardInfo]]
 """writes shards, in any order and anywhere, so that they are in the data set's folder here when it is through"""
@@ -102,28 +89,32 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
         fragments = source.fragments(_known(folder, registered))
         if registered is not None:
             _check_same(registered, id_column, columns)
-            id_column = registered.id_column
-        if registered is not None and not fragments:
-            return RecordStore.open(folder)
-        if registered is not None and not append:
-            raise Conflict(
-                f"data set {name!r} is registered and does not hold {fragments[0].identity}: add it with append=True, "
-                "--append, or choose another name"
-            )
+            if not fragments:
+                return RecordStore.open(folder)
+            if not append:
+                raise Conflict(
+                    f"data set {name!r} is registered and does not hold {fragments[0].identity}: add it with "
+                    "append=True, --append, or choose another name"
+                )
+            check_fragments(fragments, registered, columns, schema)
         if not fragments:
             raise ConfigError(
                 f"there is nothing in {data if isinstance(data, str) else type(data).__name__}: no records"
             )
-        if registered is None:
-            found = _schema(fragments, columns, schema, id_column)
-        else:
-            found = _appended_schema(fragments, registered, schema)
+        before = registered or Manifest(
+            name=name,
+            generation=0,
+            schema=schema_of(fragments, columns, schema, id_column),
+            num_examples=0,
+            shards=(),
+            id_column=id_column,
+            selected=columns is not None,
+        )
         _remove_parts(folder)
-        done = len(registered.shards) if registered else 0
-        paths = [folder / f"{done + number:05d}.arrow" for number in range(len(fragments))]
-        works = [Work(fragment, path, found, on_bad) for fragment, path in zip(fragments, paths, strict=True)]
+        paths = [folder / f"{len(before.shards) + number:05d}.arrow" for number in range(len(fragments))]
+        works = [Work(fragment, path, before.schema, on_bad) for fragment, path in zip(fragments, paths, strict=True)]
         by_file = {shard.file: shard for shard in execute(works)}
-        _register(folder, name, found, id_column, registered, [by_file[path.name] for path in paths])
+        _register(folder, before, [by_file[path.name] for path in paths])
         _tidy(folder)
     return RecordStore.open(folder)
 
@@ -180,43 +171,6 @@ def _check_same(registered: Manifest, id_column: str | None, columns: Sequence[s
         raise Conflict(f"data set {registered.name!r} has the columns {', '.join(registered.schema.names)}: they stay")
 
 
-def _schema(
-    fragments: Sequence[Fragment], columns: Sequence[str] | None, given: pa.Schema | None, id_column: str | None
-) -> pa.Schema:
-    """The columns of a new data set; which of them are images is seen in its first records."""
-    if columns is not None and fragments[0].identity.kind == "images":
-        columns = list(dict.fromkeys([*columns, "path"]))  # by which it is known what is registered
-    where = str(fragments[0].identity)
-    found = override(common_schema(_looked(fragments, columns)), given, where)
-    if id_column is not None:
-        key = select(found, [id_column], where).field(0)
-        found = found.set(found.get_field_index(id_column), key.with_type(key_type(key, where)))
-    first = next(iter(fragments[0].batches(found, Bad("skip"))), None)
-    return found if first is None else mark_images(found, conform(first, found, where))
-
-
-def _appended_schema(fragments: Sequence[Fragment], registered: Manifest, given: pa.Schema | None) -> pa.Schema:
-    """The columns that are registered, if those of the fragments fit."""
-    names = registered.schema.names
-    for each in _looked(fragments, None):
-        schema = select(each.schema, names, each.where) if set(names) <= set(each.schema.names) else each.schema
-        check_appended(registered.schema, override(schema, given, each.where), each.where)
-    return registered.schema
-
-
-def _looked(fragments: Sequence[Fragment], columns: Sequence[str] | None) -> list[Looked]:
-    """The schemas of all fragments; parts of one file have one."""
-    first = {fragment.identity.uri: fragment for fragment in reversed(fragments)}
-    # Files of an object store take long to open; objects of a person's own may not like threads.
-    lookers = LOOKERS if all(fragment.identity.kind == "file" for fragment in fragments) else 1
-    with ThreadPoolExecutor(lookers) as pool:
-        schemas = pool.map(lambda fragment: plain_schema(fragment.schema()), reversed(first.values()))
-        named = [
-            (str(fragment.identity), schema) for fragment, schema in zip(reversed(first.values()), schemas, strict=True)
-        ]
-    return [Looked(where, select(schema, columns, where)) for where, schema in named]
-
-
 def _remove_parts(folder: Path) -> None:
     """What an ingestion that was killed had not finished."""
     for part in folder.glob(f"*{PART}*"):
@@ -231,45 +185,27 @@ def _tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _register(
-    folder: Path,
-    name: str,
-    schema: pa.Schema,
-    id_column: str | None,
-    registered: Manifest | None,
-    written: Sequence[ShardInfo],
-) -> None:
+def _register(folder: Path, before: Manifest, written: Sequence[ShardInfo]) -> None:
     """Give ids, look at keys, and make it known."""
-    shards, first_id = list(registered.shards) if registered else [], registered.num_examples if registered else 0
+    shards, first_id = list(before.shards), before.num_examples
     for shard in written:
         shards.append(replace(shard, first_id=first_id))
         first_id += shard.rows
-    if not sum(shard.rows for shard in written):
-        raise ConfigError(
-            f"there are no records in {written[0].source}" + (" that are sound" if written[0].skipped else "")
-        )
-    check_size(name, first_id)
-    generation = registered.generation + 1 if registered else 1
+    if first_id == before.num_examples:
+        sound = " that are sound" if written[0].skipped else ""
+        raise ConfigError(f"there are no records in {written[0].source}{sound}")
+    check_size(before.name, first_id)
+    now = replace(before, generation=before.generation + 1, num_examples=first_id, shards=tuple(shards))
     try:
-        keys = _keys(folder, id_column, shards, generation)
-        manifest = Manifest(
-            name=name,
-            generation=generation,
-            schema=schema,
-            num_examples=first_id,
-            shards=tuple(shards),
-            id_column=id_column,
-            keys=keys,
-            deleted=registered.deleted if registered else None,
-        )
-        write_manifest(folder, manifest)
+        write_manifest(folder, replace(now, keys=_keys(folder, now)))
     except OSError as error:
         raise full(error, folder) from error
 
 
-def _keys(folder: Path, id_column: str | None, shards: Sequence[ShardInfo], generation: int) -> FileInfo | None:
-    if id_column is None:
+def _keys(folder: Path, manifest: Manifest) -> FileInfo | None:
+    column, shards = manifest.id_column, manifest.shards
+    if column is None:
         return None
-    arrays = [batch.column(id_column) for shard in shards for batch in map_shard(folder, shard)]
+    arrays = [batch.column(column) for shard in shards for batch in map_shard(folder, shard)]
     places = [(shard.first_id, str(shard.source)) for shard in shards]
-    return write_keys(folder / f"keys-{generation:05d}.arrow", pa.chunked_array(arrays), id_column, places)
+    return write_keys(folder / f"keys-{manifest.generation:05d}.arrow", pa.chunked_array(arrays), column, places)

@@ -12,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from sampler_service.errors import ConfigError, SamplerError
+from sampler_service.errors import ConfigError
 from sampler_service.records.checksums import HashedFile
 from sampler_service.records.fragments import SHARD_BYTES, Bad, RowsByNumber
 from sampler_service.records.manifest import Identity
 from sampler_service.records.schemas import IMAGE, is_encoded, with_classes
+
+LOOK = 16
+"""items that say which types there are"""
 
 ITEMS_BYTES = 1 << 23
 """of items that make a batch, about"""
@@ -41,55 +44,64 @@ class ItemsFragment(RowsByNumber):
     @cached_property
     def identity(self) -> Identity:
         # Whether the object is the one of last time is told by its class, its length, and two of its items.
-        ends = pa.Table.from_batches(
-            [self._batch(index, index + 1, None, _FAIL) for index in (self.start, self.stop - 1)]
-        )
         hashed = HashedFile()
-        with pa.ipc.new_stream(pa.PythonFile(hashed, mode="w"), ends.schema) as writer:
-            writer.write_table(ends)
+        for index in (self.start, self.stop - 1):
+            try:
+                for name, value in self._item(index).items():
+                    hashed.write(
+                        name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+                    )
+            except Exception as error:  # whatever a person's dataset raises: it is said when it is written
+                hashed.write(type(error).__name__.encode())
         kind = type(self.items)
         part = f"items {self.start} to {self.stop - 1} of {len(self.items)}"
         return Identity("memory", f"memory:{kind.__module__}.{kind.__qualname__}", part, 0, hashed.checksum)
 
     def schema(self) -> pa.Schema:
-        return self._batch(self.start, self.start + 1, None, _FAIL).schema
+        first = self.look()
+        return pa.schema([_field(name, [item[name] for item in first]) for name in first[0]])
+
+    def look(self) -> list[dict[str, Any]]:
+        """The first items that can be used.
+
+        Raises:
+            Damaged: none of them can.
+        """
+        found: list[dict[str, Any]] = []
+        failed: dict[int, Exception] = {}
+        for index in range(self.start, min(self.start + LOOK, self.stop)):
+            try:
+                item = self._item(index)
+            except Exception as error:  # whatever a person's dataset raises
+                failed[index] = error
+                continue
+            if not found or item.keys() == found[0].keys():
+                found.append(item)
+        if not found:
+            index, why = next(iter(failed.items()))
+            Bad("fail").found(f"item {index}", type(self.items).__name__, f"{type(why).__name__}: {why}")
+        return found
 
     def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:
-        first = self._batch(self.start, self.start + 1, None, _FAIL)
-        count = max(1, ITEMS_BYTES // max(first.nbytes, 1))
+        fields = [field for field in self.schema() if field.name in schema.names]
+        count = max(1, ITEMS_BYTES // _size(self.look()))
         for start in range(self.start, self.stop, count):
-            yield self._batch(start, min(start + count, self.stop), schema, bad)
+            items = []
+            for index in range(start, min(start + count, self.stop)):
+                try:
+                    item = self._item(index)
+                    items.append([_checked(item, field) for field in fields])
+                except Exception as error:  # whatever a person's dataset raises
+                    bad.found(f"item {index}", type(self.items).__name__, f"{type(error).__name__}: {error}")
+            columns = zip(*items, strict=True) if items else ([] for _ in fields)
+            arrays = [_array(values, field) for values, field in zip(columns, fields, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
-    def _batch(self, start: int, stop: int, schema: pa.Schema | None, bad: Bad) -> pa.RecordBatch:
-        """Items as columns: of the types of `schema`, or of those of the items."""
-        fields: dict[str, pa.Field] = {}
-        values: dict[str, list[Any]] = {}
-        for index in range(start, stop):
-            try:
-                item = named(self.items[index])
-                found = {name: encoded(value) for name, value in item.items() if schema is None or name in schema.names}
-                kinds = {name: _field(name, value) for name, value in found.items()}
-                if fields and kinds != fields:
-                    raise TypeError(_difference(kinds, fields))
-            except SamplerError:
-                raise
-            except Exception as error:  # whatever a person's dataset raises
-                bad.found(f"item {index}", type(self.items).__name__, f"{type(error).__name__}: {error}")
-                continue
-            fields = kinds
-            for name, value in found.items():
-                values.setdefault(name, []).append(value)
-        if not fields:  # all of them are bad
-            return pa.RecordBatch.from_pylist([], schema)
-        return pa.RecordBatch.from_arrays(
-            [_array(values[name], field) for name, field in fields.items()], schema=pa.schema(fields.values())
-        )
+    def _item(self, index: int) -> dict[str, Any]:
+        return {name: encoded(value) for name, value in named(self.items[index]).items()}
 
     def name_of(self, batch: pa.RecordBatch, row: int, before: int) -> str:  # noqa: ARG002
         return f"item {self.start + before + row}"
-
-
-_FAIL = Bad("fail")
 
 
 def named(item: Any) -> dict[str, Any]:
@@ -129,35 +141,53 @@ class _Png(bytes):
     """An encoded image, told from other bytes."""
 
 
-def _field(name: str, value: Any) -> pa.Field:
-    if isinstance(value, np.ndarray):
-        return pa.field(name, pa.fixed_shape_tensor(pa.from_numpy_dtype(value.dtype), value.shape))
-    kind = pa.from_numpy_dtype(value.dtype) if isinstance(value, np.generic) else pa.infer_type([value])
-    return pa.field(name, kind, metadata=IMAGE if isinstance(value, _Png) else None)
+def _field(name: str, values: Sequence[Any]) -> pa.Field:
+    first = values[0]
+    if isinstance(first, np.ndarray):
+        return pa.field(name, pa.fixed_shape_tensor(pa.from_numpy_dtype(first.dtype), first.shape))
+    kind = pa.from_numpy_dtype(first.dtype) if isinstance(first, np.generic) else pa.infer_type(values)
+    return pa.field(name, kind, metadata=IMAGE if isinstance(first, _Png) else None)
 
 
-def _difference(kinds: Mapping[str, pa.Field], fields: Mapping[str, pa.Field]) -> str:
-    for name in {**fields, **kinds}:
-        one, other = kinds.get(name), fields.get(name)
-        if one != other:
-            return f"{name!r} is {one and one.type}, and of items before {other and other.type}"
-    return "its values come in another order"
+def _checked(item: Mapping[str, Any], field: pa.Field) -> Any:
+    """A value of an item, if it is what a column takes.
+
+    Raises:
+        TypeError, KeyError, pyarrow.ArrowException: it is not, or is missing.
+    """
+    value = item[field.name]
+    if not isinstance(field.type, pa.FixedShapeTensorType):
+        pa.scalar(value, field.type)
+    elif not isinstance(value, np.ndarray) or field.type != _field(field.name, [value]).type:
+        found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(
+            f"{field.name!r} is {found}, and of the first item {field.type.value_type} {tuple(field.type.shape)}"
+        )
+    return value
 
 
 def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
     if not isinstance(field.type, pa.FixedShapeTensorType):
         return pa.array(values, field.type)
-    flat = pa.array(np.stack(values).reshape(-1), field.type.value_type)
     size = int(np.prod(field.type.shape))
-    return pa.ExtensionArray.from_storage(field.type, pa.FixedSizeListArray.from_arrays(flat, size))
+    flat = np.stack(values).reshape(-1) if len(values) else np.empty(0)
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat, field.type.value_type), size)
+    return pa.ExtensionArray.from_storage(field.type, storage)
+
+
+def _size(items: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes of an item, about."""
+    sizes = [value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, bytes | str) else 8
+             for item in items for value in item.values()]  # fmt: skip
+    return max(1, sum(sizes) // len(items))
 
 
 def items_fragments(items: Any) -> list[ItemsFragment]:
-    """A map-style dataset, divided where it is large by the size of its first item.
+    """A map-style dataset, divided where it is large by the size of its first items.
 
     Raises:
         ConfigError: it has no length or no items by number.
-        Damaged: its first item can't be read.
+        Damaged: none of its first items can be used.
     """
     if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
         raise ConfigError(
@@ -166,7 +196,7 @@ def items_fragments(items: Any) -> list[ItemsFragment]:
         )
     if not len(items):
         return []
-    rows = max(1, SHARD_BYTES // max(ItemsFragment(items, 0, 1)._batch(0, 1, None, _FAIL).nbytes, 1))
+    rows = max(1, SHARD_BYTES // _size(ItemsFragment(items, 0, len(items)).look()))
     return [ItemsFragment(items, start, min(start + rows, len(items))) for start in range(0, len(items), rows)]
 
 

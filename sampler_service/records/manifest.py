@@ -83,6 +83,7 @@ class Manifest:
         schema: of the records; extension types and metadata of fields included.
         num_examples: rows of all shards, deleted ones too; ids are 0 … num_examples - 1.
         id_column: column of the keys, if there is one.
+        selected: whether columns of the source were left out.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Manifest:
     num_examples: int
     shards: tuple[ShardInfo, ...]
     id_column: str | None = None
+    selected: bool = False
     keys: FileInfo | None = None
     deleted: Deleted | None = None
 
@@ -106,7 +108,7 @@ class Manifest:
 
     def to_json(self) -> str:
         said: dict[str, Any] = {"format": FORMAT, "name": self.name, "generation": self.generation}
-        said |= {"num_examples": self.num_examples, "id_column": self.id_column}
+        said |= {"num_examples": self.num_examples, "id_column": self.id_column, "selected": self.selected}
         said["columns"] = {field.name: str(field.type) for field in self.schema}  # for people; read is the next line
         said["schema"] = base64.b64encode(self.schema.serialize()).decode()
         said |= {"keys": self.keys and asdict(self.keys), "deleted": self.deleted and asdict(self.deleted)}
@@ -150,6 +152,7 @@ def manifest_from_json(text: str, where: str) -> Manifest:
             num_examples=said["num_examples"],
             shards=tuple(shard_from_json(shard) for shard in said["shards"]),
             id_column=said["id_column"],
+            selected=said["selected"],
             keys=FileInfo(**said["keys"]) if said["keys"] else None,
             deleted=Deleted(**said["deleted"]) if said["deleted"] else None,
         )

@@ -101,7 +101,7 @@ class TarFragment:
         with reaching(self.found.uri):
             stream = self.fs.open_input_stream(self.found.path, compression=None)
         try:
-            with stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            with stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
                 for member in tar:
                     if member.isfile():
                         yield member.name.removeprefix("./"), tar.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
@@ -109,6 +109,17 @@ class TarFragment:
             raise Damaged(
                 f"{self.found.uri} is no tar file that can be read to its end: {error}; is it whole?"
             ) from error
+
+
+class _Member(tarfile.TarInfo):
+    """Of a file that must have its end mark: without one it was cut off, or its writer died."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError("it has no end mark") from error
 
 
 def _field(name: str) -> pa.Field:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sampler_service.errors import Unavailable
 from sampler_service.records.copies import Fetch, bring_up_to_date, serve_piece
 from sampler_service.runtime.calls import answer
 
@@ -26,7 +28,11 @@ def fetch_from(node: str, folder: Path) -> Fetch:
     serve: Any = ray.remote(serve_piece).options(num_cpus=0, scheduling_strategy=where)
 
     def fetch(file: str, start: int, length: int) -> bytes:
-        return answer(serve.remote(folder, file, start, length), PIECE_S, f"{file} of {folder.name} from node {node}")
+        what = f"{file} of {folder.name} from node {node}"
+        try:
+            return answer(serve.remote(folder, file, start, length), PIECE_S, what)
+        except RayError as error:  # a task, unlike an actor, says in many ways that its node is gone
+            raise Unavailable(f"waited for {what}: {error}") from error
 
     return fetch
 
