@@ -6,9 +6,12 @@ from functools import partial
 
 from sampler_service.config import ServiceConfig
 from sampler_service.factories import find_factory
+from sampler_service.records import DataDirectory
+from sampler_service.records.desk import RecordDesk
 from sampler_service.rpc.server import Server, check_free
 from sampler_service.runtime.cluster import Cluster
 from sampler_service.runtime.ending import down
+from sampler_service.runtime.node_records import NodeRecords
 from sampler_service.scoring.installed import check_installed
 from sampler_service.scoring.worker import make_scorer
 from sampler_service.service import Service
@@ -18,13 +21,14 @@ __all__ = ["down", "serve", "serve_page", "start"]
 
 
 def serve(service: Service, config: ServiceConfig) -> Server:
-    """A gRPC server in front of a service."""
-    return Server(service, config)
+    """A gRPC server in front of a service, in a gateway's process."""
+    return Server(service, config, RecordDesk(DataDirectory(config.data_dir), NodeRecords(config.data_dir).bring))
 
 
 def serve_page(service: str, config: ServiceConfig) -> WebServer:
     """The page of the service at "host:port"."""
-    return WebServer(service, host=config.host, port=config.page_port or 0, previews=config.previews)
+    looks = RecordDesk(DataDirectory(config.data_dir)).look
+    return WebServer(service, host=config.host, port=config.page_port or 0, previews=config.previews, looks=looks)
 
 
 def start(config: ServiceConfig, address: str | None = None) -> Cluster:

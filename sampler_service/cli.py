@@ -1,4 +1,4 @@
-"""`sampler-service up | status | top | explain | page | close | stop | down`."""
+"""`sampler-service up | status | top | explain | page | close | stop | down`; those of data sets: `data_commands`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from sampler_client.client import SamplerClient
 from sampler_client.config import Timeouts
 from sampler_client.errors import NotFound, Stale
 from sampler_client.errors import SamplerError as ClientError
-from sampler_service import terminal
-from sampler_service.config import SERVICE_NAME, ServiceConfig
+from sampler_service import data_commands, terminal
+from sampler_service.config import SERVICE_NAME, ServiceConfig, default_data_dir
 from sampler_service.errors import ConfigError, SamplerError
 from sampler_service.plain import plain
 
@@ -61,6 +61,7 @@ def up(  # noqa: PLR0913 - the options of a command line
     ] = PAGE_PORT,
     no_page: Annotated[bool, typer.Option("--no-page", help="serve neither page nor /metrics")] = False,
     previews: Annotated[str, typer.Option(help=PREVIEWS)] = "",
+    data_dir: Annotated[str, typer.Option(help="folder of the registered data sets; by default in your cache")] = "",
     max_trainers: Annotated[int, typer.Option(help="trainers served at once; a thread each")] = 256,
     message_bytes: Annotated[int, typer.Option(help="ready batches share a message up to this size")] = 128 * 1024,
     reflection: Annotated[bool, typer.Option(help="serve gRPC reflection")] = False,
@@ -80,6 +81,7 @@ def up(  # noqa: PLR0913 - the options of a command line
         scorer_gpus=scorer_gpus,
         page_port=None if no_page else page_port,
         previews=previews,
+        data_dir=data_dir or default_data_dir(),
         max_trainers=max_trainers,
         message_bytes=message_bytes,
         reflection=reflection,
@@ -237,6 +239,10 @@ def down(
     for gateway in stuck:
         console.print(f"[yellow]{gateway} did not drain and was killed[/yellow]")
     console.print(f"service {name} on {address} is down")
+
+
+for command in (data_commands.ingest, data_commands.datasets, data_commands.verify, data_commands.delete):
+    app.command()(command)
 
 
 def _service_side() -> ModuleType:

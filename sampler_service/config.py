@@ -5,9 +5,11 @@ A run is named once and for all by its RunConfig: opening it again with another 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from sampler_service.errors import ConfigError, Conflict
@@ -38,6 +40,11 @@ def check_name(kind: str, name: str) -> str:
             f"{kind} name {name!r} must be 1 to 200 characters of A-Z a-z 0-9 . _ / - and start with a letter or digit"
         )
     return name
+
+
+def default_data_dir() -> str:
+    """Where data sets are kept unless another folder is given: in the user's cache."""
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gradient-sampler", "datasets"))
 
 
 def check_size(dataset: str, num_examples: int) -> None:
@@ -165,6 +172,9 @@ class ServiceConfig:
     """of the web page and of /metrics, on the same interface; 0 takes a free one, None leaves them out"""
     previews: str = ""
     """the operator's "package.module:factory" of what examples look like; see `sampler_service.web.previews`"""
+
+    data_dir: str = field(default_factory=default_data_dir)
+    """folder of the registered data sets, on each node that serves them"""
 
     def __post_init__(self) -> None:
         check_name("service", self.name)

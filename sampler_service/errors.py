@@ -5,6 +5,7 @@ SamplerError
 ├── NotFound            no such dataset, run, policy or session: open or join it first
 ├── Conflict            it exists with another configuration, or the rank is taken
 ├── Stale               a version, position or call that does not fit the run or the service as it was started
+├── Damaged             bytes that are not what they should be: a truncated file, an image that does not decode
 ├── Busy                back-pressure: try again later
 └── Unavailable         an actor or the service is away: retry
 """
@@ -30,6 +31,10 @@ class Conflict(SamplerError):
 
 class Stale(SamplerError):
     """A saved position or version does not fit the run as it is now, or a call the service as it was started."""
+
+
+class Damaged(SamplerError):
+    """Bytes of a data set or of its source are not what they should be; the message names the file and the record."""
 
 
 class Busy(SamplerError):

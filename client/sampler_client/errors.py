@@ -5,6 +5,7 @@ SamplerError
 ├── NotFound             no such dataset, run or session: open it first            NOT_FOUND
 ├── Conflict             the name or rank exists with something that differs       ALREADY_EXISTS
 ├── Stale                a position, version or call does not fit run or service   FAILED_PRECONDITION
+├── Damaged              records at the service are not as they were registered     DATA_LOSS
 ├── VersionMismatch      client and service speak different versions               UNIMPLEMENTED
 ├── Busy                 the service is full: retry later                          RESOURCE_EXHAUSTED
 ├── MessageTooLarge      a message is over the limit (raised before sending)       OUT_OF_RANGE
@@ -42,6 +43,10 @@ class Conflict(SamplerError):
 class Stale(SamplerError):
     """A saved position, session or version does not fit the run as it is now; or a call, the service as it was
     started."""
+
+
+class Damaged(SamplerError):
+    """Records at the service are not what was registered: a disk or a file there is at fault."""
 
 
 class VersionMismatch(SamplerError):
@@ -82,6 +87,7 @@ ERROR_OF_CODE: dict[grpc.StatusCode, type[SamplerError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.ALREADY_EXISTS: Conflict,
     grpc.StatusCode.FAILED_PRECONDITION: Stale,
+    grpc.StatusCode.DATA_LOSS: Damaged,
     grpc.StatusCode.UNIMPLEMENTED: VersionMismatch,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Busy,
     grpc.StatusCode.OUT_OF_RANGE: MessageTooLarge,

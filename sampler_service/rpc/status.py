@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import grpc
 
-from sampler_service.errors import Busy, ConfigError, Conflict, NotFound, SamplerError, Stale, Unavailable
+from sampler_service.errors import Busy, ConfigError, Conflict, Damaged, NotFound, SamplerError, Stale, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +18,7 @@ CODE_OF_ERROR: dict[type[Exception], grpc.StatusCode] = {
     NotFound: grpc.StatusCode.NOT_FOUND,
     Conflict: grpc.StatusCode.ALREADY_EXISTS,
     Stale: grpc.StatusCode.FAILED_PRECONDITION,
+    Damaged: grpc.StatusCode.DATA_LOSS,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
 }

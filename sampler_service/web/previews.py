@@ -1,4 +1,4 @@
-"""What an example looks like: the operator's source of thumbnails and texts.
+"""What an example looks like: the operator's source of thumbnails and texts, or else the records that are held.
 
 sampler-service up --previews my_package.previews:of
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from sampler_service.errors import ConfigError
 
 THUMBNAIL = 128
 """pixels of the longer side that are sent, at most"""
+
+LOOK_AGAIN_S = 10.0
+"""after which a dataset without previews is looked at again"""
 
 TEXT = 2000
 """characters that are sent, at most"""
@@ -35,18 +39,31 @@ class Preview:
     data: bytes
 
 
+Source = Callable[[int], Any]
+"""example_id -> a text, an encoded image (bytes), a PIL image, or an array of uint8: (h, w), (h, w, 3) or (h, w, 4)"""
+
+Looks = Callable[[str], Source | None]
+"""(dataset) -> its source; None: there is nothing to see of this dataset"""
+
+
 class Previews:
     """Previews of all datasets, made when they are asked for.
 
     Args:
-        factory: (dataset) -> source, where source(example_id) is a text, an encoded image (bytes), a PIL image, or an
-            array of uint8: (h, w), (h, w, 3) or (h, w, 4). A source of None: there is nothing to see of this dataset.
+        factories: the first one that has a source for a dataset counts.
     """
 
-    def __init__(self, factory: Callable[[str], Callable[[int], Any] | None]) -> None:
-        self._factory = factory
-        self._sources: dict[str, Callable[[int], Any] | None] = {}
+    def __init__(self, *factories: Looks) -> None:
+        self._factories = factories
+        self._sources: dict[str, tuple[Source | None, float]] = {}
         self._lock = threading.Lock()
+
+    def has(self, dataset: str) -> bool:
+        """Whether there is a source. One that fails says why when it is asked for a preview."""
+        try:
+            return self._source(dataset) is not None
+        except Exception:  # whatever the operator's code raises
+            return True
 
     def of(self, dataset: str, example_id: int) -> Preview | None:
         """The preview of an example, or None when its dataset has no previews.
@@ -55,15 +72,20 @@ class Previews:
             ConfigError: the operator's source failed, or gave what can't be shown.
         """
         try:
-            with self._lock:  # a factory may read for long: once is enough
-                if dataset not in self._sources:
-                    self._sources[dataset] = self._factory(dataset)
-                source = self._sources[dataset]
+            source = self._source(dataset)
             return None if source is None else _preview(source(example_id))
         except Exception as error:  # whatever the operator's code raises
             raise ConfigError(
                 f"the preview of example {example_id} of {dataset!r} failed: {type(error).__name__}: {error}"
             ) from error
+
+    def _source(self, dataset: str) -> Source | None:
+        with self._lock:  # a factory may read for long: once is enough
+            source, until = self._sources.get(dataset, (None, 0.0))
+            if source is None and time.monotonic() > until:  # it may be ingested meanwhile
+                source = next((found for make in self._factories if (found := make(dataset)) is not None), None)
+                self._sources[dataset] = source, time.monotonic() + LOOK_AGAIN_S
+            return source
 
 
 def _preview(shown: Any) -> Preview:

@@ -66,10 +66,10 @@ class Pages:
     Args:
         client: of the service.
         recorder: remembers its runs.
-        previews: what examples look like; None: nobody said.
+        previews: what examples look like.
     """
 
-    def __init__(self, client: SamplerClient, recorder: Recorder, previews: Previews | None) -> None:
+    def __init__(self, client: SamplerClient, recorder: Recorder, previews: Previews) -> None:
         self._client = client
         self._recorder = recorder
         self._previews = previews
@@ -95,7 +95,7 @@ class Pages:
                 "examples_per_s": record.examples_per_s if record else math.nan,
                 "ranks": {str(rank): asdict(rates) for rank, rates in record.ranks.items()} if record else {},
                 "history": record.history.since(*known) if record else None,
-                "previews": self._previews is not None,
+                "previews": self._previews.has(said.dataset),
             }
         )
 
@@ -110,13 +110,11 @@ class Pages:
         return _json(plain(found))
 
     def preview(self, request: Request) -> Response:
-        if self._previews is None:
-            raise NotFound("this service was started without --previews")
         example_id = _whole(request, "id", low=0, high=LARGEST_ID)
         dataset = self._dataset(request.path_params["run"])
         shown = self._previews.of(dataset, example_id)
         if shown is None:
-            raise NotFound(f"there are no previews of dataset {dataset!r}")
+            raise NotFound(f"there are no previews of dataset {dataset!r}: give --previews, or ingest its records")
         return Response(
             shown.data, media_type=shown.media_type, headers={**HEADERS, "Cache-Control": "private, max-age=3600"}
         )
@@ -149,7 +147,7 @@ class Pages:
         }
 
 
-def make_app(client: SamplerClient, recorder: Recorder, previews: Previews | None) -> Starlette:
+def make_app(client: SamplerClient, recorder: Recorder, previews: Previews) -> Starlette:
     """The ASGI application."""
     pages = Pages(client, recorder, previews)
     return Starlette(

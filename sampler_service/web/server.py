@@ -12,7 +12,7 @@ import uvicorn
 from sampler_client.config import Timeouts
 from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.factories import find_factory
-from sampler_service.web.previews import Previews
+from sampler_service.web.previews import Looks, Previews
 from sampler_service.web.recorder import Recorder
 from sampler_service.web.routes import make_app
 from sampler_service.web.sharing import SharingClient
@@ -30,15 +30,19 @@ class WebServer:
         service: "host:port" of the gateway.
         host: interface to listen on.
         port: 0 takes a free one.
-        previews: the operator's "package.module:factory" of previews; empty: there are none.
+        previews: the operator's "package.module:factory" of previews; empty: there is none.
+        looks: (dataset) -> source of previews where the operator has none; see `Previews`.
 
     Raises:
         ConfigError: the port is in use, or there is no such factory.
         Unavailable: it does not start.
     """
 
-    def __init__(self, service: str, *, host: str, port: int, previews: str = "") -> None:
-        source = Previews(find_factory("--previews", previews)) if previews else None
+    def __init__(
+        self, service: str, *, host: str, port: int, previews: str = "", looks: Looks = lambda _: None
+    ) -> None:
+        factories = [find_factory("--previews", previews)] if previews else []
+        source = Previews(*factories, looks)
         listening = listen(host, port)
         self.port: int = listening.getsockname()[1]
         self._client = SharingClient(service, timeouts=Timeouts(call_s=ASK_S))

@@ -95,12 +95,17 @@ def test_previews_are_images_texts_and_errors(web: Web, trainer: Trainer):
 
 def test_what_has_no_preview_is_not_found(web: Web, served: ServedService):
     trainer = Trainer(served.address, run="plain", dataset="numbers")
-    assert web.get("/api/preview/plain", id=0).json() == {"error": "there are no previews of dataset 'numbers'"}
-    trainer.session.close()
-    server = WebServer(served.address, host="127.0.0.1", port=0)
-    answer = Web(server).get("/api/preview/plain", id=0)
+    answer = web.get("/api/preview/plain", id=0)
+    assert answer.status_code == 404
+    error = "there are no previews of dataset 'numbers': give --previews, or ingest its records"
+    assert answer.json() == {"error": error}
+    assert web.get("/api/run/plain").json()["previews"] is False
+    server = WebServer(served.address, host="127.0.0.1", port=0, looks={"numbers": "number {}".format}.get)
+    shown = Web(server)
+    assert shown.get("/api/preview/plain", id=7).text == "number 7", "records are shown where nobody gave a source"
+    assert shown.get("/api/run/plain").json()["previews"] is True
     server.stop()
-    assert (answer.status_code, answer.json()) == (404, {"error": "this service was started without --previews"})
+    trainer.session.close()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,256 @@
+"""Data sets that are Python objects: any map-style one, item by item, and those of Hugging Face, as Arrow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from sampler_service.errors import ConfigError
+from sampler_service.records.checksums import HashedFile
+from sampler_service.records.fragments import SHARD_BYTES, Bad, RowsByNumber
+from sampler_service.records.manifest import Identity
+from sampler_service.records.schemas import IMAGE, is_encoded, with_classes
+
+LOOK = 16
+"""items that say which types there are"""
+
+ITEMS_BYTES = 1 << 23
+"""of items that make a batch, about"""
+
+
+class MapStyle(Protocol):
+    """What `torch.utils.data.Dataset` is, where its items have numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class ItemsFragment(RowsByNumber):
+    """Items start … stop - 1, which are tuples, dicts or single values."""
+
+    items: MapStyle
+    start: int
+    stop: int
+
+    @cached_property
+    def identity(self) -> Identity:
+        # Whether the object is the one of last time is told by its class, its length, and two of its items.
+        hashed = HashedFile()
+        for index in (self.start, self.stop - 1):
+            try:
+                for name, value in self._item(index).items():
+                    hashed.write(
+                        name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+                    )
+            except Exception as error:  # whatever a person's dataset raises: it is said when it is written
+                hashed.write(type(error).__name__.encode())
+        kind = type(self.items)
+        part = f"items {self.start} to {self.stop - 1} of {len(self.items)}"
+        return Identity("memory", f"memory:{kind.__module__}.{kind.__qualname__}", part, 0, hashed.checksum)
+
+    def schema(self) -> pa.Schema:
+        first = self.look()
+        return pa.schema([_field(name, [item[name] for item in first]) for name in first[0]])
+
+    def look(self) -> list[dict[str, Any]]:
+        """The first items that can be used.
+
+        Raises:
+            Damaged: none of them can.
+        """
+        found: list[dict[str, Any]] = []
+        failed: dict[int, Exception] = {}
+        for index in range(self.start, min(self.start + LOOK, self.stop)):
+            try:
+                item = self._item(index)
+            except Exception as error:  # whatever a person's dataset raises
+                failed[index] = error
+                continue
+            if not found or item.keys() == found[0].keys():
+                found.append(item)
+        if not found:
+            index, why = next(iter(failed.items()))
+            Bad("fail").found(f"item {index}", type(self.items).__name__, f"{type(why).__name__}: {why}")
+        return found
+
+    def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:
+        fields = [field for field in self.schema() if field.name in schema.names]
+        count = max(1, ITEMS_BYTES // _size(self.look()))
+        for start in range(self.start, self.stop, count):
+            items = []
+            for index in range(start, min(start + count, self.stop)):
+                try:
+                    item = self._item(index)
+                    items.append([_checked(item, field) for field in fields])
+                except Exception as error:  # whatever a person's dataset raises
+                    bad.found(f"item {index}", type(self.items).__name__, f"{type(error).__name__}: {error}")
+            columns = zip(*items, strict=True) if items else ([] for _ in fields)
+            arrays = [_array(values, field) for values, field in zip(columns, fields, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+    def _item(self, index: int) -> dict[str, Any]:
+        return {name: encoded(value) for name, value in named(self.items[index]).items()}
+
+    def name_of(self, batch: pa.RecordBatch, row: int, before: int) -> str:  # noqa: ARG002
+        return f"item {self.start + before + row}"
+
+
+def named(item: Any) -> dict[str, Any]:
+    """The values of an item by name: of a tuple "0", "1" …, of a single value "0"."""
+    if isinstance(item, Mapping):
+        return {str(name): value for name, value in item.items()}
+    if hasattr(item, "_asdict"):
+        return item._asdict()
+    if isinstance(item, tuple):
+        return {str(number): value for number, value in enumerate(item)}
+    return {"0": item}
+
+
+def encoded(value: Any) -> Any:
+    """A value as numpy or plain Python has it: tensors as arrays, images as PNG.
+
+    Raises:
+        TypeError: Arrow has no type for it.
+    """
+    if isinstance(value, Image.Image):
+        written = io.BytesIO()
+        value.save(written, format="PNG")
+        return _Png(written.getvalue())
+    if hasattr(value, "detach"):  # a tensor; torch is not imported for this
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        if value.ndim == 0:
+            return value[()]
+        # Arrow packs bools into bits, which no tensor could be laid over.
+        return value.astype(np.uint8) if value.dtype == np.bool_ else value
+    if isinstance(value, bool | int | float | str | bytes | np.generic | list | dict):
+        return value
+    raise TypeError(f"a {type(value).__name__}; tensors, arrays, numbers, bytes, texts and PIL images can be kept")
+
+
+class _Png(bytes):
+    """An encoded image, told from other bytes."""
+
+
+def _field(name: str, values: Sequence[Any]) -> pa.Field:
+    first = values[0]
+    if isinstance(first, np.ndarray):
+        return pa.field(name, pa.fixed_shape_tensor(pa.from_numpy_dtype(first.dtype), first.shape))
+    kind = pa.from_numpy_dtype(first.dtype) if isinstance(first, np.generic) else pa.infer_type(values)
+    return pa.field(name, kind, metadata=IMAGE if isinstance(first, _Png) else None)
+
+
+def _checked(item: Mapping[str, Any], field: pa.Field) -> Any:
+    """A value of an item, if it is what a column takes.
+
+    Raises:
+        TypeError, KeyError, pyarrow.ArrowException: it is not, or is missing.
+    """
+    value = item[field.name]
+    if not isinstance(field.type, pa.FixedShapeTensorType):
+        pa.scalar(value, field.type)
+    elif not isinstance(value, np.ndarray) or field.type != _field(field.name, [value]).type:
+        found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(
+            f"{field.name!r} is {found}, and of the first item {field.type.value_type} {tuple(field.type.shape)}"
+        )
+    return value
+
+
+def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    if not isinstance(field.type, pa.FixedShapeTensorType):
+        return pa.array(values, field.type)
+    size = int(np.prod(field.type.shape))
+    flat = np.stack(values).reshape(-1) if len(values) else np.empty(0)
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat, field.type.value_type), size)
+    return pa.ExtensionArray.from_storage(field.type, storage)
+
+
+def _size(items: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes of an item, about."""
+    sizes = [value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, bytes | str) else 8
+             for item in items for value in item.values()]  # fmt: skip
+    return max(1, sum(sizes) // len(items))
+
+
+def items_fragments(items: Any) -> list[ItemsFragment]:
+    """A map-style dataset, divided where it is large by the size of its first items.
+
+    Raises:
+        ConfigError: it has no length or no items by number.
+        Damaged: none of its first items can be used.
+    """
+    if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+        raise ConfigError(
+            f"a {type(items).__name__} can't be registered: it needs __len__ and __getitem__, as map-style datasets "
+            "have; write what an iterable one gives to files first"
+        )
+    if not len(items):
+        return []
+    rows = max(1, SHARD_BYTES // _size(ItemsFragment(items, 0, len(items)).look()))
+    return [ItemsFragment(items, start, min(start + rows, len(items))) for start in range(0, len(items), rows)]
+
+
+@dataclass(frozen=True)
+class HuggingFaceFragment(RowsByNumber):
+    """Rows of a `datasets.Dataset`, as Arrow has them."""
+
+    data: Any
+    """with_format("arrow")"""
+    start: int
+    stop: int
+
+    @property
+    def identity(self) -> Identity:
+        return Identity("memory", "memory:datasets", f"rows {self.start} to {self.stop - 1}", 0, self.data._fingerprint)
+
+    def schema(self) -> pa.Schema:
+        schema = self.data[:1].schema
+        for number, field in enumerate(schema):
+            feature = self.data.features[field.name]
+            if type(feature).__name__ == "ClassLabel":
+                schema = schema.set(number, with_classes(field, feature.names))
+            elif type(feature).__name__ == "Image":
+                schema = schema.set(number, field.with_metadata(IMAGE))
+        return schema
+
+    def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:  # noqa: ARG002
+        count = max(1, ITEMS_BYTES // max(self.data[self.start : self.start + 1].nbytes, 1))
+        for start in range(self.start, self.stop, count):
+            table = self.data[start : min(start + count, self.stop)].select(schema.names)
+            for batch in table.to_batches():
+                yield _with_bytes(batch)
+
+
+def _with_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Images and sounds that are known by their paths alone are read."""
+    for number, field in enumerate(batch.schema):
+        if is_encoded(field.type):
+            values = [_read(value) for value in batch.column(number).to_pylist()]
+            batch = batch.set_column(number, field.with_type(pa.binary()), pa.array(values, pa.binary()))
+    return batch
+
+
+def _read(value: Mapping[str, Any] | None) -> bytes | None:
+    if value is None or value["bytes"] is not None:
+        return value and value["bytes"]
+    with open(value["path"], "rb") as file:
+        return file.read()
+
+
+def hugging_face_fragments(data: Any) -> list[HuggingFaceFragment]:
+    """A `datasets.Dataset`, divided where it is large."""
+    data = data.with_format("arrow")
+    if not len(data):
+        return []
+    rows = max(1, SHARD_BYTES // max(data[:1].nbytes, 1))
+    return [HuggingFaceFragment(data, start, min(start + rows, len(data))) for start in range(0, len(data), rows)]

@@ -1,0 +1,152 @@
+"""Addresses: a real S3 server, and file systems of fsspec."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterator
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs as pafs
+
+from sampler_service.errors import ConfigError, NotFound, Stale, Unavailable
+from sampler_service.records import verify
+from sampler_service.records.addresses import resolve
+from tests.records.support import Ingest, all_of, image, table_of
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """http://host:port of an S3 server."""
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[pafs.S3FileSystem]:
+    """Its file system, with "bucket" in it and three Parquet files in a folder of that."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    post(endpoint, "reset")
+    filesystem = pafs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True)
+    filesystem.create_dir("bucket")
+    for number in range(3):
+        with filesystem.open_output_stream(f"bucket/train/{number}.parquet") as file:
+            pq.write_table(table_of(30).slice(10 * number, 10), file)
+    return filesystem
+
+
+def post(endpoint: str, what: str, data: bytes = b"") -> None:
+    urllib.request.urlopen(f"{endpoint}/moto-api/{what}", data=data, timeout=10).close()
+
+
+def test_a_bucket_is_read_by_storage_options(register: Ingest, bucket, endpoint: str):
+    options = {"endpoint_override": endpoint}
+    store = register("s3://bucket/train", storage_options=options, id_column="key")
+    assert all_of(store) == table_of(30).to_pylist()
+    assert store.manifest.shards[1].source.uri == "s3://bucket/train/1.parquet"
+    assert store.ids_of(["k0029"]).tolist() == [29]
+    verify(store, storage_options=options)
+    with bucket.open_output_stream("bucket/train/9.parquet") as file:
+        pq.write_table(table_of(31).slice(30), file)
+    assert register("s3://bucket/train/*.parquet", storage_options=options, append=True).num_examples == 31
+    with bucket.open_output_stream("bucket/train/1.parquet") as file:
+        pq.write_table(table_of(2), file)
+    with pytest.raises(Stale, match=r"s3://bucket/train/1.parquet has \d+ bytes and had \d+"):
+        verify(store, storage_options=options)
+
+
+def test_a_bucket_is_read_by_what_its_uri_says(register: Ingest, bucket, endpoint: str):
+    query = f"?scheme=http&region=us-east-1&endpoint_override={endpoint.removeprefix('http://')}"
+    store = register(f"s3://bucket/train{query}")
+    assert store.num_examples == 30
+    assert store.manifest.shards[0].source.uri == f"s3://bucket/train/0.parquet{query}"
+    verify(store)
+    assert register(f"s3://bucket/train/2.parquet{query}", "one").num_examples == 10
+
+
+def test_images_of_a_bucket(register: Ingest, bucket, endpoint: str):
+    for name in ("cat/1.png", "dog/1.png"):
+        with bucket.open_output_stream(f"bucket/images/{name}") as file:
+            file.write(image(4))
+    store = register("s3://bucket/images", storage_options={"endpoint_override": endpoint})
+    assert store.take(np.arange(2), ["label", "path"]).to_pydict() == {
+        "label": [0, 1],
+        "path": ["cat/1.png", "dog/1.png"],
+    }
+    verify(store, storage_options={"endpoint_override": endpoint})
+
+
+def test_what_is_not_in_the_bucket(register: Ingest, bucket, endpoint: str):
+    options = {"endpoint_override": endpoint}
+    with pytest.raises(NotFound, match="there is nothing at s3://bucket/trian"):
+        register("s3://bucket/trian", storage_options=options)
+    with pytest.raises(NotFound, match="there is nothing at s3://no-bucket/train"):
+        register("s3://no-bucket/train", storage_options=options)
+
+
+def test_credentials_that_the_store_refuses(register: Ingest, bucket, endpoint: str):
+    post(endpoint, "reset-auth", b"0")  # from now on it wants to know who asks
+    try:
+        with pytest.raises(ConfigError, match=r"s3://bucket/train may not be read .*AWS_ACCESS_KEY_ID"):
+            register(
+                "s3://bucket/train",
+                storage_options={"endpoint_override": endpoint, "access_key": "a", "secret_key": "b"},
+            )
+        with pytest.raises(ConfigError, match=r"s3://bucket/train may not be read .*credentials"):
+            register("s3://bucket/train", storage_options={"endpoint_override": endpoint, "anonymous": True})
+    finally:
+        post(endpoint, "reset-auth", b"inf")
+
+
+def test_a_store_that_is_not_there(register: Ingest, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    retry = pafs.AwsStandardS3RetryStrategy(max_attempts=1)
+    options = {"endpoint_override": "http://127.0.0.1:9", "connect_timeout": 1, "retry_strategy": retry}
+    with pytest.raises(Unavailable, match=r"s3://bucket/train can't be read .*try again"):
+        register("s3://bucket/train", storage_options=options)
+
+
+def test_file_systems_of_fsspec_stand_in_where_arrow_knows_none(register: Ingest):
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for number in range(2):
+        with memory.open(f"/set/{number}.parquet", "wb") as file:
+            pq.write_table(table_of(20).slice(10 * number, 10), file)
+    store = register("memory://set")
+    assert all_of(store) == table_of(20).to_pylist()
+    assert [shard.source.uri for shard in store.manifest.shards] == [
+        "memory:///set/0.parquet",
+        "memory:///set/1.parquet",
+    ]
+    verify(store)
+    assert register("memory:///set/*.parquet", "pattern").num_examples == 20
+    with memory.open("/set/1.parquet", "wb") as file:
+        pq.write_table(table_of(20).slice(10, 10), file)
+    with pytest.raises(Stale, match=r"memory:///set/1.parquet was written again"):
+        verify(store)
+    with pytest.raises(NotFound, match="there is nothing at memory://nowhere"):
+        register("memory://nowhere", "nowhere", format="csv")
+
+
+def test_local_addresses_are_kept_as_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b/x.csv").touch()
+    for uri in ("a b", "./a b/", f"{tmp_path}/a b", (tmp_path / "a b").as_uri()):
+        address = resolve(uri)
+        assert [found.uri for found in address.files()] == [f"{tmp_path}/a b/x.csv"], uri

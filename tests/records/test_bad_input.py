@@ -1,0 +1,178 @@
+"""What is wrong with data is said with its name, and nothing is registered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sampler_service.errors import ConfigError, Damaged, NotFound
+from sampler_service.records import DataDirectory
+from tests.records.support import Ingest, image, table_of, write_tar
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_registered(data_dir: Path):
+    yield
+    assert DataDirectory(data_dir).names() in ([], ["good"])
+
+
+def test_an_address_at_which_there_is_nothing(register: Ingest, tmp_path):
+    with pytest.raises(NotFound, match=f"there is nothing at {tmp_path}/nowhere.parquet: look at the spelling"):
+        register(tmp_path / "nowhere.parquet")
+    with pytest.raises(NotFound, match=r"no file fits .*\*.csv"):
+        register(f"{tmp_path}/*.csv")
+
+
+def test_a_scheme_that_nobody_knows(register: Ingest):
+    with pytest.raises(ConfigError, match=r"address 'ftpx://host/a.csv' can't be used: Protocol not known: ftpx"):
+        register("ftpx://host/a.csv")
+    with pytest.raises(ConfigError, match=r"s3://b/k' with the storage options endpoint can't be used: .*'endpoint'"):
+        register("s3://b/k", storage_options={"endpoint": "http://127.0.0.1:1"})
+
+
+def test_a_column_that_there_is_not(register: Ingest, tmp_path):
+    pq.write_table(table_of(3), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"a.parquet has no column 'labl': it has key, number, vector, text"):
+        register(tmp_path / "a.parquet", columns=["key", "labl"])
+    with pytest.raises(ConfigError, match="no column 'labl'"):
+        register(tmp_path / "a.parquet", schema=pa.schema({"labl": pa.int64()}))
+
+
+def test_files_of_one_data_set_with_different_columns(register: Ingest, tmp_path):
+    pq.write_table(table_of(3), tmp_path / "a.parquet")
+    pq.write_table(table_of(3).drop(["text"]), tmp_path / "b.parquet")
+    with pytest.raises(ConfigError, match=r"column 'text' is in .*a.parquet and not in .*b.parquet: choose columns"):
+        register(tmp_path)
+    assert register(tmp_path, "good", columns=["key", "number"]).num_examples == 6
+
+
+def test_files_of_one_data_set_with_different_types(register: Ingest, tmp_path):
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"x": ["1"]}), tmp_path / "b.parquet")
+    with pytest.raises(
+        ConfigError, match=r"column 'x' is int64 in .*a.parquet and string in .*b.parquet: give the type"
+    ):
+        register(tmp_path)
+
+
+def test_two_columns_of_one_name(register: Ingest):
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"])
+    with pytest.raises(ConfigError, match="more than one column named 'x'"):
+        register(table)
+
+
+def test_a_value_that_is_none_of_its_columns_type(register: Ingest, tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n2\n")
+    (tmp_path / "b.csv").write_text("x\nten\n")
+    with pytest.raises(Damaged, match=r"b.csv can't be read: .*conversion error to int64: invalid value 'ten'"):
+        register(tmp_path, schema=pa.schema({"x": pa.int64()}))
+    pq.write_table(pa.table({"x": ["1", "two"]}), tmp_path / "c.parquet")
+    with pytest.raises(Damaged, match=r"column 'x' of .*c.parquet is string and not int64: .*'two'"):
+        register(tmp_path / "c.parquet", schema=pa.schema({"x": pa.int64()}))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.tar"])
+def test_a_file_that_is_cut_off(register: Ingest, tmp_path, name: str):
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(table_of(1000), path)
+    elif name == "a.arrow":
+        with pa.ipc.new_file(path, table_of(1000).schema) as writer:
+            writer.write_table(table_of(1000))
+    elif name == "a.jsonl":
+        path.write_text('{"x": [1, 2]}\n' * 1000)
+    else:
+        write_tar(path, {f"{number}.txt": b"x" * 600 for number in range(100)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3 + 1])
+    with pytest.raises(Damaged, match=rf"{name} .*can.* be read.*is it whole"):
+        register(path)
+
+
+def test_a_file_that_is_of_another_format(register: Ingest, tmp_path):
+    (tmp_path / "a.parquet").write_text("x\n1\n")
+    with pytest.raises(Damaged, match=r"a.parquet can't be read"):
+        register(tmp_path)
+
+
+def test_an_image_that_does_not_decode_is_named_or_left_out_and_counted(register: Ingest, tmp_path):
+    for name, data in {
+        "a/1.jpg": image(1, "JPEG", 64),
+        "a/cut.jpg": image(2, "JPEG", 64)[:-60],
+        "b/cut.png": image(3, side=64)[:-30],
+        "b/empty.png": b"",
+        "b/text.jpg": b"no image",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(Damaged, match=r"a/cut.jpg of .* can't be used: column 'image': .*truncated.*on_bad='skip'"):
+        register(tmp_path)
+    store = register(tmp_path, "good", on_bad="skip")
+    assert store.take(np.array([0]), ["path"]).to_pydict() == {"path": ["a/1.jpg"]}
+    assert store.manifest.shards[0].skipped == ("a/cut.jpg", "b/cut.png", "b/empty.png", "b/text.jpg")
+
+
+def test_a_bad_image_in_a_table_is_named_by_its_row(register: Ingest):
+    images = [image(number) for number in range(10)]
+    images[3] = images[3][:-20]
+    table = pa.table({"picture": [None, *images]})  # nothing is no bad image
+    with pytest.raises(Damaged, match=r"row 4 of memory:table .*column 'picture'"):
+        register(table)
+    store = register(table, "good", on_bad="skip")
+    assert (store.num_examples, store.manifest.shards[0].skipped) == (10, ("row 4",))
+
+
+def test_a_bad_sample_of_a_tar_is_named_or_left_out(register: Ingest, tmp_path):
+    write_tar(tmp_path / "a.tar", {"x/1.cls": b"4", "x/2.cls": b"four", "x/3.cls": b"5"})
+    with pytest.raises(Damaged, match=r"sample 'x/2' of .*a.tar can't be used: invalid literal for int"):
+        register(tmp_path / "a.tar")
+    assert register(tmp_path / "a.tar", "good", on_bad="skip").take(np.arange(2), ["cls"]).to_pydict() == {
+        "cls": [4, 5]
+    }
+
+
+def test_members_of_a_tar_that_fit_no_sample(register: Ingest, tmp_path):
+    write_tar(tmp_path / "a.tar", {"1.txt": b"a", "1.TXT": b"b"})
+    with pytest.raises(Damaged, match=r"sample '1' of .*a.tar has two members .txt"):
+        register(tmp_path / "a.tar")
+    write_tar(tmp_path / "b.tar", {**{f"{number:03d}.txt": b"a" for number in range(150)}, "999.late": b"b"})
+    with pytest.raises(Damaged, match=r"sample '999' of .*b.tar has a member .late, and the first 100 have none"):
+        register(tmp_path / "b.tar")
+
+
+def test_images_beside_folders_of_classes(register: Ingest, tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("a/1.png", "2.png"):
+        (tmp_path / name).write_bytes(image(1))
+    with pytest.raises(ConfigError, match=r"2.png lies in .* itself and other images in folders of classes"):
+        register(tmp_path, format="images")
+
+
+def test_a_source_with_nothing_in_it(register: Ingest, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="there is nothing in"):
+        register(tmp_path / "empty", format="csv")
+    with pytest.raises(ConfigError, match="there is nothing in Table"):
+        register(table_of(0))
+    with pytest.raises(ConfigError, match="there is nothing in list"):
+        register([])
+    (tmp_path / "a.csv").write_text("x,y\n")
+    with pytest.raises(ConfigError, match=r"there are no records in .*a.csv"):
+        register(tmp_path / "a.csv")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/1.png").write_bytes(b"no")
+    with pytest.raises(ConfigError, match=r"no records in .*1.png.* that are sound"):
+        register(tmp_path / "bad", on_bad="skip")
+
+
+def test_arguments_that_are_none(register: Ingest):
+    with pytest.raises(ConfigError, match="on_bad must be 'fail' or 'skip', got 'ignore'"):
+        register(table_of(3), on_bad="ignore")
+    with pytest.raises(NotFound, match="'data' is not registered yet"):
+        register(table_of(3), append=True)
+    with pytest.raises(ConfigError, match="a int can't be registered"):
+        register(3)
