@@ -12,8 +12,8 @@ from sampler_client.joining import DEFAULT_POLICY, join
 from sampler_client.reporter import ReportCounts
 from sampler_client.session import EpochReader, Session
 
-AHEAD = 2
-"""batches beside those that are prefetched: one in the loop's hands, one under way"""
+AHEAD = 8
+"""batches beside those that are prefetched: a call for each would take longer than most records take to send"""
 
 
 class RecordStream:

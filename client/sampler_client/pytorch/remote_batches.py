@@ -103,7 +103,7 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         if "drop_last" in options:
             raise ConfigError('drop_last is called last="drop" here')
         rank, world_size = place_of(rank, world_size)
-        self.address = address
+        self.address = str(address)  # plain, whatever comes with it: it goes to other processes
         self.run = run
         self._batch_size = batch_size
         self._global_batch = batch_size * world_size
