@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 import sampler_client as sampler
 from sampler_client.pytorch import loader as loaders
 from sampler_service.errors import Unavailable
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from tests.client.conftest import BATCH, QUICK, N
 
 
@@ -120,7 +120,7 @@ def test_the_rank_comes_from_torch_distributed_before_the_environment(monkeypatc
         torch.distributed.destroy_process_group()
 
 
-class LosingItsAnswer(LocalService):
+class LosingItsAnswer(InProcessService):
     """The first join is done, but its answer never arrives."""
 
     lost = False
