@@ -29,7 +29,7 @@ from sampler_client.pytorch.two_stage.scorer import Scorer
 from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
 from sampler_client.pytorch.weights import Snapshot
 from sampler_client.reporter import ReportCounts
-from sampler_client.session import EpochReader, Session, Source
+from sampler_client.session import EpochReader, Joinable, Session, Source
 
 _AHEAD = 2
 """batches beside the DataLoader's own prefetch: one in the loop's hands, one under way"""
@@ -73,7 +73,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
     @classmethod
     def connect(  # noqa: PLR0913 - keyword-only settings, each with a default
         cls,
-        address: str,
+        address: str | Joinable,
         *,
         run: str,
         num_examples: int,
@@ -243,7 +243,7 @@ class SampledLoader:
 
 def attach(
     loader: DataLoader[Any],
-    address: str,
+    address: str | Joinable,
     *,
     run: str,
     policy: str = _DEFAULT_POLICY,
@@ -259,7 +259,7 @@ def attach(
 
     Args:
         loader: over a map-style dataset; its batch_size is that of this trainer.
-        address: "host:port" of the service.
+        address: "host:port" of the service, or a service in this process (`sampler_service.local.LocalService`).
         run: name of the training job; trainers of one job share it.
         policy: which examples to prefer; "shuffle" is the plain baseline, "auto" picks by what the run measures.
         two_stage: the model in training, a `Scorer`, or `TwoStage` with options: the service proposes up to three
@@ -344,7 +344,7 @@ def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[in
 
 
 def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
-    address: str,
+    address: str | Joinable,
     run: str,
     num_examples: int,
     batch_size: int,
@@ -362,7 +362,7 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
     timeouts: Timeouts | None = None,
     queue: int = 256,
     **options: Any,
-) -> Session:
+) -> Source:
     unknown = options.keys() - RunOptions.__slots__
     if unknown:
         raise ConfigError(f"unknown options {sorted(unknown)}; there are {sorted(_OPTIONS)}")
@@ -372,23 +372,25 @@ def _join(  # noqa: PLR0913 - keyword-only settings, each with a default
         policy, policy_options = "phases", {**(policy_options or {}), "schedule": schedule_of(phases)}
     timed = {} if budget is None else {"progress": share_of(budget)}
     rank, world_size = _place(rank, world_size)
-    return Session(
-        SamplerClient(address, timeouts=timeouts),
-        run=run,
-        dataset=dataset or run,
-        num_examples=num_examples,
-        options=RunOptions(
+    request: dict[str, Any] = {
+        "run": run,
+        "dataset": dataset or run,
+        "num_examples": num_examples,
+        "options": RunOptions(
             policy=policy, policy_options=option_texts(policy_options), by_budget=budget is not None, **options
         ),
-        rank=rank,
-        world_size=world_size,
-        batch_size=batch_size,
-        drop_last=drop_last,
-        lead=lead,
-        bunch=max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
-        queue=queue,
+        "rank": rank,
+        "world_size": world_size,
+        "batch_size": batch_size,
+        "drop_last": drop_last,
+        "lead": lead,
+        "bunch": max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
+        "queue": queue,
         **timed,
-    )
+    }
+    if isinstance(address, str):
+        return Session(SamplerClient(address, timeouts=timeouts), **request)
+    return address.open_session(timeouts=timeouts, **request)
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
