@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.draws --json benchmarks/results/draws.json --plot draws.png
 
 Ours is what the service runs: `WeightedDrawer` in the planner's blocks of `BLOCK_STEPS` batches, each with a
-generator of its own and each batch an array of ids. The peers
+generator of its own and each batch an array of ids; and `LocalSampler`, which yields ids one by one. It and the peers
 are iterated as their documentation says, through torch's BatchSampler; `torch.multinomial` alone, without the
 iterating, is the harder thing to beat. One measurement is one set of weights and as many draws as examples
 (at most `--draws`), so that every sampler pays once for its running sum; "steady" leaves that out for ours.
@@ -28,6 +28,7 @@ from rich.progress import Progress
 from scipy.stats import chisquare
 from torch.utils.data import BatchSampler, WeightedRandomSampler
 
+from sampler_service.local import LocalSampler
 from sampler_service.planning.draws import BLOCK_STEPS
 from sampler_service.planning.randomness import Stream, generator
 from sampler_service.planning.weighted import WeightedDrawer
@@ -38,7 +39,7 @@ SIZES = (100_000, 1_000_000, 10_000_000, 30_000_000)
 BATCH = 256
 ABOVE_2E24 = (1 << 24) + 1000
 
-OURS, STEADY, MAKE = "ours", "ours, steady", "ours, making the order"
+OURS, STEADY, MAKE, LOCAL = "ours", "ours, steady", "ours, making the order", "ours, LocalSampler"
 TORCH, MULTINOMIAL, SPDL = "torch WeightedRandomSampler", "torch.multinomial alone", "spdl DistributedRandomSampler"
 
 Measurement = Callable[[], int]
@@ -69,7 +70,8 @@ def ours(weight_n: Float64, draws: int) -> dict[str, Measurement]:
     def with_new_order() -> int:
         return draw_blocks(WeightedDrawer(weight_n, rng), draws)
 
-    return {OURS: with_new_weights, STEADY: steady, MAKE: with_new_order}
+    local = iterated(LocalSampler(weight_n, draws))
+    return {OURS: with_new_weights, STEADY: steady, MAKE: with_new_order, LOCAL: local}
 
 
 def iterated(sampler: Any) -> Measurement:
@@ -149,10 +151,21 @@ def chi_square_above_2e24() -> float:
 
 
 def headline_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Ratios at 1e7 examples, where that size and the peer were run; a weight change is in both sides."""
-    speed = {row["sampler"]: row["draws_per_s"] for row in rows if row["examples"] == 10**7 and "draws_per_s" in row}
-    ratios = {"over_torch_1e7": TORCH, "over_multinomial_1e7": MULTINOMIAL, "over_spdl_1e7": SPDL}
-    return {figure: speed[OURS] / speed[peer] for figure, peer in ratios.items() if peer in speed}
+    """Ratios where that size and the peer were run; a weight change is in both sides."""
+    speed = {(row["examples"], row["sampler"]): row["draws_per_s"] for row in rows if "draws_per_s" in row}
+    ratios = {
+        "over_torch_1e7": (10**7, OURS, TORCH),
+        "over_multinomial_1e7": (10**7, OURS, MULTINOMIAL),
+        "over_spdl_1e7": (10**7, OURS, SPDL),
+        "local_over_torch_1e5": (10**5, LOCAL, TORCH),
+        "local_over_torch_1e6": (10**6, LOCAL, TORCH),
+        "local_over_torch_1e7": (10**7, LOCAL, TORCH),
+    }
+    return {
+        figure: speed[size, ours] / speed[size, peer]
+        for figure, (size, ours, peer) in ratios.items()
+        if (size, peer) in speed
+    }
 
 
 def draw_plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -162,7 +175,7 @@ def draw_plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for name in (OURS, STEADY, MULTINOMIAL, TORCH, SPDL):
+    for name in (OURS, STEADY, LOCAL, MULTINOMIAL, TORCH, SPDL):
         points = [(r["examples"], r["draws_per_s"]) for r in rows if r["sampler"] == name and "draws_per_s" in r]
         if points:
             axes.loglog(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if name == OURS else 1.2)
@@ -185,7 +198,7 @@ def main(
     sizes = [size for size in SIZES if size <= largest]
     rows: list[dict[str, Any]] = []
     with Progress() as progress:
-        task = progress.add_task("draws", total=6 * repeats * len(sizes) + 1)
+        task = progress.add_task("draws", total=7 * repeats * len(sizes) + 1)
 
         def tick(what: str) -> None:
             progress.update(task, advance=1, description=what)
@@ -203,7 +216,7 @@ def main(
         f"One measurement is one change of all weights and min(examples, {draws:,}) draws in batches of {BATCH}.",
         "torch.multinomial yields one tensor for the whole epoch and is not cut into batches.",
         "Draws of torch and SPDL are independent; ours are spread evenly over blocks of "
-        f"{BLOCK_STEPS} batches (same marginals).",
+        f"{BLOCK_STEPS} batches, those of LocalSampler over the epoch (same marginals).",
         f"spdl {metadata.version('spdl')}" if _has("spdl") else "spdl is not installed",
     ]
     headline = headline_of(rows) | {"chi_square_p_above_2e24": chi_square}

@@ -158,8 +158,8 @@ class Catalog:
         return self.runs[run]
 
 
-class LocalService:
-    """Everything in this process: for tests, and for trying a policy without a cluster.
+class InProcessService:
+    """Everything in this process, on plain objects; `sampler_service.local` puts a trainer's face on it.
 
     Clusters are made anew inside `report`, when they are due, and all examples scored inside `publish`, so that the
     same calls give the same batches.

@@ -11,7 +11,7 @@ from sampler_service import rates as rates_module
 from sampler_service.errors import ConfigError
 from sampler_service.policies import POLICIES
 from sampler_service.sampler import Sampler
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from sampler_service.types import Batch, ReportBlock
 from tests.support import DIM, FakeTrainer, ids_of, join_all, make_config, make_sampler, report_of
 
@@ -251,7 +251,7 @@ def test_the_same_seed_and_reports_give_the_same_batches_and_another_seed_gives_
     assert [row[5] for row in one] != [row[5] for row in other]
 
 
-def local_stream(services: list[LocalService], names: list[str], sizes: list[int]) -> list[list]:
+def local_stream(services: list[InProcessService], names: list[str], sizes: list[int]) -> list[list]:
     """Two epochs of each run, step by step in turn."""
     trainers = []
     for service, name, n in zip(services, names, sizes, strict=True):
@@ -275,9 +275,9 @@ def local_stream(services: list[LocalService], names: list[str], sizes: list[int
 
 
 def test_two_runs_side_by_side_get_what_each_gets_alone():
-    together = LocalService(shards=2)
+    together = InProcessService(shards=2)
     beside = local_stream([together, together], ["a", "bb"], [48, 60])
-    alone = [local_stream([LocalService(shards=2)], [name], [n])[0] for name, n in (("a", 48), ("bb", 60))]
+    alone = [local_stream([InProcessService(shards=2)], [name], [n])[0] for name, n in (("a", 48), ("bb", 60))]
     assert beside == alone
     assert any(policy == "gradient_clustering" for _, policy, *_ in alone[0])
 

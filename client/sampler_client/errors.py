@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
@@ -101,12 +102,12 @@ def from_rpc(error: grpc.RpcError, what: str, address: str) -> SamplerError:
     """Translate a failed call into its error.
 
     Args:
-        error: what grpc raised; it is also a `grpc.Call` with a code and details.
+        error: what grpc raised; of a call it has a code and details.
         what: the call in words, such as "open run 'mnist'".
         address: host:port of the service, for the message.
     """
-    code = error.code() if isinstance(error, grpc.Call) else None
-    details = error.details() if isinstance(error, grpc.Call) else str(error)
+    call: Any = error if hasattr(error, "code") else None  # a `grpc.Call`, or what stands for one in process
+    code, details = (call.code(), call.details()) if call else (None, str(error))
     kind = ERROR_OF_CODE.get(code, SamplerError) if code is not None else SamplerError
     if kind is ServiceUnavailable:
         hint = "is `sampler-service up` running there and the port right?"

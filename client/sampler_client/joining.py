@@ -13,7 +13,7 @@ from sampler_client.client import SamplerClient, option_texts
 from sampler_client.config import RunOptions, Timeouts
 from sampler_client.errors import ConfigError
 from sampler_client.phases import Phase, schedule_of
-from sampler_client.session import Session
+from sampler_client.session import Joinable, Session, Source
 
 DEFAULT_POLICY = "auto"
 
@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 def join(  # noqa: PLR0913 - keyword-only settings, each with a default
-    address: str,
+    address: str | Joinable,
     run: str,
     num_examples: int | None,
     batch_size: int,
@@ -53,10 +53,11 @@ def join(  # noqa: PLR0913 - keyword-only settings, each with a default
     worker: int = 0,
     workers: int = 1,
     **options: Any,
-) -> Session:
+) -> Source:
     """Open a run, or find it, and claim a place in it.
 
     Args:
+        address: "host:port" of the service, or what opens sessions itself.
         num_examples: of the dataset; None: as many as the service holds records of it.
         lead: batches that may be held at once, `ahead` of them beside what is prefetched.
         records: batches come with these records.
@@ -76,29 +77,28 @@ def join(  # noqa: PLR0913 - keyword-only settings, each with a default
         policy, policy_options = "phases", {**(policy_options or {}), "schedule": schedule_of(phases)}
     timed = {} if budget is None else {"progress": share_of(budget)}
     rank, world_size = place_of(rank, world_size)
-    client, dataset = SamplerClient(address, timeouts=timeouts), dataset or run
-    if num_examples is None:
-        num_examples = int(client.describe_dataset(dataset).num_examples)
-    return Session(
-        client,
-        run=run,
-        dataset=dataset,
-        num_examples=num_examples,
-        options=RunOptions(
+    request: dict[str, Any] = {
+        "run": run,
+        "dataset": dataset or run,
+        "num_examples": num_examples,
+        "options": RunOptions(
             policy=policy, policy_options=option_texts(policy_options), by_budget=budget is not None, **options
         ),
-        rank=rank,
-        world_size=world_size,
-        batch_size=batch_size,
-        drop_last=drop_last,
-        lead=lead,
-        bunch=max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
-        queue=queue,
-        records=records,
-        worker=worker,
-        workers=workers,
+        "rank": rank,
+        "world_size": world_size,
+        "batch_size": batch_size,
+        "drop_last": drop_last,
+        "lead": lead,
+        "bunch": max(1, ahead // 2),  # what workers prefetch is in their queue: only these are slack
+        "queue": queue,
         **timed,
-    )
+    }
+    if not isinstance(address, str):
+        return address.open_session(timeouts=timeouts, **request)
+    client = SamplerClient(address, timeouts=timeouts)
+    if num_examples is None:
+        request["num_examples"] = int(client.describe_dataset(request["dataset"]).num_examples)
+    return Session(client, records=records, worker=worker, workers=workers, **request)
 
 
 def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
@@ -75,7 +75,7 @@ class RecordStream:
         records = records_request(columns, decode)
         lead = behind + ahead
         session = join(address, run, None, batch_size, policy, lead, ahead, dataset=dataset, records=records, **options)
-        return cls(session, lead=lead, behind=behind)
+        return cls(cast(Session, session), lead=lead, behind=behind)
 
     def __iter__(self) -> Iterator[Batch]:
         for handed, batch in enumerate(self.reader):

@@ -29,7 +29,7 @@ ASK_S = 5.0
 
 
 class Source(Protocol):
-    """What batches come from: a Session, or `testing.FakeSession`."""
+    """What batches come from: a Session, one in the service's own process, or `testing.FakeSession`."""
 
     steps_per_epoch: int
 
@@ -58,6 +58,16 @@ class Source(Protocol):
     def statistics(self) -> pb.GetStatisticsResponse: ...
 
     def close(self) -> None: ...
+
+
+class Joinable(Protocol):
+    """What takes the place of an address: a service in the trainer's own process."""
+
+    def open_session(
+        self, *, dataset: str, num_examples: int, options: RunOptions, timeouts: Timeouts | None, **request: Any
+    ) -> Source:
+        """A source in a run; `request` is what `Session` takes beside these and its client."""
+        ...
 
 
 class Session:
@@ -106,7 +116,7 @@ class Session:
         self._session = ""
         try:
             check_whole("queue", queue, 1)
-            self._request = _join_request(run, rank, world_size, batch_size, drop_last, lead)
+            self._request = join_request(run, rank, world_size, batch_size, drop_last, lead)
             self._request.worker, self._request.workers = worker, workers
             self._stream = BatchStream(
                 client, self._join, lead=lead, bunch=bunch, progress=progress, records=records, workers=workers
@@ -228,7 +238,7 @@ def check_unit(rows: ReportRows | PendingReport) -> None:
         )
 
 
-def _join_request(run: str, rank: int, world_size: int, batch_size: int, drop_last: bool, lead: int) -> pb.JoinRequest:
+def join_request(run: str, rank: int, world_size: int, batch_size: int, drop_last: bool, lead: int) -> pb.JoinRequest:
     """What claims a rank, with a token of its own: a repeat of it is known for one."""
     check_whole("batch_size", batch_size, 1)
     for name, value in (("rank", rank), ("world_size", world_size), ("lead", lead)):

@@ -46,11 +46,7 @@ class WeightedDrawer:
 
     def refresh(self, weight_n: Float64) -> None:
         """Replace all weights, keeping the order; O(n). Raises ConfigError as `__init__` does, changing nothing."""
-        with np.errstate(over="ignore"):  # reported below, in our own words
-            total = float(weight_n.sum())
-        # Two passes find that something is wrong; only then do we look for what. A NaN fails both comparisons.
-        if not (np.min(weight_n) >= 0 and 0 < total < np.inf):
-            raise ConfigError(_complaint(weight_n))
+        check_weights(weight_n)
         weight_n.take(self._order_n, out=self._cumulative_n, mode="clip")
         np.cumsum(self._cumulative_n, out=self._cumulative_n)
         self.total = float(self._cumulative_n[-1])
@@ -90,6 +86,15 @@ class WeightedDrawer:
             place_m += step * (self._cumulative_n.take(place_m + (step - 1), mode="clip") <= point_m)
             step >>= 1
         return place_m
+
+
+def check_weights(weight_n: Float64) -> None:
+    """Raise ConfigError unless weights (n,) can be drawn by: finite, at least 0, with a positive and finite sum."""
+    with np.errstate(over="ignore"):  # reported below, in our own words
+        total = float(weight_n.sum())
+    # Two passes find that something is wrong; only then do we look for what. A NaN fails both comparisons.
+    if not (np.min(weight_n) >= 0 and 0 < total < np.inf):
+        raise ConfigError(_complaint(weight_n))
 
 
 def _complaint(weight_n: Float64) -> str:

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -63,6 +64,15 @@ def _taken(host: str, port: int, why: str) -> ConfigError:
     )
 
 
+def add_calls(service: Service, config: ServiceConfig, server: Any, records: Records | None = None) -> None:
+    """Let a `grpc.Server`, or what stands for one in process, answer every call but the batch stream."""
+    pb_grpc.add_DatasetsServicer_to_server(DatasetsServicer(service, records or NoRecords()), server)
+    pb_grpc.add_RunsServicer_to_server(RunsServicer(service, config.max_weights_bytes), server)
+    pb_grpc.add_ReportsServicer_to_server(ReportsServicer(service), server)
+    pb_grpc.add_StatisticsServicer_to_server(StatisticsServicer(service), server)
+    pb_grpc.add_ControlServicer_to_server(ControlServicer(service), server)
+
+
 class Server:
     """A started server; `port` is the one it listens on.
 
@@ -85,12 +95,8 @@ class Server:
         self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=threads)
         self._health = health.HealthServicer()
         self._batches = BatchesServicer(service, records, config.message_bytes, config.max_trainers)
-        pb_grpc.add_DatasetsServicer_to_server(DatasetsServicer(service, records), self._server)
-        pb_grpc.add_RunsServicer_to_server(RunsServicer(service, config.max_weights_bytes), self._server)
+        add_calls(service, config, self._server, records)
         pb_grpc.add_BatchesServicer_to_server(self._batches, self._server)
-        pb_grpc.add_ReportsServicer_to_server(ReportsServicer(service), self._server)
-        pb_grpc.add_StatisticsServicer_to_server(StatisticsServicer(service), self._server)
-        pb_grpc.add_ControlServicer_to_server(ControlServicer(service), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
             names = [pb.DESCRIPTOR.services_by_name[name].full_name for name in _SERVICES]

@@ -249,9 +249,9 @@ class ControlServicer(pb_grpc.ControlServicer):
 
 
 def _is_loopback(peer: str) -> bool:
-    """Whether a gRPC peer ("ipv4:127.0.0.1:5000", "ipv6:%5B::1%5D:5000", "unix:…") is on this machine."""
+    """Whether a gRPC peer ("ipv4:127.0.0.1:5000", "ipv6:%5B::1%5D:5000", "unix:…", "inproc:…") is on this machine."""
     kind, _, rest = unquote(peer).partition(":")
-    if kind == "unix":
+    if kind in ("unix", "inproc"):
         return True
     try:
         return ipaddress.ip_address(rest.rpartition(":")[0].strip("[]")).is_loopback

@@ -9,9 +9,9 @@ import torch.distributed
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 import sampler_client as sampler
-from sampler_client.pytorch import loader as loaders
+from sampler_client import joining
 from sampler_service.errors import Unavailable
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from tests.client.conftest import BATCH, QUICK, N
 
 
@@ -27,8 +27,8 @@ def attach(loader, address, **options):
 def place(monkeypatch, **options) -> tuple[int, int]:
     """The rank and world size that would be asked for."""
     asked = []
-    monkeypatch.setattr(loaders, "Session", lambda _client, **request: asked.append(request))
-    loaders._join("localhost:1", "r", N, BATCH, "shuffle", 2, 2, **options)
+    monkeypatch.setattr(joining, "Session", lambda _client, **request: asked.append(request))
+    joining.join("localhost:1", "r", N, BATCH, "shuffle", 2, 2, **options)
     return asked[0]["rank"], asked[0]["world_size"]
 
 
@@ -120,7 +120,7 @@ def test_the_rank_comes_from_torch_distributed_before_the_environment(monkeypatc
         torch.distributed.destroy_process_group()
 
 
-class LosingItsAnswer(LocalService):
+class LosingItsAnswer(InProcessService):
     """The first join is done, but its answer never arrives."""
 
     lost = False

@@ -20,7 +20,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.config import Timeouts
 from sampler_client.figures import figures_of
 from sampler_client.testing import fake_attach
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from tests.client.conftest import QUICK, STEPS
 from tests.web.conftest import Trainer
 
@@ -47,7 +47,7 @@ class Notes:
         self.closed += 1
 
 
-class Hushed(LocalService):
+class Hushed(InProcessService):
     """Says nothing of its runs until it is released."""
 
     def __init__(self) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 import sampler_client as sampler
 from sampler_client.session import Session
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 
 EVERYTHING = list(range(N))
 
 
-class SlowToOpen(LocalService):
+class SlowToOpen(InProcessService):
     """A run whose processes take a second to start."""
 
     def open_run(self, config):
@@ -23,7 +23,7 @@ class SlowToOpen(LocalService):
         return super().open_run(config)
 
 
-class Stuck(LocalService):
+class Stuck(InProcessService):
     """Plans no batch while `stuck` is set."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ def test_a_service_that_comes_back_without_memory_goes_on_behind_what_was_receiv
 
     def restart() -> None:
         served.stop(grace_s)
-        threading.Timer(0.5, served.start, [LocalService()]).start()
+        threading.Timer(0.5, served.start, [InProcessService()]).start()
 
     assert sorted(ids_with(loader, step, restart)) == EVERYTHING
     assert sorted(ids_with(loader, 0, None)) == EVERYTHING
@@ -111,7 +111,7 @@ def test_a_service_that_comes_back_finds_ranks_that_stood_apart(attach, served):
     running = [iter(loader) for loader in pair]
     ids = [next(running[rank])[1].example_ids.tolist() for rank in (0, 0, 0, 1)]
     served.stop()
-    served.start(LocalService())
+    served.start(InProcessService())
     rest = [batch.example_ids.tolist() for each in running for _, batch in each]
     assert sorted(i for part in ids + rest for i in part) == EVERYTHING
 
@@ -132,7 +132,7 @@ def test_after_that_error_the_next_epoch_comes_when_the_service_is_back(attach, 
     loader = attach(served.address, timeouts=sampler.Timeouts(call_s=1, reconnect_s=0.5))
     with pytest.raises(sampler.ServiceUnavailable):
         ids_with(loader, 1, served.stop)
-    served.start(LocalService())
+    served.start(InProcessService())
     time.sleep(2)  # gRPC's own pause between attempts is longer than this reconnect_s
     assert sorted(ids_with(loader, 0, None)) == EVERYTHING
 

@@ -16,13 +16,13 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.session import Session
 from sampler_service.errors import Stale
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 
 D = 8
 
 
-class Watched(LocalService):
+class Watched(InProcessService):
     """Keeps the losses it is given, and takes reports only while `open` is set."""
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ def test_a_fence_after_the_last_batch_finds_a_service_that_was_restarted(join, s
     session = join()
     epoch(0)
     served.stop()
-    served.start(LocalService())
+    served.start(InProcessService())
     for batch_id in range(1, reports + 1):
         session.put(rows(batch_id))
     session.fence()
@@ -266,7 +266,7 @@ def test_a_fence_after_the_last_batch_finds_a_service_that_was_restarted(join, s
 def test_a_rank_that_only_reports_took_again_is_given_back(join, served):
     session = join()
     served.stop()
-    served.start(LocalService())
+    served.start(InProcessService())
     session.put(rows(1))
     session.close()
     assert served.service.statistics("r").reported_rows == 3
@@ -293,7 +293,7 @@ def test_all_reports_of_a_call_by_a_trainer_whose_rank_was_taken_over_are_droppe
     def ended(self, session, reports):
         raise Stale("session has ended: its rank was taken over")
 
-    monkeypatch.setattr(LocalService, "report", ended)
+    monkeypatch.setattr(InProcessService, "report", ended)
     service.open.set()
     with pytest.raises(sampler.Stale, match="taken over"):
         session.flush()

@@ -22,7 +22,7 @@ from sampler_client.testing import fake_attach
 from sampler_service.cli import app
 from sampler_service.policies import POLICIES, make_policy
 from sampler_service.scoring.worker import make_scorer
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from sampler_service.views import RunStatistics
 from tests.served import ServedService
 from trainer_examples.data import load
@@ -34,6 +34,7 @@ DOCUMENTS = [
         "sampler_service/README.md",
         "deploy/README.md",
         "docs/watching.md",
+        "docs/local.md",
         "docs/methods.md",
         "docs/data.md",
         "trainer_examples/README.md",
@@ -119,7 +120,7 @@ def test_the_trainer_of_the_readme_is_scored_by_the_factory_of_the_readme(served
     (tmp_path / "scoring_of_the_readme.py").write_text(factory[0], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     served.stop()
-    served.start(LocalService(make_scorer=partial(make_scorer, "scoring_of_the_readme:digits")))
+    served.start(InProcessService(make_scorer=partial(make_scorer, "scoring_of_the_readme:digits")))
     namespace: dict[str, Any] = {}
     exec(training[0].replace("localhost:50051", served.address), namespace)
     loader = namespace["loader"]
@@ -143,6 +144,7 @@ def test_there_is_code_to_run() -> None:
         "README.md",
         "sampler_service/README.md",
         "deploy/README.md",
+        "docs/local.md",
         "docs/methods.md",
     }
 

@@ -9,7 +9,7 @@ import pytest
 
 from sampler_client.session import Session
 from sampler_service.scoring.worker import make_scorer
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from tests.served import ServedService
 from trainer_examples import train_with_scorers
 from trainer_examples.data import load
@@ -19,7 +19,7 @@ EXAMPLES = len(load().train)
 
 @pytest.fixture
 def scored() -> Iterator[ServedService]:
-    served = ServedService(LocalService(make_scorer=partial(make_scorer, "trainer_examples.scoring:digits")))
+    served = ServedService(InProcessService(make_scorer=partial(make_scorer, "trainer_examples.scoring:digits")))
     yield served
     served.stop()
 

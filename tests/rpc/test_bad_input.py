@@ -35,7 +35,7 @@ from sampler_service.config import MOST_EXAMPLES, ServiceConfig
 from sampler_service.errors import ConfigError as ServiceConfigError
 from sampler_service.planning import Planner
 from sampler_service.rpc.server import Server
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from sampler_service.types import StratifiedDraw, WeightedDraw
 from tests.raw_wire import (
     N,
@@ -267,7 +267,7 @@ def test_a_session_that_was_taken_over_is_stale_in_every_call(service_address: s
 def test_a_port_in_use_is_refused_and_the_one_that_listens_goes_on(client: SamplerClient):
     port = int(client.address.rpartition(":")[2])
     with pytest.raises(ServiceConfigError, match=rf"can't listen on 127.0.0.1:{port}.*the port is in use"):
-        Server(LocalService(), ServiceConfig(port=port))
+        Server(InProcessService(), ServiceConfig(port=port))
     assert client.runs() == ["bystander"]
 
 

@@ -24,7 +24,7 @@ from sampler_client.publisher import PublishCounts
 from sampler_client.pytorch.weights import Snapshot
 from sampler_service.rpc.servicer import RunsServicer
 from sampler_service.scoring.worker import ModelScorer, make_scorer
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from tests import scoring_factories as factories
 from tests.raw_wire import QUICK, raw_channel
 from tests.served import ServedService
@@ -36,7 +36,7 @@ class Publishing:
     """A service with scorers of a factory, and loaders that are attached to it."""
 
     def __init__(self, factory: str, **settings) -> None:
-        self.service = LocalService(make_scorer=partial(make_scorer, f"tests.scoring_factories:{factory}"))
+        self.service = InProcessService(make_scorer=partial(make_scorer, f"tests.scoring_factories:{factory}"))
         self.served = ServedService(self.service, **settings)
         self._loaders: list[sampler.SampledLoader] = []
 
@@ -536,7 +536,7 @@ def test_a_service_that_was_restarted_gets_the_next_weights(publishing):
     loader.publish(factories.model(1), step=1)
     loader.flush()
     service.served.stop()
-    service.service = LocalService(make_scorer=partial(make_scorer, "tests.scoring_factories:numbers"))
+    service.service = InProcessService(make_scorer=partial(make_scorer, "tests.scoring_factories:numbers"))
     service.served.start(service.service)
     loader.publish(factories.model(2), step=2)
     loader.flush()

@@ -19,7 +19,7 @@ from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError
 from sampler_service.rpc.server import CONTROL_THREADS, Server
 from sampler_service.rpc.servicer import LOOKS_AT_ONCE, ControlServicer
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from sampler_service.views import RunStatistics
 from tests.raw_wire import QUICK, RawStream, hello, raw_channel, raw_join
 from tests.served import ServedService
@@ -92,7 +92,7 @@ def test_a_port_may_be_taken_again_at_once(served: ServedService):
         assert client.runs() == []
 
 
-class SlowService(LocalService):
+class SlowService(InProcessService):
     """Each fence, and each call for statistics, waits for its turn."""
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ def test_reflection_is_off_unless_asked_for(service_address: str):
 
 
 def test_reflection_lists_every_service_when_it_is_on():
-    server = Server(LocalService(), ServiceConfig(port=0, reflection=True))
+    server = Server(InProcessService(), ServiceConfig(port=0, reflection=True))
     try:
         assert reflected(f"127.0.0.1:{server.port}") >= set(SERVICES[1:])
     finally:
@@ -173,7 +173,7 @@ def test_reflection_lists_every_service_when_it_is_on():
 
 def test_a_stop_asked_for_on_this_machine_is_passed_on():
     asked = threading.Event()
-    server = Server(LocalService(on_stop=asked.set), ServiceConfig(port=0))
+    server = Server(InProcessService(on_stop=asked.set), ServiceConfig(port=0))
     try:
         with SamplerClient(f"127.0.0.1:{server.port}", timeouts=QUICK) as client:
             client.stop_service()
@@ -204,7 +204,7 @@ class Caller:
 @pytest.mark.parametrize("peer", ["ipv4:127.0.0.1:5000", "ipv4:127.8.0.1:1", "ipv6:%5B::1%5D:5000", "unix:/tmp/socket"])
 def test_a_stop_from_this_machine_is_allowed(peer: str):
     asked = threading.Event()
-    ControlServicer(LocalService(on_stop=asked.set)).Stop(pb.StopRequest(), Caller(peer))
+    ControlServicer(InProcessService(on_stop=asked.set)).Stop(pb.StopRequest(), Caller(peer))
     assert asked.is_set()
 
 
@@ -212,7 +212,7 @@ def test_a_stop_from_this_machine_is_allowed(peer: str):
 def test_a_stop_from_elsewhere_is_refused(peer: str):
     asked, caller = threading.Event(), Caller(peer)
     with pytest.raises(Aborted, match="only on the service's own machine"):
-        ControlServicer(LocalService(on_stop=asked.set)).Stop(pb.StopRequest(), caller)
+        ControlServicer(InProcessService(on_stop=asked.set)).Stop(pb.StopRequest(), caller)
     assert not asked.is_set() and caller.code is grpc.StatusCode.PERMISSION_DENIED
 
 

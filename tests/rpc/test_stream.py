@@ -19,7 +19,7 @@ from sampler_client.session import Session
 from sampler_service.errors import Unavailable
 from sampler_service.rpc.batches import SPARE_STREAMS, encode_batches
 from sampler_service.rpc.server import CONTROL_THREADS
-from sampler_service.service import LocalService
+from sampler_service.service import InProcessService
 from sampler_service.types import Batch, Rows
 from tests.raw_wire import N, RawStream, drain, hello, ids_of, open_session, raw_channel, raw_join
 from tests.served import ServedService
@@ -148,6 +148,7 @@ def test_what_a_trainer_held_that_is_gone_comes_to_the_other_one(service_address
         ids += ids_of(done)
         time.sleep(0.1)
         gone.cancel()
+    until(lambda: stays.client.statistics("run").trainers == 1)
     ids += drain(stays)
     assert sorted(ids) == list(range(N))
     assert stays.client.statistics("run").leases_expired == 2
@@ -167,7 +168,7 @@ def test_trainers_reconnect_by_themselves_after_a_restart_and_get_each_example_o
             session.done(batch.batch_id)
     time.sleep(0.2)  # what is done is told in the background
     served.stop()
-    threading.Timer(0.3, served.start, [served.service if remembers else LocalService()]).start()
+    threading.Timer(0.3, served.start, [served.service if remembers else InProcessService()]).start()
     epochs: list[list[int]] = [[*ids], []]
 
     def go_on(session: Session) -> None:
@@ -308,7 +309,7 @@ def test_a_silent_stream_gives_signs_of_life_as_long_as_it_is_open(monkeypatch):
     monkeypatch.setattr("sampler_service.rpc.batches.RENEW_S", 0.0)
     signs: list[str] = []
 
-    class Watched(LocalService):
+    class Watched(InProcessService):
         def renew(self, session: str) -> None:
             signs.append(session)
             raise Unavailable("the run is away")  # which is no reason to end the stream

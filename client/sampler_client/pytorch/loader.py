@@ -26,7 +26,7 @@ from sampler_client.pytorch.two_stage.scorer import Scorer
 from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
 from sampler_client.pytorch.weights import Snapshot
 from sampler_client.reporter import ReportCounts
-from sampler_client.session import EpochReader, Source
+from sampler_client.session import EpochReader, Joinable, Source
 
 _AHEAD = 2
 """batches beside the DataLoader's own prefetch: one in the loop's hands, one under way"""
@@ -55,7 +55,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
     @classmethod
     def connect(  # noqa: PLR0913 - keyword-only settings, each with a default
         cls,
-        address: str,
+        address: str | Joinable,
         *,
         run: str,
         num_examples: int,
@@ -225,7 +225,7 @@ class SampledLoader:
 
 def attach(
     loader: DataLoader[Any],
-    address: str,
+    address: str | Joinable,
     *,
     run: str,
     policy: str = DEFAULT_POLICY,
@@ -241,7 +241,7 @@ def attach(
 
     Args:
         loader: over a map-style dataset; its batch_size is that of this trainer.
-        address: "host:port" of the service.
+        address: "host:port" of the service, or a service in this process (`sampler_service.local.LocalService`).
         run: name of the training job; trainers of one job share it.
         policy: which examples to prefer; "shuffle" is the plain baseline, "auto" picks by what the run measures.
         two_stage: the model in training, a `Scorer`, or `TwoStage` with options: the service proposes up to three
