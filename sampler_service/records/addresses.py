@@ -7,6 +7,7 @@ systems where it has one for the scheme, fsspec's otherwise ("https://…", "az:
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,15 @@ from sampler_service.records.manifest import Identity
 
 StorageOptions = Mapping[str, Any]
 
+
+def _s3(**options: Any) -> pafs.FileSystem:
+    # As for URIs without options, where pyarrow looks at this itself.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return pafs.S3FileSystem(**({"endpoint_override": endpoint} if endpoint else {}) | options)
+
+
 _NATIVE: dict[str, Callable[..., pafs.FileSystem]] = {
-    "s3": lambda **options: pafs.S3FileSystem(**options),
+    "s3": _s3,
     "gs": lambda **options: pafs.GcsFileSystem(**options),
 }
 """by scheme: file systems of pyarrow that take storage options"""
@@ -99,7 +107,11 @@ class Address:
     def _list(self, base: str) -> Iterator[tuple[str, int, str]]:
         """(path, bytes, version) of each file."""
         if isinstance(self.fs, pafs.PyFileSystem):
-            for path, info in self.fs.handler.fs.find(base, detail=True).items():
+            store = self.fs.handler.fs
+            found = store.find(base, detail=True)
+            if not found and not store.exists(base):
+                raise FileNotFoundError
+            for path, info in found.items():
                 told = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "created"))
                 yield path, info.get("size") or 0, str(next((each for each in told if each), ""))
             return

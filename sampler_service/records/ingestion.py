@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -139,9 +140,7 @@ def _known(folder: Path, registered: Manifest | None) -> Known:
         versions={each.uri: (each.bytes, each.version) for each in sources if each.kind == "file"},
         memory=frozenset(each for each in sources if each.kind == "memory"),
         names={
-            each.uri: lambda uri=each.uri: _image_names(folder, registered, uri)
-            for each in sources
-            if each.kind == "images"
+            each.uri: partial(_image_names, folder, registered, each.uri) for each in sources if each.kind == "images"
         },
         classes=None if label is None else class_names(label),
     )
@@ -180,9 +179,9 @@ def _remove_parts(folder: Path) -> None:
 def _tidy(folder: Path) -> None:
     """Remove notes, and shards of ingestions that were given up."""
     known = {shard.file for shard in read_manifest(folder).shards}
-    for path in folder.glob("[0-9]*"):
-        if path.name not in known:
-            path.unlink(missing_ok=True)
+    for path in (*folder.glob("[0-9]*.arrow"), *folder.glob("[0-9]*.json")):
+        if path.name not in known and path.is_file():
+            path.unlink()
 
 
 def _register(folder: Path, before: Manifest, written: Sequence[ShardInfo]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sampler_service.errors import ConfigError, Conflict, Damaged
 
@@ -170,7 +169,7 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBa
             raise Damaged(f"{where} has no column {field.name!r}, which its first records had")
         array = batch.column(field.name)
         if is_encoded(array.type):
-            array = pc.struct_field(array, "bytes")
+            array = array.flatten()[array.type.get_field_index("bytes")]
         if array.type != field.type:
             try:
                 array = array.cast(field.type)
