@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,20 +36,26 @@ READERS = 8
 def why_not(data: bytes | pa.Buffer) -> str:
     """Why bytes are no image that decodes; empty when they are one."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which harms nobody
-            image = Image.open(io.BytesIO(data))
-            if image.format == "JPEG":
-                # Pillow verifies no JPEG, but decodes one at an eighth of its size in little time.
-                image.draft(None, (1, 1))
-                image.load()
-            else:
-                image.verify()
+        image = Image.open(io.BytesIO(data))
+        if image.format == "JPEG":
+            # Pillow verifies no JPEG, but decodes one at an eighth of its size in little time.
+            image.draft(None, (1, 1))
+            image.load()
+        else:
+            image.verify()
     except UnidentifiedImageError:
         return "it is no image that Pillow knows"
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         return str(error) or type(error).__name__
     return ""
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Without Pillow's warnings of odd metadata, which harms nobody. Around threads: all share the filters of warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def mark_images(schema: pa.Schema, first: pa.RecordBatch) -> pa.Schema:

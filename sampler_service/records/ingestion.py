@@ -20,6 +20,7 @@ from sampler_service.errors import ConfigError, Conflict, NotFound
 from sampler_service.records.addresses import StorageOptions
 from sampler_service.records.directory import DataDirectory, changing
 from sampler_service.records.fragments import Known, OnBad
+from sampler_service.records.images import quiet_pillow
 from sampler_service.records.keys import write_keys
 from sampler_service.records.looking import check_fragments, schema_of
 from sampler_service.records.manifest import FileInfo, Manifest, ShardInfo, read_manifest, write_manifest
@@ -85,7 +86,7 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
         raise ConfigError(f"on_bad must be 'fail' or 'skip', got {on_bad!r}")
     folder = DataDirectory(data_dir).folder(name)
     source = source_of(data, format, storage_options)
-    with changing(folder):
+    with changing(folder), quiet_pillow():
         registered = _registered(folder, name, append)
         fragments = source.fragments(_known(folder, registered))
         if registered is not None:
