@@ -37,6 +37,10 @@ def ingest(  # noqa: PLR0913 - the options of a command line
     ] = "auto",
     id_column: Annotated[str | None, typer.Option(help="column of unique int64 or texts: the keys")] = None,
     columns: Annotated[str | None, typer.Option(help="to keep, with commas between them; all otherwise")] = None,
+    column_type: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="column=type, where the first records tell another: score=float64"),
+    ] = None,
     append: Annotated[bool, typer.Option("--append", help="add what is new to a data set that is registered")] = False,
     on_bad: Annotated[str, typer.Option(help="fail, or skip images that do not decode and bad samples")] = "fail",
     storage_option: StorageOption = None,
@@ -53,9 +57,10 @@ def ingest(  # noqa: PLR0913 - the options of a command line
         format=file_format,
         id_column=id_column,
         columns=None if columns is None else [column.strip() for column in columns.split(",")],
+        schema=_records().schema_of_types(_pairs("--type", column_type)) if column_type else None,
         append=append,
         on_bad=on_bad,
-        storage_options=_options(storage_option),
+        storage_options=_pairs("--storage-option", storage_option),
         **_on(address),
     )
     new, megabytes = store.num_examples - before, store.manifest.bytes / 1e6
@@ -100,7 +105,7 @@ def verify(
 ) -> None:
     """Read a data set wholly, and say whether it and its sources are still what was registered."""
     store = _one(data_dir, name)
-    _records().verify(store, sources=not no_sources, storage_options=_options(storage_option))
+    _records().verify(store, sources=not no_sources, storage_options=_pairs("--storage-option", storage_option))
     console.print(f"{name}: {len(store.manifest.shards)} shards, {store.num_examples:,} examples, all as registered")
 
 
@@ -155,11 +160,11 @@ def _numbers(option: str, text: str) -> list[int]:
         raise ConfigError(f"{option} takes whole numbers with commas between them, got {text!r}") from None
 
 
-def _options(given: list[str] | None) -> dict[str, str]:
-    options = {}
-    for option in given or []:
-        key, separator, value = option.partition("=")
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for pair in given or []:
+        key, separator, value = pair.partition("=")
         if not separator:
-            raise ConfigError(f"--storage-option takes key=value, got {option!r}")
-        options[key] = value
-    return options
+            raise ConfigError(f"{option} takes key=value, got {pair!r}")
+        pairs[key] = value
+    return pairs

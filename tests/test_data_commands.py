@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from sampler_service.cli import app, main
 from sampler_service.errors import ConfigError, Damaged, NotFound
+from sampler_service.records import DataDirectory
 from tests.records.support import image, table_of
 
 
@@ -65,6 +66,8 @@ def test_integer_keys_and_several_addresses(tmp_path: Path):
         "ingest", tmp_path / "b.csv", tmp_path / "a.csv", "--name", "n", "--id-column", "id", "--format", "csv"
     )
     assert "4 new examples" in shown
+    shown = said("ingest", tmp_path / "a.csv", "--name", "typed", "--type", "id=float32")
+    assert DataDirectory().open("typed").schema.field("id").type == "float"
     assert "1 examples deleted" in said("delete", "n", "--keys", "7")
 
 
@@ -75,6 +78,7 @@ def test_integer_keys_and_several_addresses(tmp_path: Path):
         (("delete", "small", "--ids", "1,x"), ConfigError, "--ids takes whole numbers with commas .* got '1,x'"),
         (("delete", "other", "--ids", "1"), NotFound, "no data set 'other' in .*; there: small"),
         (("ingest", "x.csv", "--name", "y", "--storage-option", "key"), ConfigError, "takes key=value, got 'key'"),
+        (("ingest", "x.csv", "--name", "y", "--type", "x=number"), ConfigError, "types are named as in Arrow, such as"),
         (("ingest", "x.csv", "--name", "y", "--format", "xml"), ConfigError, "format 'xml' is none of"),
         (("verify", "other"), NotFound, "no data set 'other'"),
     ],

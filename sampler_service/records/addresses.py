@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,12 @@ class Address:
         """(path, bytes, version) of each file."""
         if isinstance(self.fs, pafs.PyFileSystem):
             store = self.fs.handler.fs
-            found = store.find(base, detail=True)
+            found = {base: store.info(base)} if store.isfile(base) else store.find(base, detail=True)
             if not found and not store.exists(base):
                 raise FileNotFoundError
             for path, info in found.items():
                 told = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "created"))
-                yield path, info.get("size") or 0, str(next((each for each in told if each), ""))
+                yield path, info.get("size") or 0, _version(next((each for each in told if each), ""))
             return
         infos = [self.fs.get_file_info(base)]
         if infos[0].type == pafs.FileType.NotFound:
@@ -155,6 +156,12 @@ def resolve(uri: str, storage_options: StorageOptions | None = None) -> Address:
             raise
         using = f" with the storage options {', '.join(sorted(options))}" if options else ""
         raise ConfigError(f"the address {uri!r}{using} can't be used: {error}") from error
+
+
+def _version(told: Any) -> str:
+    """An etag, or a time: one store may tell it now as a datetime, and now as seconds."""
+    seconds = told.timestamp() if isinstance(told, datetime) else told
+    return str(round(seconds * 1e6)) if isinstance(seconds, float) else str(told)
 
 
 @contextmanager

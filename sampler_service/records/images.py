@@ -52,7 +52,7 @@ def why_not(data: bytes | pa.Buffer) -> str:
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Without Pillow's warnings of odd metadata, which harms nobody. Around threads: all share the filters of warnings."""
+    """No warnings of odd metadata from Pillow, which harms nobody. Around threads: filters are those of the process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield

@@ -7,7 +7,7 @@ names that its labels stand for.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -114,6 +114,20 @@ def common_schema(looked: Sequence[Looked]) -> pa.Schema:
                 ) from error
             common[field.name] = merged.field(0)
     return pa.schema([common[name] for name in first.schema.names])
+
+
+def schema_of_types(types: Mapping[str, str]) -> pa.Schema:
+    """Types by the names that Arrow has for them: "float64", "string", "timestamp[s]".
+
+    Raises:
+        ConfigError: Arrow has no type of such a name.
+    """
+    try:
+        return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()])
+    except ValueError as error:
+        raise ConfigError(
+            f"{error}: types are named as in Arrow, such as int64, float32, string, timestamp[s]"
+        ) from error
 
 
 def override(schema: pa.Schema, given: pa.Schema | None, where: str) -> pa.Schema:

@@ -38,7 +38,7 @@ def parsing(what: object) -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, EOFError, OSError) as error:
         raise Damaged(
-            f"{what} can't be read: {error}; is it whole, and of the format and the types that were told?"
+            f"{what} can't be read: {error}; is it whole, and of this format? Types are given by schema=, --type"
         ) from error
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import fsspec
 import numpy as np
@@ -140,6 +143,18 @@ def test_file_systems_of_fsspec_stand_in_where_arrow_knows_none(register: Ingest
         verify(store)
     with pytest.raises(NotFound, match="there is nothing at memory://nowhere"):
         register("memory://nowhere", "nowhere", format="csv")
+
+
+def test_a_file_on_a_web_server_is_read(register: Ingest, tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n2\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            store = register(f"http://127.0.0.1:{server.server_port}/a.csv")
+        finally:
+            server.shutdown()
+    assert all_of(store) == [{"x": 1}, {"x": 2}]
 
 
 def test_local_addresses_are_kept_as_absolute_paths(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from datetime import datetime
 from itertools import pairwise
@@ -149,6 +150,14 @@ def test_a_store_sees_what_is_new_when_it_is_refreshed_and_not_before(register: 
     assert not first.refresh()
     assert first._opened._flat[0] is mapped, "not mapped anew"
     assert first.take(np.array([14])).to_pylist() == table_of(15).slice(14).to_pylist()
+
+
+def test_a_data_set_that_was_removed_and_made_anew_is_seen_as_another(register: Ingest):
+    store = register(table_of(10))
+    shutil.rmtree(store.path)
+    register(table_of(20).slice(10))
+    assert store.refresh()
+    assert store.take(np.array([0]), ["number"]).to_pydict() == {"number": [100]}
 
 
 def test_deleted_ids_are_refused_by_name_and_can_be_read(register: Ingest):
