@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sampler_service.errors import ConfigError
+from sampler_service.errors import ConfigError, SamplerError
 
 if TYPE_CHECKING:
     from sampler_service.records import RecordStore
@@ -72,29 +72,34 @@ def ingest(  # noqa: PLR0913 - the options of a command line
 
 
 def datasets(data_dir: DataDir = "") -> None:
-    """List the data sets that are registered."""
+    """List the data sets that are registered. Fails when one of them can't be read."""
     directory = _records().DataDirectory(data_dir or None)
-    stores = directory.open_all()
-    if not stores:
+    names = directory.names()
+    if not names:
         console.print(f"no data set is registered in {directory.path}: sampler-service ingest URI --name NAME")
         return
-    table = Table("name", title=f"data sets in {directory.path}", title_justify="left")
+    table, damaged = Table("name", title=f"data sets in {directory.path}", title_justify="left"), []
     for heading in ("examples", "deleted", "skipped", "MB", "generation"):
         table.add_column(heading, justify="right")
     table.add_column("columns")
-    for name, store in stores.items():
-        manifest = store.manifest
-        skipped = sum(len(shard.skipped) for shard in manifest.shards)
-        counts = (
-            manifest.num_examples,
-            store.deleted.size,
-            skipped,
-            f"{manifest.bytes / 1e6:,.1f}",
-            manifest.generation,
-        )
-        names = [f"{field.name} (key)" if field.name == manifest.id_column else field.name for field in manifest.schema]
-        table.add_row(name, *(each if isinstance(each, str) else f"{each:,}" for each in counts), ", ".join(names))
+    for name in names:
+        try:
+            table.add_row(name, *_row(directory.open(name)))
+        except SamplerError as error:
+            damaged.append(f"{name}: {error}")
     console.print(table)
+    for line in damaged:
+        console.print(line, style="red", markup=False, highlight=False)
+    if damaged:
+        raise typer.Exit(1)
+
+
+def _row(store: RecordStore) -> list[str]:
+    manifest = store.manifest
+    skipped = sum(len(shard.skipped) for shard in manifest.shards)
+    counts = [f"{count:,}" for count in (manifest.num_examples, store.deleted.size, skipped)]
+    names = [f"{field.name} (key)" if field.name == manifest.id_column else field.name for field in manifest.schema]
+    return [*counts, f"{manifest.bytes / 1e6:,.1f}", str(manifest.generation), ", ".join(names)]
 
 
 def verify(

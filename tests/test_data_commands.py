@@ -89,6 +89,16 @@ def test_what_is_typed_wrongly_is_said(files: Path, arguments: tuple[str, ...], 
         said(*arguments)
 
 
+def test_a_data_set_that_can_not_be_read_is_listed_beside_the_others(files: Path, cache: Path):
+    said("ingest", files, "--name", "whole")
+    said("ingest", files, "--name", "cut")
+    (cache / "cut/00000.arrow").write_bytes(b"")
+    shown = CliRunner().invoke(app, ["datasets"])
+    assert shown.exit_code == 1
+    assert "│ whole" in shown.output
+    assert "cut: " in shown.output and "has 0 bytes, registered are" in shown.output
+
+
 def test_damage_is_one_line_and_a_failure(files: Path, cache: Path, monkeypatch, capsys):
     said("ingest", files, "--name", "small")
     shard = cache / "small/00000.arrow"

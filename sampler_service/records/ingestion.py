@@ -23,12 +23,12 @@ from sampler_service.records.fragments import Known, OnBad
 from sampler_service.records.images import quiet_pillow
 from sampler_service.records.keys import write_keys
 from sampler_service.records.looking import check_fragments, schema_of
-from sampler_service.records.manifest import FileInfo, Manifest, ShardInfo, read_manifest, write_manifest
+from sampler_service.records.manifest import PART, FileInfo, Manifest, ShardInfo, read_manifest, write_manifest
 from sampler_service.records.progress import with_bar
 from sampler_service.records.schemas import class_names
 from sampler_service.records.sources import Format, source_of
 from sampler_service.records.store import RecordStore, map_shard
-from sampler_service.records.writing import PART, Work, full
+from sampler_service.records.writing import Work, full
 
 Execute = Callable[[Sequence[Work]], Iterable[ShardInfo]]
 """writes shards, in any order and anywhere, so that they are in the data set's folder here when it is through"""

@@ -5,6 +5,7 @@ The file has two columns, `key` in ascending order and `example_id`; looking up 
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from sampler_service.errors import ConfigError, Damaged, NotFound
 from sampler_service.records.checksums import HashedFile
-from sampler_service.records.manifest import FileInfo
+from sampler_service.records.manifest import PART, FileInfo
 
 SHOWN = 3
 """keys in a message"""
@@ -65,7 +66,7 @@ def write_keys(path: Path, keys: pa.ChunkedArray, column: str, shard_of: Sequenc
             f"key {ordered[at].as_py()!r} of column {column!r} is there twice, {_place(first, shard_of)} and "
             f"{_place(second, shard_of)} ({same.true_count} keys too many in all): keys must be unique"
         )
-    part = path.with_suffix(".part")
+    part = path.with_name(f"{path.name}{PART}{os.getpid()}")
     with part.open("wb") as file:
         hashed = HashedFile(file)
         with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), batch.schema) as writer:

@@ -17,15 +17,12 @@ from sampler_service.errors import Unavailable
 from sampler_service.records.checksums import HashedFile, checksum_of
 from sampler_service.records.fragments import Bad, Fragment, OnBad
 from sampler_service.records.images import sound_rows
-from sampler_service.records.manifest import ShardInfo, fits, shard_from_json, write_atomically
+from sampler_service.records.manifest import PART, ShardInfo, fits, shard_from_json, write_atomically
 from sampler_service.records.schemas import conform, is_image
 
 BLOCK_BYTES = 4 * 1024**2
 """of records in one batch of a shard, at least. Reading by id costs the same for any number of batches, but each is an
 object in memory: small ones are joined, and those of readers, which are larger than this, are not copied"""
-
-PART = ".part-"
-"""in the names of files that are not whole yet"""
 
 Tell = Callable[[int, int], None]
 """(rows, bytes) that were written since the last call"""

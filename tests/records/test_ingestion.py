@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sampler_service.errors import Busy, ConfigError, Conflict, Damaged, NotFound, Stale, Unavailable
-from sampler_service.records import ingest, verify, writing
+from sampler_service.records import ingest, progress, verify, writing
 from sampler_service.records.directory import changing
+from sampler_service.records.manifest import PART
 from sampler_service.records.progress import one_by_one
 from tests.records.support import Ingest, all_of, image, table_of
 
@@ -39,7 +40,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened = writing.open_part
 
     def open_part(path: Path) -> io.IOBase:
-        names.append(path.name.partition(writing.PART)[0])
+        names.append(path.name.partition(PART)[0])
         return opened(path)
 
     monkeypatch.setattr(writing, "open_part", open_part)
@@ -297,6 +298,17 @@ def test_a_shard_whose_bytes_change_is_noticed(register: Ingest, source):
     shard.unlink()
     with pytest.raises(Damaged, match=r"00003.arrow is missing"):
         verify(store)
+
+
+def test_a_shard_that_fails_ends_those_that_are_written_beside_it(register: Ingest, source, data_dir, monkeypatch):
+    monkeypatch.setattr(progress, "_writers", lambda _: 3)
+    whole = (source / "2.parquet").read_bytes()
+    (source / "2.parquet").write_bytes(whole[:-500] + bytes(100) + whole[-400:])
+    with pytest.raises(Damaged, match=r"2.parquet"):
+        register(source)
+    assert not list((data_dir / "data").glob("*.part-*"))
+    (source / "2.parquet").write_bytes(whole)
+    assert all_of(register(source)) == table_of(100).to_pylist()
 
 
 def test_only_one_process_changes_a_data_set(register: Ingest, source, data_dir):

@@ -233,6 +233,19 @@ def test_a_directory_lists_opens_and_refreshes_its_data_sets(register: Ingest, d
         directory.open("smal")
 
 
+def test_a_damaged_data_set_does_not_keep_others_from_being_refreshed(register: Ingest, data_dir):
+    directory = DataDirectory(data_dir)
+    register(table_of(3), "a")
+    register(table_of(3), "b")
+    (data_dir / "a/00000.arrow").write_bytes(b"")
+    with pytest.raises(Damaged, match=r"a/00000.arrow has 0 bytes"):
+        directory.refresh()
+    register(table_of(5).slice(3), "b", append=True)
+    with pytest.raises(Damaged):
+        directory.refresh()
+    assert directory.open("b").num_examples == 5
+
+
 @pytest.mark.parametrize("name", ["a/../../b", "a//b", "../a", "", "a b"])
 def test_a_name_leads_nowhere_but_below_the_directory(register: Ingest, name: str):
     with pytest.raises(ConfigError, match="dataset name"):
