@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Address:
     """A file, a folder, or files by a pattern with `*`."""
 
     uri: str
-    """as it is shown and kept: local ones are absolute paths"""
+    """as it is shown and kept: local ones are absolute paths, others have no password"""
     fs: pafs.FileSystem
     path: str
 
@@ -138,24 +139,25 @@ def resolve(uri: str, storage_options: StorageOptions | None = None) -> Address:
         ConfigError: nobody knows the scheme, what it needs is not installed, or it does not take the options.
     """
     scheme, separator, rest = uri.partition("://")
+    shown = re.sub(r"(?<=://)[^/@]*@", "", uri)  # without a user's name and password
     options = dict(storage_options or {})
     try:
         if not separator:
             path = pafs.LocalFileSystem().normalize_path(str(Path(uri).expanduser().absolute()))
             return Address(path, pafs.LocalFileSystem(), path)
         if options and scheme in _NATIVE:
-            return Address(uri, _NATIVE[scheme](**options), rest.partition("?")[0].rstrip("/"))
+            return Address(shown, _NATIVE[scheme](**options), rest.partition("?")[0].rstrip("/"))
         if not options and scheme in ("file", "s3", "gs", "gcs", "hdfs", "viewfs"):
-            with reaching(uri):
+            with reaching(shown):
                 filesystem, path = pafs.FileSystem.from_uri(uri)
-            return Address(path if scheme == "file" else uri, filesystem, path)
+            return Address(path if scheme == "file" else shown, filesystem, path)
         filesystem, path = fsspec.core.url_to_fs(uri, **options)
-        return Address(uri, pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path)
+        return Address(shown, pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path)
     except (ValueError, TypeError, ImportError, pa.ArrowInvalid) as error:
         if isinstance(error, SamplerError):
             raise
         using = f" with the storage options {', '.join(sorted(options))}" if options else ""
-        raise ConfigError(f"the address {uri!r}{using} can't be used: {error}") from error
+        raise ConfigError(f"the address {shown!r}{using} can't be used: {error}") from error
 
 
 def _version(told: Any) -> str:

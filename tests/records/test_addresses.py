@@ -82,6 +82,17 @@ def test_a_bucket_is_read_by_what_its_uri_says(register: Ingest, bucket, endpoin
     assert register(f"s3://bucket/train/2.parquet{query}", "one").num_examples == 10
 
 
+def test_a_password_in_an_address_is_neither_kept_nor_shown(register: Ingest, bucket, endpoint: str, monkeypatch):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    query = f"?scheme=http&region=us-east-1&endpoint_override={endpoint.removeprefix('http://')}"
+    store = register(f"s3://someone:secret@bucket/train{query}")
+    assert store.manifest.shards[0].source.uri == f"s3://bucket/train/0.parquet{query}"
+    assert "secret" not in (store.path / "manifest.json").read_text()
+    with pytest.raises(NotFound) as raised:
+        register(f"s3://someone:secret@bucket/trian{query}", "other")
+    assert "secret" not in str(raised.value)
+
+
 def test_images_of_a_bucket(register: Ingest, bucket, endpoint: str):
     for name in ("cat/1.png", "dog/1.png"):
         with bucket.open_output_stream(f"bucket/images/{name}") as file:
