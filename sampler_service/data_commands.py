@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sampler_service.errors import ConfigError
+from sampler_service.errors import ConfigError, SamplerError
 
 if TYPE_CHECKING:
     from sampler_service.records import RecordStore
@@ -37,6 +37,10 @@ def ingest(  # noqa: PLR0913 - the options of a command line
     ] = "auto",
     id_column: Annotated[str | None, typer.Option(help="column of unique int64 or texts: the keys")] = None,
     columns: Annotated[str | None, typer.Option(help="to keep, with commas between them; all otherwise")] = None,
+    column_type: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="column=type, where the first records tell another: score=float64"),
+    ] = None,
     append: Annotated[bool, typer.Option("--append", help="add what is new to a data set that is registered")] = False,
     on_bad: Annotated[str, typer.Option(help="fail, or skip images that do not decode and bad samples")] = "fail",
     storage_option: StorageOption = None,
@@ -53,9 +57,10 @@ def ingest(  # noqa: PLR0913 - the options of a command line
         format=file_format,
         id_column=id_column,
         columns=None if columns is None else [column.strip() for column in columns.split(",")],
+        schema=_records().schema_of_types(_pairs("--type", column_type)) if column_type else None,
         append=append,
         on_bad=on_bad,
-        storage_options=_options(storage_option),
+        storage_options=_pairs("--storage-option", storage_option),
         **_on(address),
     )
     new, megabytes = store.num_examples - before, store.manifest.bytes / 1e6
@@ -67,29 +72,34 @@ def ingest(  # noqa: PLR0913 - the options of a command line
 
 
 def datasets(data_dir: DataDir = "") -> None:
-    """List the data sets that are registered."""
+    """List the data sets that are registered. Fails when one of them can't be read."""
     directory = _records().DataDirectory(data_dir or None)
-    stores = directory.open_all()
-    if not stores:
+    names = directory.names()
+    if not names:
         console.print(f"no data set is registered in {directory.path}: sampler-service ingest URI --name NAME")
         return
-    table = Table("name", title=f"data sets in {directory.path}", title_justify="left")
+    table, damaged = Table("name", title=f"data sets in {directory.path}", title_justify="left"), []
     for heading in ("examples", "deleted", "skipped", "MB", "generation"):
         table.add_column(heading, justify="right")
     table.add_column("columns")
-    for name, store in stores.items():
-        manifest = store.manifest
-        skipped = sum(len(shard.skipped) for shard in manifest.shards)
-        counts = (
-            manifest.num_examples,
-            store.deleted.size,
-            skipped,
-            f"{manifest.bytes / 1e6:,.1f}",
-            manifest.generation,
-        )
-        names = [f"{field.name} (key)" if field.name == manifest.id_column else field.name for field in manifest.schema]
-        table.add_row(name, *(each if isinstance(each, str) else f"{each:,}" for each in counts), ", ".join(names))
+    for name in names:
+        try:
+            table.add_row(name, *_row(directory.open(name)))
+        except SamplerError as error:
+            damaged.append(f"{name}: {error}")
     console.print(table)
+    for line in damaged:
+        console.print(line, style="red", markup=False, highlight=False)
+    if damaged:
+        raise typer.Exit(1)
+
+
+def _row(store: RecordStore) -> list[str]:
+    manifest = store.manifest
+    skipped = sum(len(shard.skipped) for shard in manifest.shards)
+    counts = [f"{count:,}" for count in (manifest.num_examples, store.deleted.size, skipped)]
+    names = [f"{field.name} (key)" if field.name == manifest.id_column else field.name for field in manifest.schema]
+    return [*counts, f"{manifest.bytes / 1e6:,.1f}", str(manifest.generation), ", ".join(names)]
 
 
 def verify(
@@ -100,7 +110,7 @@ def verify(
 ) -> None:
     """Read a data set wholly, and say whether it and its sources are still what was registered."""
     store = _one(data_dir, name)
-    _records().verify(store, sources=not no_sources, storage_options=_options(storage_option))
+    _records().verify(store, sources=not no_sources, storage_options=_pairs("--storage-option", storage_option))
     console.print(f"{name}: {len(store.manifest.shards)} shards, {store.num_examples:,} examples, all as registered")
 
 
@@ -155,11 +165,11 @@ def _numbers(option: str, text: str) -> list[int]:
         raise ConfigError(f"{option} takes whole numbers with commas between them, got {text!r}") from None
 
 
-def _options(given: list[str] | None) -> dict[str, str]:
-    options = {}
-    for option in given or []:
-        key, separator, value = option.partition("=")
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for pair in given or []:
+        key, separator, value = pair.partition("=")
         if not separator:
-            raise ConfigError(f"--storage-option takes key=value, got {option!r}")
-        options[key] = value
-    return options
+            raise ConfigError(f"{option} takes key=value, got {pair!r}")
+        pairs[key] = value
+    return pairs

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from sampler_service.cli import app, main
 from sampler_service.errors import ConfigError, Damaged, NotFound
+from sampler_service.records import DataDirectory
 from tests.records.support import image, table_of
 
 
@@ -65,6 +66,8 @@ def test_integer_keys_and_several_addresses(tmp_path: Path):
         "ingest", tmp_path / "b.csv", tmp_path / "a.csv", "--name", "n", "--id-column", "id", "--format", "csv"
     )
     assert "4 new examples" in shown
+    shown = said("ingest", tmp_path / "a.csv", "--name", "typed", "--type", "id=float32")
+    assert DataDirectory().open("typed").schema.field("id").type == "float"
     assert "1 examples deleted" in said("delete", "n", "--keys", "7")
 
 
@@ -75,6 +78,7 @@ def test_integer_keys_and_several_addresses(tmp_path: Path):
         (("delete", "small", "--ids", "1,x"), ConfigError, "--ids takes whole numbers with commas .* got '1,x'"),
         (("delete", "other", "--ids", "1"), NotFound, "no data set 'other' in .*; there: small"),
         (("ingest", "x.csv", "--name", "y", "--storage-option", "key"), ConfigError, "takes key=value, got 'key'"),
+        (("ingest", "x.csv", "--name", "y", "--type", "x=number"), ConfigError, "types are named as in Arrow, such as"),
         (("ingest", "x.csv", "--name", "y", "--format", "xml"), ConfigError, "format 'xml' is none of"),
         (("verify", "other"), NotFound, "no data set 'other'"),
     ],
@@ -83,6 +87,16 @@ def test_what_is_typed_wrongly_is_said(files: Path, arguments: tuple[str, ...], 
     said("ingest", files, "--name", "small")
     with pytest.raises(kind, match=what):
         said(*arguments)
+
+
+def test_a_data_set_that_can_not_be_read_is_listed_beside_the_others(files: Path, cache: Path):
+    said("ingest", files, "--name", "whole")
+    said("ingest", files, "--name", "cut")
+    (cache / "cut/00000.arrow").write_bytes(b"")
+    shown = CliRunner().invoke(app, ["datasets"])
+    assert shown.exit_code == 1
+    assert "│ whole" in shown.output
+    assert "cut: " in shown.output and "has 0 bytes, registered are" in shown.output
 
 
 def test_damage_is_one_line_and_a_failure(files: Path, cache: Path, monkeypatch, capsys):

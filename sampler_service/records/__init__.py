@@ -10,7 +10,8 @@ Example:
 from sampler_service.records.deletion import delete
 from sampler_service.records.directory import DataDirectory, open_all
 from sampler_service.records.ingestion import ingest
+from sampler_service.records.schemas import schema_of_types
 from sampler_service.records.store import RecordStore
 from sampler_service.records.verification import verify
 
-__all__ = ["DataDirectory", "RecordStore", "delete", "ingest", "open_all", "verify"]
+__all__ = ["DataDirectory", "RecordStore", "delete", "ingest", "open_all", "schema_of_types", "verify"]

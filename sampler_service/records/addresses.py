@@ -7,9 +7,12 @@ systems where it has one for the scheme, fsspec's otherwise ("https://…", "az:
 from __future__ import annotations
 
 import fnmatch
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,15 @@ from sampler_service.records.manifest import Identity
 
 StorageOptions = Mapping[str, Any]
 
+
+def _s3(**options: Any) -> pafs.FileSystem:
+    # As for URIs without options, where pyarrow looks at this itself.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return pafs.S3FileSystem(**({"endpoint_override": endpoint} if endpoint else {}) | options)
+
+
 _NATIVE: dict[str, Callable[..., pafs.FileSystem]] = {
-    "s3": lambda **options: pafs.S3FileSystem(**options),
+    "s3": _s3,
     "gs": lambda **options: pafs.GcsFileSystem(**options),
 }
 """by scheme: file systems of pyarrow that take storage options"""
@@ -60,7 +70,7 @@ class Address:
     """A file, a folder, or files by a pattern with `*`."""
 
     uri: str
-    """as it is shown and kept: local ones are absolute paths"""
+    """as it is shown and kept: local ones are absolute paths, others have no password"""
     fs: pafs.FileSystem
     path: str
 
@@ -99,9 +109,13 @@ class Address:
     def _list(self, base: str) -> Iterator[tuple[str, int, str]]:
         """(path, bytes, version) of each file."""
         if isinstance(self.fs, pafs.PyFileSystem):
-            for path, info in self.fs.handler.fs.find(base, detail=True).items():
+            store = self.fs.handler.fs
+            found = {base: store.info(base)} if store.isfile(base) else store.find(base, detail=True)
+            if not found and not store.exists(base):
+                raise FileNotFoundError
+            for path, info in found.items():
                 told = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "created"))
-                yield path, info.get("size") or 0, str(next((each for each in told if each), ""))
+                yield path, info.get("size") or 0, _version(next((each for each in told if each), ""))
             return
         infos = [self.fs.get_file_info(base)]
         if infos[0].type == pafs.FileType.NotFound:
@@ -125,24 +139,31 @@ def resolve(uri: str, storage_options: StorageOptions | None = None) -> Address:
         ConfigError: nobody knows the scheme, what it needs is not installed, or it does not take the options.
     """
     scheme, separator, rest = uri.partition("://")
+    shown = re.sub(r"(?<=://)[^/@]*@", "", uri)  # without a user's name and password
     options = dict(storage_options or {})
     try:
         if not separator:
             path = pafs.LocalFileSystem().normalize_path(str(Path(uri).expanduser().absolute()))
             return Address(path, pafs.LocalFileSystem(), path)
         if options and scheme in _NATIVE:
-            return Address(uri, _NATIVE[scheme](**options), rest.partition("?")[0].rstrip("/"))
+            return Address(shown, _NATIVE[scheme](**options), rest.partition("?")[0].rstrip("/"))
         if not options and scheme in ("file", "s3", "gs", "gcs", "hdfs", "viewfs"):
-            with reaching(uri):
+            with reaching(shown):
                 filesystem, path = pafs.FileSystem.from_uri(uri)
-            return Address(path if scheme == "file" else uri, filesystem, path)
+            return Address(path if scheme == "file" else shown, filesystem, path)
         filesystem, path = fsspec.core.url_to_fs(uri, **options)
-        return Address(uri, pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path)
+        return Address(shown, pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path)
     except (ValueError, TypeError, ImportError, pa.ArrowInvalid) as error:
         if isinstance(error, SamplerError):
             raise
         using = f" with the storage options {', '.join(sorted(options))}" if options else ""
-        raise ConfigError(f"the address {uri!r}{using} can't be used: {error}") from error
+        raise ConfigError(f"the address {shown!r}{using} can't be used: {error}") from error
+
+
+def _version(told: Any) -> str:
+    """An etag, or a time: one store may tell it now as a datetime, and now as seconds."""
+    seconds = told.timestamp() if isinstance(told, datetime) else told
+    return str(round(seconds * 1e6)) if isinstance(seconds, float) else str(told)
 
 
 @contextmanager

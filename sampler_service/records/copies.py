@@ -15,6 +15,7 @@ from sampler_service.records.checksums import HashedFile
 from sampler_service.records.directory import changing
 from sampler_service.records.manifest import (
     MANIFEST,
+    PART,
     FileInfo,
     Manifest,
     fits,
@@ -22,7 +23,7 @@ from sampler_service.records.manifest import (
     read_manifest,
     write_manifest,
 )
-from sampler_service.records.writing import PART, full
+from sampler_service.records.writing import full
 
 PIECE_BYTES = 8 * 1024**2
 """of a file that are fetched at a time"""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sampler_service.config import check_name, default_data_dir
-from sampler_service.errors import Busy, ConfigError, NotFound
+from sampler_service.errors import Busy, ConfigError, NotFound, SamplerError
 from sampler_service.records.manifest import MANIFEST
 from sampler_service.records.store import RecordStore
 
@@ -72,16 +72,28 @@ class DataDirectory:
         return {name: self.open(name) for name in self.names()}
 
     def refresh(self) -> list[str]:
-        """Look at all of them again; names of those that are new or have changed. A removed one is forgotten."""
+        """Look at all of them again; names of those that are new or have changed. A removed one is forgotten.
+
+        Raises:
+            Damaged: one of them can't be read; all others are refreshed then.
+        """
         names = self.names()
         with self._lock:
             known = {name: self._open[name] for name in names if name in self._open}
             self._open = dict(known)
-        changed = [name for name, store in known.items() if store.refresh()]
-        new = [name for name in names if name not in known]
-        for name in new:
-            self.open(name)
-        return sorted(changed + new)
+        changed, failed = [], None
+        for name in names:
+            try:
+                if name not in known:
+                    self.open(name)
+                    changed.append(name)
+                elif known[name].refresh():
+                    changed.append(name)
+            except SamplerError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return changed
 
 
 def open_all(data_dir: str | Path | None = None) -> dict[str, RecordStore]:

@@ -104,7 +104,7 @@ class Known:
 class Source(Protocol):
     """Something that data can be taken from."""
 
-    def fragments(self, known: Known) -> list[Fragment]:
+    def fragments(self, known: Known) -> Sequence[Fragment]:
         """All of it that is not registered yet, in the order of the ids.
 
         Raises:

@@ -6,8 +6,8 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -36,20 +36,26 @@ READERS = 8
 def why_not(data: bytes | pa.Buffer) -> str:
     """Why bytes are no image that decodes; empty when they are one."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which harms nobody
-            image = Image.open(io.BytesIO(data))
-            if image.format == "JPEG":
-                # Pillow verifies no JPEG, but decodes one at an eighth of its size in little time.
-                image.draft(None, (1, 1))
-                image.load()
-            else:
-                image.verify()
+        image = Image.open(io.BytesIO(data))
+        if image.format == "JPEG":
+            # Pillow verifies no JPEG, but decodes one at an eighth of its size in little time.
+            image.draft(None, (1, 1))
+            image.load()
+        else:
+            image.verify()
     except UnidentifiedImageError:
         return "it is no image that Pillow knows"
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         return str(error) or type(error).__name__
     return ""
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """No warnings of odd metadata from Pillow, which harms nobody. Around threads: filters are those of the process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def mark_images(schema: pa.Schema, first: pa.RecordBatch) -> pa.Schema:
@@ -81,15 +87,10 @@ class ImagesFragment:
     """Some images of a folder, each with the class that its own folder is named for."""
 
     fs: pafs.FileSystem
-    uri: str
     found: tuple[Found, ...]
     classes: tuple[str, ...]
     """empty: there are none"""
-
-    @cached_property
-    def identity(self) -> Identity:
-        part = f"{self.found[0].name} to {self.found[-1].name}"
-        return Identity("images", self.uri, part, sum(found.bytes for found in self.found), version_of(self.found))
+    identity: Identity
 
     def schema(self) -> pa.Schema:
         fields = [pa.field("image", pa.binary(), metadata=IMAGE)]
@@ -122,7 +123,7 @@ class ImageFolder:
 
     address: Address
 
-    def fragments(self, known: Known) -> list[Fragment]:
+    def fragments(self, known: Known) -> Sequence[Fragment]:
         found = [each for each in self.address.files() if extension(each.name) in EXTENSIONS]
         of_folder = known.names.get(self.address.uri)
         if of_folder is not None:
@@ -130,10 +131,12 @@ class ImageFolder:
             found = [each for each in found if each.name not in registered]
         classes = self._classes(found, known)
         ranges = divide([each.bytes for each in found], SHARD_BYTES)
-        return [
-            ImagesFragment(self.address.fs, self.address.uri, tuple(found[start:stop]), classes)
-            for start, stop in ranges
-        ]
+        return [self._fragment(tuple(found[start:stop]), classes) for start, stop in ranges]
+
+    def _fragment(self, found: tuple[Found, ...], classes: tuple[str, ...]) -> ImagesFragment:
+        part, size = f"{found[0].name} to {found[-1].name}", sum(each.bytes for each in found)
+        identity = Identity("images", self.address.uri, part, size, version_of(found))
+        return ImagesFragment(self.address.fs, found, classes, identity)
 
     def _classes(self, found: Sequence[Found], known: Known) -> tuple[str, ...]:
         loose = [each.name for each in found if "/" not in each.name]

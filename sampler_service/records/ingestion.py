@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,14 +20,15 @@ from sampler_service.errors import ConfigError, Conflict, NotFound
 from sampler_service.records.addresses import StorageOptions
 from sampler_service.records.directory import DataDirectory, changing
 from sampler_service.records.fragments import Known, OnBad
+from sampler_service.records.images import quiet_pillow
 from sampler_service.records.keys import write_keys
 from sampler_service.records.looking import check_fragments, schema_of
-from sampler_service.records.manifest import FileInfo, Manifest, ShardInfo, read_manifest, write_manifest
+from sampler_service.records.manifest import PART, FileInfo, Manifest, ShardInfo, read_manifest, write_manifest
 from sampler_service.records.progress import with_bar
 from sampler_service.records.schemas import class_names
 from sampler_service.records.sources import Format, source_of
 from sampler_service.records.store import RecordStore, map_shard
-from sampler_service.records.writing import PART, Work, full
+from sampler_service.records.writing import Work, full
 
 Execute = Callable[[Sequence[Work]], Iterable[ShardInfo]]
 """writes shards, in any order and anywhere, so that they are in the data set's folder here when it is through"""
@@ -84,7 +86,7 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
         raise ConfigError(f"on_bad must be 'fail' or 'skip', got {on_bad!r}")
     folder = DataDirectory(data_dir).folder(name)
     source = source_of(data, format, storage_options)
-    with changing(folder):
+    with changing(folder), quiet_pillow():
         registered = _registered(folder, name, append)
         fragments = source.fragments(_known(folder, registered))
         if registered is not None:
@@ -139,9 +141,7 @@ def _known(folder: Path, registered: Manifest | None) -> Known:
         versions={each.uri: (each.bytes, each.version) for each in sources if each.kind == "file"},
         memory=frozenset(each for each in sources if each.kind == "memory"),
         names={
-            each.uri: lambda uri=each.uri: _image_names(folder, registered, uri)
-            for each in sources
-            if each.kind == "images"
+            each.uri: partial(_image_names, folder, registered, each.uri) for each in sources if each.kind == "images"
         },
         classes=None if label is None else class_names(label),
     )
@@ -180,9 +180,9 @@ def _remove_parts(folder: Path) -> None:
 def _tidy(folder: Path) -> None:
     """Remove notes, and shards of ingestions that were given up."""
     known = {shard.file for shard in read_manifest(folder).shards}
-    for path in folder.glob("[0-9]*"):
-        if path.name not in known:
-            path.unlink(missing_ok=True)
+    for path in (*folder.glob("[0-9]*.arrow"), *folder.glob("[0-9]*.json")):
+        if path.name not in known and path.is_file():
+            path.unlink()
 
 
 def _register(folder: Path, before: Manifest, written: Sequence[ShardInfo]) -> None:

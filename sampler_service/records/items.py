@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,56 +39,20 @@ class ItemsFragment(RowsByNumber):
     items: MapStyle
     start: int
     stop: int
-
-    @cached_property
-    def identity(self) -> Identity:
-        # Whether the object is the one of last time is told by its class, its length, and two of its items.
-        hashed = HashedFile()
-        for index in (self.start, self.stop - 1):
-            try:
-                for name, value in self._item(index).items():
-                    hashed.write(
-                        name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
-                    )
-            except Exception as error:  # whatever a person's dataset raises: it is said when it is written
-                hashed.write(type(error).__name__.encode())
-        kind = type(self.items)
-        part = f"items {self.start} to {self.stop - 1} of {len(self.items)}"
-        return Identity("memory", f"memory:{kind.__module__}.{kind.__qualname__}", part, 0, hashed.checksum)
+    identity: Identity
 
     def schema(self) -> pa.Schema:
-        first = self.look()
+        first = _first(self.items, self.start, self.stop)
         return pa.schema([_field(name, [item[name] for item in first]) for name in first[0]])
-
-    def look(self) -> list[dict[str, Any]]:
-        """The first items that can be used.
-
-        Raises:
-            Damaged: none of them can.
-        """
-        found: list[dict[str, Any]] = []
-        failed: dict[int, Exception] = {}
-        for index in range(self.start, min(self.start + LOOK, self.stop)):
-            try:
-                item = self._item(index)
-            except Exception as error:  # whatever a person's dataset raises
-                failed[index] = error
-                continue
-            if not found or item.keys() == found[0].keys():
-                found.append(item)
-        if not found:
-            index, why = next(iter(failed.items()))
-            Bad("fail").found(f"item {index}", type(self.items).__name__, f"{type(why).__name__}: {why}")
-        return found
 
     def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:
         fields = [field for field in self.schema() if field.name in schema.names]
-        count = max(1, ITEMS_BYTES // _size(self.look()))
+        count = max(1, ITEMS_BYTES // _size(_first(self.items, self.start, self.stop)))
         for start in range(self.start, self.stop, count):
             items = []
             for index in range(start, min(start + count, self.stop)):
                 try:
-                    item = self._item(index)
+                    item = item_of(self.items, index)
                     items.append([_checked(item, field) for field in fields])
                 except Exception as error:  # whatever a person's dataset raises
                     bad.found(f"item {index}", type(self.items).__name__, f"{type(error).__name__}: {error}")
@@ -97,11 +60,50 @@ class ItemsFragment(RowsByNumber):
             arrays = [_array(values, field) for values, field in zip(columns, fields, strict=True)]
             yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
-    def _item(self, index: int) -> dict[str, Any]:
-        return {name: encoded(value) for name, value in named(self.items[index]).items()}
-
     def name_of(self, batch: pa.RecordBatch, row: int, before: int) -> str:  # noqa: ARG002
         return f"item {self.start + before + row}"
+
+
+def item_of(items: MapStyle, index: int) -> dict[str, Any]:
+    """An item as numpy and plain Python have it, by name; raises whatever the dataset raises, or TypeError."""
+    return {name: encoded(value) for name, value in named(items[index]).items()}
+
+
+def _first(items: MapStyle, start: int, stop: int) -> list[dict[str, Any]]:
+    """The first items of start … stop - 1 that can be used.
+
+    Raises:
+        Damaged: none of them can.
+    """
+    found: list[dict[str, Any]] = []
+    failed: dict[int, Exception] = {}
+    for index in range(start, min(start + LOOK, stop)):
+        try:
+            item = item_of(items, index)
+        except Exception as error:  # whatever a person's dataset raises
+            failed[index] = error
+            continue
+        if not found or item.keys() == found[0].keys():
+            found.append(item)
+    if not found:
+        index, why = next(iter(failed.items()))
+        Bad("fail").found(f"item {index}", type(items).__name__, f"{type(why).__name__}: {why}")
+    return found
+
+
+def _identity(items: MapStyle, start: int, stop: int) -> Identity:
+    """Whether an object is the one of last time is told by its class, its length, and two of its items."""
+    hashed = HashedFile()
+    for index in (start, stop - 1):
+        try:
+            for name, value in item_of(items, index).items():
+                hashed.write(
+                    name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+                )
+        except Exception as error:  # it is said when it is written
+            hashed.write(type(error).__name__.encode())
+    part = f"items {start} to {stop - 1} of {len(items)}"
+    return Identity("memory", f"memory:{type(items).__module__}.{type(items).__qualname__}", part, 0, hashed.checksum)
 
 
 def named(item: Any) -> dict[str, Any]:
@@ -196,8 +198,9 @@ def items_fragments(items: Any) -> list[ItemsFragment]:
         )
     if not len(items):
         return []
-    rows = max(1, SHARD_BYTES // _size(ItemsFragment(items, 0, len(items)).look()))
-    return [ItemsFragment(items, start, min(start + rows, len(items))) for start in range(0, len(items), rows)]
+    rows = max(1, SHARD_BYTES // _size(_first(items, 0, len(items))))
+    ranges = [(start, min(start + rows, len(items))) for start in range(0, len(items), rows)]
+    return [ItemsFragment(items, start, stop, _identity(items, start, stop)) for start, stop in ranges]
 
 
 @dataclass(frozen=True)
@@ -241,8 +244,10 @@ def _with_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _read(value: Mapping[str, Any] | None) -> bytes | None:
-    if value is None or value["bytes"] is not None:
-        return value and value["bytes"]
+    if value is None:
+        return None
+    if value["bytes"] is not None:
+        return value["bytes"]
     with open(value["path"], "rb") as file:
         return file.read()
 

@@ -5,9 +5,11 @@ The file has two columns, `key` in ascending order and `example_id`; looking up 
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 
 from sampler_service.errors import ConfigError, Damaged, NotFound
 from sampler_service.records.checksums import HashedFile
-from sampler_service.records.manifest import FileInfo
+from sampler_service.records.manifest import PART, FileInfo
 
 SHOWN = 3
 """keys in a message"""
@@ -49,22 +51,22 @@ def write_keys(path: Path, keys: pa.ChunkedArray, column: str, shard_of: Sequenc
         ConfigError: a key is there twice, or missing.
     """
     if keys.null_count:
-        example_id = pc.index(pc.is_null(keys), True).as_py()
+        example_id = keys.is_null().index(True).as_py()
         raise ConfigError(f"column {column!r} has no key {_place(example_id, shard_of)}: choose another id column")
     # Texts of all examples together may be more than 32 bits count.
-    array = (keys.cast(pa.large_string()) if keys.type == pa.string() else keys).combine_chunks()
-    order = pc.array_sort_indices(array)
-    ordered = array.take(order)
-    same = pc.equal(ordered[1:], ordered[:-1])
-    if pc.any(same).as_py():
-        at = pc.index(same, True).as_py()
-        first, second = sorted(order[place].as_py() for place in (at, at + 1))
+    keys = keys.cast(pa.large_string()) if keys.type == pa.string() else keys
+    table = pa.table({"key": keys, "example_id": np.arange(len(keys))}).sort_by("key")
+    (batch,) = table.combine_chunks().to_batches()
+    ordered, ids = batch.columns
+    same = pc.call_function("equal", [ordered[1:], ordered[:-1]])
+    if same.true_count:
+        at = same.index(True).as_py()
+        first, second = sorted(ids[place].as_py() for place in (at, at + 1))
         raise ConfigError(
             f"key {ordered[at].as_py()!r} of column {column!r} is there twice, {_place(first, shard_of)} and "
-            f"{_place(second, shard_of)} ({pc.sum(same).as_py()} keys too many in all): keys must be unique"
+            f"{_place(second, shard_of)} ({same.true_count} keys too many in all): keys must be unique"
         )
-    batch = pa.record_batch({"key": ordered, "example_id": order.cast(pa.int64())})
-    part = path.with_suffix(".part")
+    part = path.with_name(f"{path.name}{PART}{os.getpid()}")
     with part.open("wb") as file:
         hashed = HashedFile(file)
         with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), batch.schema) as writer:
@@ -101,7 +103,7 @@ class Keys:
             NotFound: no example has such a key.
         """
         numbers = pa.types.is_integer(self._key.type)
-        values = keys.tolist() if isinstance(keys, np.ndarray) else list(keys)
+        values: list[Any] = keys.tolist() if isinstance(keys, np.ndarray) else list(keys)
         wrong = [key for key in values if not (_is_int64(key) if numbers else isinstance(key, str))]
         if wrong:
             raise ConfigError(
@@ -114,7 +116,7 @@ class Keys:
             raise NotFound(f"no example has the key {shown} in column {self._column!r}: look at the spelling")
         return self._ids[places]
 
-    def _search(self, values: list[int] | list[str], numbers: bool) -> np.ndarray:
+    def _search(self, values: list[Any], numbers: bool) -> np.ndarray:
         """Places of keys in the order of all, -1 for those that are not there."""
         if numbers:
             key = self._key.to_numpy()

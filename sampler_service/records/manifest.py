@@ -30,6 +30,9 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 
+PART = ".part-"
+"""in the names of files that are not whole yet"""
+
 Kind = Literal["file", "images", "memory"]
 
 
@@ -174,7 +177,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """A file that is there wholly or not at all, also after a power cut."""
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    part = path.with_name(f"{path.name}{PART}{os.getpid()}")
     try:
         with part.open("wb") as file:
             file.write(data)

@@ -7,11 +7,10 @@ names that its labels stand for.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sampler_service.errors import ConfigError, Conflict, Damaged
 
@@ -117,6 +116,20 @@ def common_schema(looked: Sequence[Looked]) -> pa.Schema:
     return pa.schema([common[name] for name in first.schema.names])
 
 
+def schema_of_types(types: Mapping[str, str]) -> pa.Schema:
+    """Types by the names that Arrow has for them: "float64", "string", "timestamp[s]".
+
+    Raises:
+        ConfigError: Arrow has no type of such a name.
+    """
+    try:
+        return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()])
+    except ValueError as error:
+        raise ConfigError(
+            f"{error}: types are named as in Arrow, such as int64, float32, string, timestamp[s]"
+        ) from error
+
+
 def override(schema: pa.Schema, given: pa.Schema | None, where: str) -> pa.Schema:
     """Types that a person gives, in the place of those that were found.
 
@@ -170,7 +183,7 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBa
             raise Damaged(f"{where} has no column {field.name!r}, which its first records had")
         array = batch.column(field.name)
         if is_encoded(array.type):
-            array = pc.struct_field(array, "bytes")
+            array = array.flatten()[array.type.get_field_index("bytes")]
         if array.type != field.type:
             try:
                 array = array.cast(field.type)

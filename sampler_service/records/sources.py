@@ -40,7 +40,7 @@ class Files:
     address: Address
     format: Format
 
-    def fragments(self, known: Known) -> list[Fragment]:
+    def fragments(self, known: Known) -> Sequence[Fragment]:
         files = [found for found in self.address.files() if format_of(found) == self.format] or self.address.files()
         return [fragment for found in known.unknown(files) for fragment in self._fragments(found)]
 
@@ -60,7 +60,7 @@ class InMemory:
 
     found: Sequence[Fragment]
 
-    def fragments(self, known: Known) -> list[Fragment]:
+    def fragments(self, known: Known) -> Sequence[Fragment]:
         return [fragment for fragment in self.found if fragment.identity not in known.memory]
 
 
@@ -70,7 +70,7 @@ class Several:
 
     sources: Sequence[Source]
 
-    def fragments(self, known: Known) -> list[Fragment]:
+    def fragments(self, known: Known) -> Sequence[Fragment]:
         return [fragment for source in self.sources for fragment in source.fragments(known)]
 
 

@@ -100,7 +100,7 @@ class RecordStore:
     def refresh(self) -> bool:
         """Look for a newer generation on disk; whether there was one. Shards that are mapped stay so."""
         with self._lock:
-            if read_manifest(self.path).generation == self.generation:
+            if read_manifest(self.path) == self.manifest:  # not generations: it may have been removed and made anew
                 return False
             self._opened = _newest(self.path, self._opened.batches)
             return True
@@ -109,16 +109,13 @@ class RecordStore:
 class _Opened:
     """One generation of a data set: nothing of it changes."""
 
-    def __init__(self, path: Path, manifest: Manifest, known: dict[str, list[pa.RecordBatch]]) -> None:
+    def __init__(self, path: Path, manifest: Manifest, known: dict[ShardInfo, list[pa.RecordBatch]]) -> None:
         self.manifest = manifest
         self.deleted = read_deleted(path, manifest.deleted)
         self.deleted.flags.writeable = False
         self.keys = manifest.keys and Keys(path / manifest.keys.file, manifest.id_column or "")
-        self.batches = {
-            shard.file: known[shard.file] if shard.file in known else map_shard(path, shard)
-            for shard in manifest.shards
-        }
-        self._flat = [batch for shard in manifest.shards for batch in self.batches[shard.file]]
+        self.batches = {shard: known.get(shard) or map_shard(path, shard) for shard in manifest.shards}
+        self._flat = [batch for shard in manifest.shards for batch in self.batches[shard]]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._flat)], dtype=np.int64)
         self._columns: dict[str, Column] = {}
 
@@ -164,7 +161,7 @@ class _Opened:
         return self._columns[name]
 
 
-def _newest(path: Path, known: dict[str, list[pa.RecordBatch]]) -> _Opened:
+def _newest(path: Path, known: dict[ShardInfo, list[pa.RecordBatch]]) -> _Opened:
     while True:
         manifest = read_manifest(path)
         try:

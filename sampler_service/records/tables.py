@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -22,8 +21,8 @@ from sampler_service.records.manifest import Identity
 
 TableFormat = Literal["parquet", "arrow", "csv", "jsonl"]
 
-ROWS = 1024
-"""read at a time from Parquet and cut from tables"""
+BATCH_BYTES, MOST_ROWS = 1 << 23, 1 << 16
+"""of what is read from Parquet, or cut from a table, at a time, about"""
 
 CSV_BLOCK = 1 << 22
 """bytes, by the first of which types are inferred"""
@@ -39,7 +38,7 @@ def parsing(what: object) -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, EOFError, OSError) as error:
         raise Damaged(
-            f"{what} can't be read: {error}; is it whole, and of the format and the types that were told?"
+            f"{what} can't be read: {error}; is it whole, and of this format? Types are given by schema=, --type"
         ) from error
 
 
@@ -62,9 +61,11 @@ class ParquetFragment(RowsByNumber):
 
     def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:  # noqa: ARG002 - a row is never bad
         with self._open() as file:
-            row_groups = None if self.row_groups is None else list(range(*self.row_groups))
+            row_groups = list(range(*(self.row_groups or (0, file.num_row_groups))))
             columns = [name for name in schema.names if name in file.schema_arrow.names]
-            yield from file.iter_batches(batch_size=ROWS, row_groups=row_groups, columns=columns)
+            size = sum(file.metadata.row_group(group).total_byte_size for group in row_groups)
+            rows = rows_of(size, sum(file.metadata.row_group(group).num_rows for group in row_groups))
+            yield from file.iter_batches(batch_size=rows, row_groups=row_groups, columns=columns)
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
@@ -113,7 +114,14 @@ class StreamedFragment(RowsByNumber):
         """Something with a schema, that gives batches; without a schema, the types are those of the first block."""
         path = self.found.path
         with reaching(self.found.uri):
-            opened = self.fs.open_input_file(path) if self.format == "arrow" else self.fs.open_input_stream(path)
+            if self.format != "arrow":
+                opened = self.fs.open_input_stream(path)
+            elif isinstance(
+                self.fs, pafs.LocalFileSystem
+            ):  # a batch may be larger than what should be read of it at once
+                opened = pa.memory_map(path)
+            else:
+                opened = self.fs.open_input_file(path)
         with opened, parsing(self.found.uri):
             if self.format == "arrow":
                 yield _open_arrow(opened)
@@ -157,35 +165,43 @@ class TableFragment(RowsByNumber):
     """Rows of a table in memory."""
 
     table: pa.Table
-    start: int = 0
+    identity: Identity
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A slice would be pickled with all of the table that it is cut from.
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self.table.schema) as writer:
-            writer.write_table(self.table)
-        return _from_stream, (sink.getvalue(), self.start)
-
-    @cached_property
-    def identity(self) -> Identity:
-        hashed = HashedFile()
-        with pa.ipc.new_stream(pa.PythonFile(hashed, mode="w"), self.table.schema) as writer:
-            writer.write_table(self.table)
-        part = f"rows {self.start} to {self.start + self.table.num_rows - 1}"
-        return Identity("memory", "memory:table", part, self.table.nbytes, hashed.checksum)
+        _write(self.table, sink)
+        return _from_stream, (sink.getvalue(), self.identity)
 
     def schema(self) -> pa.Schema:
         return self.table.schema
 
     def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:  # noqa: ARG002 - a row is never bad
-        yield from self.table.select(schema.names).to_batches(max_chunksize=ROWS)
+        rows = rows_of(self.table.nbytes, self.table.num_rows)
+        yield from self.table.select(schema.names).to_batches(max_chunksize=rows)
 
 
-def _from_stream(stream: pa.Buffer, start: int) -> TableFragment:
-    return TableFragment(pa.ipc.open_stream(stream).read_all(), start)
+def _write(table: pa.Table, sink: pa.NativeFile) -> None:
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _from_stream(stream: pa.Buffer, identity: Identity) -> TableFragment:
+    return TableFragment(pa.ipc.open_stream(stream).read_all(), identity)
 
 
 def table_fragments(table: pa.Table) -> Sequence[TableFragment]:
-    """A table, divided where it is large."""
+    """A table, divided where it is large, and known again by a hash of all that is in it."""
     rows = max(1, int(table.num_rows * SHARD_BYTES / max(table.nbytes, 1)))
-    return [TableFragment(table.slice(start, rows), start) for start in range(0, table.num_rows, rows)]
+    fragments = []
+    for start in range(0, table.num_rows, rows):
+        part, hashed = table.slice(start, rows), HashedFile()
+        _write(part, pa.PythonFile(hashed, mode="w"))
+        named = f"rows {start} to {start + part.num_rows - 1}"
+        fragments.append(TableFragment(part, Identity("memory", "memory:table", named, part.nbytes, hashed.checksum)))
+    return fragments
+
+
+def rows_of(size: int, rows: int) -> int:
+    """How many rows make a batch, where so many have so many bytes."""
+    return max(1, min(MOST_ROWS, BATCH_BYTES * rows // max(size, 1)))

@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -111,15 +111,23 @@ class TarFragment:
             ) from error
 
 
+_ENDS = (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
+"""what is raised in place of a member where a file has no more bytes"""
+
+
+class _NoEndMark(tarfile.TarError):
+    """A tar file ends where another member could begin."""
+
+
 class _Member(tarfile.TarInfo):
     """Of a file that must have its end mark: without one it was cut off, or its writer died."""
 
     @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
         try:
-            return super().fromtarfile(tarfile_)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:
-            raise tarfile.ReadError("it has no end mark") from error
+            return super().fromtarfile(tarfile)
+        except _ENDS as error:
+            raise _NoEndMark("it has no end mark") from error
 
 
 def _field(name: str) -> pa.Field:

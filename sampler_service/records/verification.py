@@ -31,7 +31,7 @@ def verify(
     """Read all files of a data set, and look whether its sources are still what they were.
 
     Args:
-        store: the data set.
+        store: the data set; it is refreshed.
         sources: False: look at the files alone. What had no address has no source to look at.
         storage_options: as they were for `ingest`: they are not kept, for there are passwords in them.
         tell: is called with each file that was read.
@@ -41,6 +41,7 @@ def verify(
         Stale: sources have changed or are gone; the message names them.
         ConfigError, Unavailable: a source can't be looked at.
     """
+    store.refresh()
     manifest = store.manifest
     damaged = [wrong for file in manifest.files() if (wrong := _damage(store.path, file, tell))]
     if damaged:

@@ -17,15 +17,12 @@ from sampler_service.errors import Unavailable
 from sampler_service.records.checksums import HashedFile, checksum_of
 from sampler_service.records.fragments import Bad, Fragment, OnBad
 from sampler_service.records.images import sound_rows
-from sampler_service.records.manifest import ShardInfo, fits, shard_from_json, write_atomically
+from sampler_service.records.manifest import PART, ShardInfo, fits, shard_from_json, write_atomically
 from sampler_service.records.schemas import conform, is_image
 
-BLOCK_BYTES = 64 * 1024**2
-"""of records in one batch of a shard, about. Reading by id costs the same for any number of batches; each is an object
-in memory, and this much is held while a shard is written"""
-
-PART = ".part-"
-"""in the names of files that are not whole yet"""
+BLOCK_BYTES = 4 * 1024**2
+"""of records in one batch of a shard, at least. Reading by id costs the same for any number of batches, but each is an
+object in memory: small ones are joined, and those of readers, which are larger than this, are not copied"""
 
 Tell = Callable[[int, int], None]
 """(rows, bytes) that were written since the last call"""
@@ -144,15 +141,19 @@ def _records(work: Work, bad: Bad) -> Iterator[pa.RecordBatch]:
 
 
 def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same records in batches of about BLOCK_BYTES."""
+    """The same records in batches of BLOCK_BYTES or more, but for the last."""
     waiting: list[pa.RecordBatch] = []
     size = 0
     for batch in batches:
-        if waiting and size + batch.nbytes > BLOCK_BYTES:
-            yield pa.concat_batches(waiting)
-            waiting, size = [], 0
         if batch.num_rows:
             waiting.append(batch)
             size += batch.nbytes
+        if size >= BLOCK_BYTES:
+            yield _joined(waiting)
+            waiting, size = [], 0
     if waiting:
-        yield pa.concat_batches(waiting)
+        yield _joined(waiting)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.concat_batches(batches) if batches[1:] else batches[0]

@@ -13,6 +13,7 @@ from ray import cloudpickle
 
 from sampler_service.errors import ConfigError, SamplerError
 from sampler_service.records.copies import fetch_file
+from sampler_service.records.images import quiet_pillow
 from sampler_service.records.manifest import ShardInfo, shard_from_json
 from sampler_service.records.writing import Work, finished, write_note, write_shard
 from sampler_service.runtime.copies import fetch_from
@@ -59,7 +60,7 @@ def _written(works: Sequence[Work]) -> Iterator[ShardInfo]:
         import ray.data  # takes pandas, and a second: only here
     except ModuleNotFoundError as error:
         raise ConfigError(f"Ray Data needs {error.name!r}, which is not installed: pip install 'ray[data]'") from error
-    items = [{"number": number, "work": cloudpickle.dumps(work)} for number, work in enumerate(works)]
+    items = [{"number": number, "work": _pickled(work)} for number, work in enumerate(works)]
     # A block of Ray's for each shard, so that each is a task of its own.
     written = ray.data.from_items(items, override_num_blocks=len(items)).map(_write)
     failed: SamplerError | None = None
@@ -83,7 +84,12 @@ def _write(row: dict[str, Any]) -> dict[str, Any]:
     said = {"number": row["number"], "node": ray.get_runtime_context().get_node_id(), "shard": "", "error": b""}
     try:
         work.path.parent.mkdir(parents=True, exist_ok=True)
-        return said | {"shard": json.dumps(asdict(write_shard(work)))}
+        with quiet_pillow():
+            return said | {"shard": json.dumps(asdict(write_shard(work)))}
     except SamplerError as error:
         # Raised here it would end the others, and come back as an error of Ray's.
-        return said | {"error": cloudpickle.dumps(error)}
+        return said | {"error": _pickled(error)}
+
+
+def _pickled(thing: Any) -> bytes:
+    return cloudpickle.dumps(thing)  # pyright: ignore[reportPrivateImportUsage]

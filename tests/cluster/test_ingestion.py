@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sampler_service.records import RecordStore, verify
-from tests.cluster.support import OPEN_CLUSTER
+from tests.cluster.support import OPEN_CLUSTER, cli, python, ray_head
 from tests.records.support import all_of, image, table_of
 
 pytestmark = pytest.mark.timeout(300)
-
-
-def python(code: str, *arguments: object) -> str:
-    """What a program prints last; its Ray ends with it."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    environment = {**os.environ, **OPEN_CLUSTER, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
-
-
-INGEST = """
-import json, sys
-from sampler_service.errors import SamplerError
-from sampler_service.records import ingest
-from sampler_service.runtime.ingestion import on_ray
-try:
-    store = ingest(sys.argv[1], "data", data_dir=sys.argv[2], execute=on_ray(), on_bad=sys.argv[3])
-    print(json.dumps(["done", store.num_examples]))
-except SamplerError as error:
-    print(json.dumps([type(error).__name__, str(error)]))
-"""
 
 
 def test_ray_data_writes_the_shards_that_this_process_would_and_keeps_them_when_one_fails(tmp_path: Path):
@@ -51,14 +27,21 @@ def test_ray_data_writes_the_shards_that_this_process_would_and_keeps_them_when_
         )
     bad = pq.read_table(source / "3.parquet").set_column(4, "image", [[b"no", *[image(3)] * 9]])
     pq.write_table(bad, source / "3.parquet")
-    kind, message = json.loads(python(INGEST, source, tmp_path, "fail"))
-    assert kind == "Damaged"
-    assert "row 0 of" in message and "3.parquet can't be used: column 'image'" in message
-    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "data").glob("*.arrow")}
-    assert sorted(kept) == [f"0000{number}.arrow" for number in (0, 1, 2, 4, 5)]
-    mended = bad.set_column(4, "image", [[image(3)] * 10])
-    pq.write_table(mended, source / "3.parquet")
-    assert json.loads(python(INGEST, source, tmp_path, "fail")) == ["done", 60]
+    with ray_head() as (address, _):
+
+        def ingest() -> subprocess.CompletedProcess[str]:
+            options = ("--name", "data", "--data-dir", str(tmp_path), "--address", address)
+            return cli("ingest", str(source), *options, timeout_s=120, environment=OPEN_CLUSTER)
+
+        failed = ingest()
+        assert failed.returncode == 1
+        (message,) = [line for line in failed.stdout.splitlines() if line.startswith("Damaged: ")]
+        assert "row 0 of" in message and "3.parquet can't be used: column 'image'" in message
+        kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "data").glob("*.arrow")}
+        assert sorted(kept) == [f"0000{number}.arrow" for number in (0, 1, 2, 4, 5)]
+        pq.write_table(bad.set_column(4, "image", [[image(3)] * 10]), source / "3.parquet")
+        done = ingest()
+    assert "data: 60 new examples, 60 in all" in done.stdout, done.stdout + done.stderr
     store = RecordStore.open(tmp_path / "data")
     verify(store)
     assert all_of(store) == [
@@ -68,17 +51,17 @@ def test_ray_data_writes_the_shards_that_this_process_would_and_keeps_them_when_
 
 
 TWO_NODES = """
-import json, sys
+import json
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from sampler_service.errors import Unavailable
 from sampler_service.runtime import copies
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
 other = cluster.add_node(num_cpus=1)
 ray.init(cluster.address, logging_level="error")
 cluster.wait_for_nodes()
-here, there = Path(sys.argv[1]), Path(sys.argv[2])
+here, there = Path({here!r}), Path({there!r})
 said = [copies.copy_from(other.node_id, here, there), copies.copy_from(other.node_id, here, there)]
 cluster.remove_node(other)
 copies.PIECE_S = 20
@@ -96,7 +79,9 @@ def test_a_node_brings_its_copy_up_to_that_of_another(tmp_path: Path):
     from sampler_service.records import ingest
 
     original = ingest(table_of(500), "data", data_dir=tmp_path / "there", id_column="key")
-    first, second, gone = json.loads(python(TWO_NODES, tmp_path / "here/data", original.path))
+    first, second, gone = json.loads(
+        python(TWO_NODES.format(here=str(tmp_path / "here/data"), there=str(original.path)))
+    )
     assert (first, second) == (sum(file.bytes for file in original.manifest.files()), 0)
     copy = RecordStore.open(tmp_path / "here/data")
     verify(copy, sources=False)

@@ -49,7 +49,7 @@ def test_items_by_name_keep_types_and_shapes(register: Ingest, monkeypatch):
     assert store.schema.field("scalar").type == pa.float32()
     assert is_image(store.schema.field("picture"))
     batch = store.take(np.array([11, 4]))
-    pixels = torch.from_numpy(batch.column("pixels").to_numpy_ndarray())
+    pixels = torch.tensor(batch.column("pixels").to_numpy_ndarray())
     assert torch.equal(pixels, torch.stack([Dicts()[11]["pixels"], Dicts()[4]["pixels"]]))
     assert batch.column("mask").to_numpy_ndarray().tolist() == [[0, 1], [1, 1]]
     rest = batch.select(["text", "label", "scalar", "data", "tokens"]).to_pylist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler_service.errors import ConfigError, Damaged, NotFound
@@ -16,6 +16,7 @@ from tests.records.support import Ingest, table_of
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
+@settings(deadline=None)
 @given(keys=st.one_of(st.lists(INT64, min_size=1, unique=True), st.lists(st.text(), min_size=1, unique=True)))
 def test_each_key_leads_to_its_id_and_no_other_value_does(tmp_path_factory, keys: list):
     path = tmp_path_factory.mktemp("keys") / "keys.arrow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from datetime import datetime
 from itertools import pairwise
@@ -9,11 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler_service.errors import ConfigError, Damaged, NotFound
 from sampler_service.records import DataDirectory, RecordStore, delete
+from sampler_service.records import tables as tables_module
 from sampler_service.records import writing as writing_module
 from sampler_service.records.gather import column_of
 from tests.records.support import Ingest, table_of
@@ -46,6 +48,7 @@ def every_type(count: int) -> pa.Table:
     )
 
 
+@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 29), max_size=20), cuts=st.lists(st.integers(0, 30), max_size=4))
 def test_a_column_gives_what_arrow_gives_of_one_array_however_it_is_cut(ids: list[int], cuts: list[int]):
     table = every_type(30)
@@ -75,11 +78,12 @@ def written(table: pa.Table) -> pa.Buffer:
 
 
 def test_records_come_in_the_order_asked_for_over_many_batches_and_shards(register: Ingest, monkeypatch):
-    monkeypatch.setattr(writing_module, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(writing_module, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(tables_module, "MOST_ROWS", 300)
     table = every_type(5000)
     register(table.slice(0, 3000))
     store = register(table.slice(3000), append=True)
-    assert len(store._opened._flat) > 2, "several batches"
+    assert len(store._opened._flat) > 10, "several batches"
     ids = np.random.default_rng(0).integers(0, 5000, 300)
     taken = store.take(ids)
     assert taken.schema.equals(store.schema, check_metadata=True)
@@ -146,6 +150,14 @@ def test_a_store_sees_what_is_new_when_it_is_refreshed_and_not_before(register: 
     assert not first.refresh()
     assert first._opened._flat[0] is mapped, "not mapped anew"
     assert first.take(np.array([14])).to_pylist() == table_of(15).slice(14).to_pylist()
+
+
+def test_a_data_set_that_was_removed_and_made_anew_is_seen_as_another(register: Ingest):
+    store = register(table_of(10))
+    shutil.rmtree(store.path)
+    register(table_of(20).slice(10))
+    assert store.refresh()
+    assert store.take(np.array([0]), ["number"]).to_pydict() == {"number": [100]}
 
 
 def test_deleted_ids_are_refused_by_name_and_can_be_read(register: Ingest):
@@ -219,6 +231,19 @@ def test_a_directory_lists_opens_and_refreshes_its_data_sets(register: Ingest, d
     assert store.num_examples == 6
     with pytest.raises(NotFound, match=r"no data set 'smal' in .*; there: other, vision/small"):
         directory.open("smal")
+
+
+def test_a_damaged_data_set_does_not_keep_others_from_being_refreshed(register: Ingest, data_dir):
+    directory = DataDirectory(data_dir)
+    register(table_of(3), "a")
+    register(table_of(3), "b")
+    (data_dir / "a/00000.arrow").write_bytes(b"")
+    with pytest.raises(Damaged, match=r"a/00000.arrow has 0 bytes"):
+        directory.refresh()
+    register(table_of(5).slice(3), "b", append=True)
+    with pytest.raises(Damaged):
+        directory.refresh()
+    assert directory.open("b").num_examples == 5
 
 
 @pytest.mark.parametrize("name", ["a/../../b", "a//b", "../a", "", "a b"])
