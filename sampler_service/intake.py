@@ -16,6 +16,7 @@ import numpy as np
 
 from sampler_service import reports
 from sampler_service.config import RunConfig
+from sampler_service.datasets import Examples
 from sampler_service.leases import Trainer
 from sampler_service.monitor import VarianceMonitor
 from sampler_service.rates import PresentRates
@@ -44,13 +45,22 @@ class Intake:
 
     Args:
         config: the run's.
+        examples: which it has.
         table: takes the sound rows.
         monitor: takes the fresh gradients of lent batches; None for a policy that never draws, whose ratio nobody asks.
         rates: takes what scoring passes measured.
     """
 
-    def __init__(self, config: RunConfig, table: Table, monitor: VarianceMonitor | None, rates: PresentRates) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        examples: Examples,
+        table: Table,
+        monitor: VarianceMonitor | None,
+        rates: PresentRates,
+    ) -> None:
         self._config = config
+        self._examples = examples
         self._table = table
         self._monitor = monitor
         self._rates = rates
@@ -93,6 +103,9 @@ class Intake:
                 malformed = malformed or misfit
                 continue
             now = max(now, report.step)
+            report, deleted = reports.left_of(report, self._examples.present)
+            if deleted:  # since its batch was lent
+                rejected["deleted"] += deleted
             if self.scored and not report.scores and (report.norms is not None or report.sketches is not None):
                 # Taken before the trainer published; those of a sketcher are of other layers, in another unit.
                 rejected["other_unit"] += len(report.example_ids)
@@ -110,7 +123,7 @@ class Intake:
         for group in reports.together(fitting):
             scores = group[0].scores
             known_n = self._table.gradient_step_n if scores else self._table.step_n
-            block, sound, reasons = reports.sound_rows(group, self._config.num_examples, known_n)
+            block, sound, reasons = reports.sound_rows(group, len(self._table), known_n)
             rejected.update(reasons)
             accepted += sound
             self._watch(group)

@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sampler_service.config import MOST_EXAMPLES
 from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
 from sampler_service.planning import Planner
+from sampler_service.population import Population
 from sampler_service.types import Batch, Float64, Int32, Rates
 
 UNCONNECTED_S = 10.0
@@ -40,6 +42,8 @@ class Trainer:
     """when it is, or was, taken for lost; each sign of life puts it off"""
     token: str = ""
     """what the trainer calls itself: the same one joining again is the same trainer"""
+    num_examples: int = MOST_EXAMPLES
+    """that it can load: ids below this number"""
     connected: bool = False
     """whether it came for batches, and no end of its stream was seen since"""
     leases: dict[int, Batch] = field(default_factory=dict)
@@ -81,6 +85,11 @@ class Group:
     batch_size: int
     drop_last: bool
 
+    def steps(self, num_examples: int) -> int:
+        """Of an epoch that keeps all of so many examples."""
+        whole, rest = divmod(num_examples, self.batch_size * self.world_size)
+        return whole + (0 if self.drop_last or rest < self.world_size else 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
@@ -92,6 +101,8 @@ class Chosen:
     reason: str
     """why it is not the run's policy; empty when it is"""
     table_version: int
+    population: Population
+    """the examples that they are for"""
     cluster_n: Int32
     """cluster of every example in that table"""
     size_k: Float64 | None = None
@@ -137,11 +148,17 @@ class Epoch:
     def queue(self, rank: int) -> deque[Batch]:
         return self.queues.setdefault(rank, deque())
 
-    def lent(self, num_examples: int) -> float:
+    @property
+    def population(self) -> Population:
+        """The examples that it began with."""
+        return self.first.population
+
+    @property
+    def lent(self) -> float:
         """Share of its steps that were lent; what it skipped counts as lent."""
         if self.reached >= self.num_steps:
             return 1.0
-        skipped = self.skip_examples / num_examples
+        skipped = self.skip_examples / self.population.alive
         return skipped + (1 - skipped) * self.reached / self.num_steps
 
     def waiting(self) -> bool:
@@ -166,9 +183,17 @@ class Membership:
         return sum(trainer.present(now) for trainer in self)
 
     def join(
-        self, group: Group, rank: int, lead: int, name: str, now: float, token: str = ""
+        self,
+        group: Group,
+        rank: int,
+        lead: int,
+        name: str,
+        now: float,
+        token: str = "",
+        num_examples: int = MOST_EXAMPLES,
     ) -> tuple[Trainer, Trainer | None]:
-        """Claim a rank; returns the trainer and the lost one that it replaces. A repeat with a token changes nothing.
+        """Claim a rank; returns the trainer and the lost one that it replaces. A repeat with a token changes
+        nothing but the number of examples that the trainer can load.
 
         Raises:
             Conflict: the rank is held by a trainer that is there, or others train with another geometry.
@@ -181,6 +206,7 @@ class Membership:
             )
         holder = self._of_rank.get(rank)
         if holder is not None and token and holder.token == token and group == self.group:
+            holder.num_examples = num_examples
             return holder, None
         if holder is not None and holder.alive(now):
             raise Conflict(
@@ -194,9 +220,23 @@ class Membership:
         if holder is not None:
             self._gone.append(holder.session)
         session = f"{self._run}:{uuid.uuid4().hex}"
-        trainer = Trainer(session=session, rank=rank, name=name, lead=lead, lost_at=now + UNCONNECTED_S, token=token)
+        trainer = Trainer(
+            session=session,
+            rank=rank,
+            name=name,
+            lead=lead,
+            lost_at=now + UNCONNECTED_S,
+            token=token,
+            num_examples=num_examples,
+        )
         self._of_rank[rank] = trainer
         return trainer, holder
+
+    def served(self, otherwise: int) -> int:
+        """Examples that the trainers of all ranks can load; `otherwise` while one has not joined."""
+        if self.group is None or len(self._of_rank) < self.group.world_size:
+            return otherwise
+        return min(trainer.num_examples for trainer in self)
 
     def waited(self, trainer: Trainer, seconds: float) -> None:
         """A trainer says that it waited for batches; what can't be so counts as nothing."""

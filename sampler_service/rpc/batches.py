@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import grpc
 
@@ -125,17 +126,10 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             if kind == "epoch":
                 asked = request.epoch
                 started = self._service.start_epoch(
-                    session, asked.epoch, asked.skip_examples, asked.first_step, asked.progress
+                    session, asked.epoch, asked.skip_examples, asked.first_step, asked.progress, asked.population
                 )
                 credit, epoch, inside = 0, started.epoch, True
-                yield pb.BatchReply(
-                    epoch_start=pb.EpochStart(
-                        epoch=started.epoch,
-                        num_steps=started.num_steps,
-                        policy=started.policy,
-                        reason=started.reason,
-                    )
-                )
+                yield pb.BatchReply(epoch_start=pb.EpochStart(**asdict(started)))
             elif kind == "credit":
                 credit += request.credit.count
                 acked.extend(request.credit.acked)

@@ -18,6 +18,7 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service import __version__
 from sampler_service.config import RunConfig
+from sampler_service.datasets import Dataset
 from sampler_service.errors import Busy, ConfigError, Unavailable
 from sampler_service.leases import Group
 from sampler_service.policies import POLICIES
@@ -52,6 +53,19 @@ class DatasetsServicer(pb_grpc.DatasetsServicer):
             self._service.register_dataset(request.dataset, request.num_examples)
         return pb.RegisterDatasetResponse(protocol=wire.PROTOCOL, service_version=__version__)
 
+    def Grow(self, request: pb.GrowDatasetRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            return _state(self._service.grow_dataset(request.dataset, request.num_examples))
+
+    def Delete(self, request: pb.DeleteExamplesRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            ids = _array(request.example_ids, "i8", "example_ids")
+            return _state(self._service.delete_examples(request.dataset, ids))
+
+
+def _state(dataset: Dataset) -> pb.DatasetState:
+    return pb.DatasetState(num_examples=dataset.size, deleted=dataset.deleted)
+
 
 class RunsServicer(pb_grpc.RunsServicer):
     def __init__(self, service: Service, max_weights_bytes: int) -> None:
@@ -60,7 +74,7 @@ class RunsServicer(pb_grpc.RunsServicer):
 
     def Open(self, request: pb.OpenRunRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
-            config = _run_config(request, self._service.dataset_size(request.dataset))
+            config = _run_config(request, request.num_examples or self._service.dataset_size(request.dataset))
             if config.policy not in POLICIES:
                 raise ConfigError(f"unknown policy {config.policy!r}; choose one of {sorted(POLICIES)}")
             created = self._service.open_run(config)
@@ -70,7 +84,9 @@ class RunsServicer(pb_grpc.RunsServicer):
         with errors_as_status(context):
             group = Group(world_size=request.world_size, batch_size=request.batch_size, drop_last=request.drop_last)
             name = f"{request.trainer or 'a trainer'} at {unquote(context.peer())}"
-            joined = self._service.join(request.run, group, request.rank, request.lead, name, request.token)
+            joined = self._service.join(
+                request.run, group, request.rank, request.lead, name, request.token, request.num_examples
+            )
             return pb.JoinResponse(**asdict(joined))
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext):  # noqa: N802
