@@ -79,6 +79,7 @@ class Batch:
 
     __slots__ = (
         "_coefficients",
+        "_epoch_steps",
         "_first_step",
         "_message",
         "_report",
@@ -98,11 +99,13 @@ class Batch:
         report: Callable[[ReportRows | PendingReport], None] | None = None,
         steps_per_epoch: int = 0,
         first_step: int = 0,
+        epoch_steps: int = 0,
     ) -> None:
         self._message = message
         self._report = report
         self._steps_per_epoch = steps_per_epoch
         self._first_step = first_step  # of the epoch that was resumed inside: `step` counts from there
+        self._epoch_steps = epoch_steps  # of the whole epoch; 0: as many as the clock counts for it
         self._coefficients: Any = None
         self._stage: pb.Stage | None = None  # what the second stage measured when it chose these
         self.norms_from_scorer = False  # of a two-stage run: a sketcher's are of other layers, in another unit
@@ -126,8 +129,14 @@ class Batch:
 
     @property
     def run_step(self) -> int:
-        """Steps since the start of the run, the clock by which reports age."""
-        return self.epoch * self._steps_per_epoch + self._first_step + self.step
+        """Steps since the start of the run, the clock by which reports age.
+
+        An epoch has as many as it had when the run was opened: where the data set has grown since, some steps are one.
+        """
+        step = self._first_step + self.step
+        if self._epoch_steps > self._steps_per_epoch:
+            step = step * self._steps_per_epoch // self._epoch_steps
+        return self.epoch * self._steps_per_epoch + step
 
     @property
     def table_version(self) -> int:
@@ -210,7 +219,7 @@ class Batch:
             weights: (b,) final ones.
             stage: what the second stage measured.
         """
-        batch = Batch(self._message, self._report, self._steps_per_epoch, self._first_step)
+        batch = Batch(self._message, self._report, self._steps_per_epoch, self._first_step, self._epoch_steps)
         batch.example_ids, batch.cluster_ids = self.example_ids[index], self.cluster_ids[index]
         # What both stages together give an example: w p = 1/n before and after, up to the weight of either stage.
         batch.probabilities = self.probabilities[index] * self.weights[index] / weights
