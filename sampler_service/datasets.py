@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sampler_service.errors import ConfigError, Conflict
+from sampler_service.config import MOST_EXAMPLES
+from sampler_service.errors import ConfigError, Conflict, Stale
 from sampler_service.population import Population
 from sampler_service.types import Int64
 
@@ -168,12 +169,17 @@ class Examples:
             self._present, self._earlier = self._dataset.population(size), None
             self._grew(size)
 
-    def begin(self, name: str = "") -> Population:
+    def begin(self, name: str = "", most: int = MOST_EXAMPLES) -> Population:
         """Those of an epoch that begins: all that the run can have by now, or, of an epoch that is resumed, those that
         it began with, by the name that was said then.
 
+        Args:
+            name: empty for an epoch that begins.
+            most: that the trainer which resumes it can load.
+
         Raises:
             ConfigError: it is no name.
+            Stale: they are more than the trainer can load.
         """
         if not name:
             self.grow(min(self._dataset.size, self._served()))
@@ -186,6 +192,11 @@ class Examples:
             # The whole service was lost with what it knew, and the trainers have registered the data set anew.
             log.warning("an epoch goes on with examples %s, of which nothing is known: by those of now", name)
             return self.begin()
+        if size > most:
+            raise Stale(
+                f"the position is of an epoch of {size} examples, this trainer can load {most}; extend its data set, "
+                "or begin the epoch anew"
+            )
         self.grow(size)
         return self._dataset.population(size, version)
 

@@ -217,8 +217,9 @@ class Delivery:
 
     def _begin(self, trainer: Trainer, epoch: int, skip: int, first_step: int, now: float, population: str) -> Epoch:
         # A trainer that resumes inside an epoch goes on in the order that the epoch began with, if it is still known.
-        known = [e.first for e in self._epochs if e.epoch == epoch] if skip else []
-        first = known[-1] if known else self._choose(epoch, 0, self._examples.begin(population))
+        begun = [e.first for e in self._epochs if e.epoch == epoch and population in ("", e.population.name)]
+        known = begun if skip else []
+        first = known[-1] if known else self._choose(epoch, 0, self._examples.begin(population, trainer.num_examples))
         if skip > first.population.alive:
             raise ConfigError(
                 f"skip_examples is {skip}, outside of the epoch's 0 … {first.population.alive} examples; "

@@ -371,6 +371,27 @@ def test_an_epoch_goes_on_after_a_restart_with_the_order_it_began_with():
     assert trainer.start(1).num_examples == N + 10 - 5
 
 
+def test_a_position_of_more_examples_than_the_trainer_can_load_is_refused_and_grows_nothing():
+    sampler = make_sampler(N)
+    grown(sampler, N + 10)
+    trainer = FakeTrainer(sampler, 0, Group(world_size=1, batch_size=4, drop_last=False), num_examples=N)
+    with pytest.raises(Stale, match="the position is of an epoch of 50 examples, this trainer can load 40; extend its"):
+        trainer.start(1, skip=8, population=f"2.{N + 10}")
+    assert trainer.start(1, skip=8, population=f"1.{N}").num_examples == N
+
+
+def test_a_position_goes_on_with_the_pass_that_it_is_of_though_the_epoch_was_begun_again():
+    sampler = make_sampler(N)
+    (trainer,) = join_all(sampler)
+    first = trainer.start(0)
+    before = ids_of(trainer.take(3).batches)
+    grown(sampler, N + 10)
+    assert trainer.start(0).num_examples == N + 10, "from its beginning, with what there is now"
+    trainer.take(2)
+    assert trainer.start(0, skip=12, population=first.population).num_examples == N
+    assert sorted(before + ids_of(trainer.drain())) == list(range(N))
+
+
 def test_what_shards_hold_of_new_examples_comes_back_and_what_was_deleted_does_not():
     config, shards = make_config(N), LocalShards(N, 4, 3)
     sampler = Sampler(config, shards, clock=Clock())
