@@ -60,6 +60,7 @@ class RunConfig:
     run: str
     dataset: str
     num_examples: int
+    """that it has when it is opened; it may grow with its data set"""
     policy: str
     policy_options: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
@@ -118,7 +119,8 @@ class RunConfig:
         differ = [
             f"{f.name} is {getattr(self, f.name)!r}, asked for {getattr(other, f.name)!r}"
             for f in fields(self)
-            if getattr(self, f.name) != getattr(other, f.name)
+            # A data set grows; whether a trainer can load what its run has by now, it says when it joins.
+            if f.name != "num_examples" and getattr(self, f.name) != getattr(other, f.name)
         ]
         if differ:
             raise Conflict(

@@ -3,6 +3,9 @@
 In a sweep without failures every example is delivered exactly once an epoch. What a lost trainer held goes back:
 to the trainer that takes its rank over, or, after the lease, to the others; so do later parts of a rank without
 a trainer.
+
+What was deleted since a batch was planned is taken out of it when it is lent, whether it waited in a queue or comes
+back from another trainer.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sampler_service.config import RunConfig
+from sampler_service.datasets import Examples
 from sampler_service.errors import ConfigError, Stale
 from sampler_service.leases import Chosen, Epoch, Group, Membership, Trainer
 from sampler_service.planning import Planner
 from sampler_service.planning.randomness import position_seed
+from sampler_service.population import Population
 from sampler_service.tally import Tally
 from sampler_service.types import Batch, Rows, Sweep
 
@@ -32,9 +37,10 @@ class Delivery:
     Args:
         members: the trainers.
         config: the run's.
+        examples: which the run has.
         group: their geometry; another one needs another Delivery.
-        choose: present rates, given the epoch and how many steps will be planned from them; asked at the start
-            of an epoch and before each further batch.
+        choose: present rates, given the epoch, how many steps will be planned from them, and of which examples; asked
+            at the start of an epoch and before each further batch.
         redraw: whether rates are asked for again inside an epoch (draw policies).
         at_once: steps that are planned from one answer of `choose`, at most.
         first_batch_id: above every id that this run ever used.
@@ -45,9 +51,10 @@ class Delivery:
         self,
         members: Membership,
         config: RunConfig,
+        examples: Examples,
         *,
         group: Group,
-        choose: Callable[[int, int], Chosen],
+        choose: Callable[[int, int, Population], Chosen],
         redraw: bool,
         at_once: int,
         first_batch_id: int,
@@ -55,8 +62,9 @@ class Delivery:
     ) -> None:
         self._members = members
         self._config = config
+        self._examples = examples
         self.group = group
-        self._planner = self._new_planner()
+        self._planner = self._new_planner(examples.present.size)
         self._choose = choose
         self._redeliver = config.on_lost == "redeliver"
         self._redraw = redraw
@@ -78,7 +86,7 @@ class Delivery:
     @property
     def epoch_lent(self) -> float:
         """Share of the latest epoch's steps that were lent, by the rank that is furthest."""
-        return self._epochs[-1].lent(self._config.num_examples) if self._epochs else 0.0
+        return self._epochs[-1].lent if self._epochs else 0.0
 
     @property
     def passes(self) -> int:
@@ -94,13 +102,19 @@ class Delivery:
         position = self._at.get(trainer.session)
         return position.epoch if position else None
 
-    def start_epoch(self, trainer: Trainer, epoch: int, skip: int, first_step: int, now: float) -> tuple[Chosen, int]:
+    def start_epoch(
+        self, trainer: Trainer, epoch: int, skip: int, first_step: int, now: float, population: str = ""
+    ) -> tuple[Chosen, int]:
         """Put a trainer at the start of an epoch (or inside it); what it held of another is given up.
+
+        Args:
+            population: name of the examples that an epoch to be resumed began with.
 
         Returns:
             The rates that the epoch began with, and the batches this trainer will get.
         """
-        here = self._under_way(trainer, epoch, skip, now) or self._begin(trainer, epoch, skip, first_step, now)
+        here = self._under_way(trainer, epoch, skip, now)
+        here = here or self._begin(trainer, epoch, skip, first_step, now, population)
         rank, first_step = trainer.rank, min(first_step, here.num_steps)
         trainer.leases.clear()
         self._without_trainer.discard(rank)
@@ -127,6 +141,11 @@ class Delivery:
         here = self._at.get(trainer.session)
         if here is None:
             raise ConfigError("ask for an epoch before asking for batches")
+        if trainer.num_examples < here.population.size:
+            raise Stale(
+                f"{trainer.name} can load {trainer.num_examples} examples, epoch {here.epoch} of run "
+                f"{self._config.run!r} has {here.population.size}; extend its data set and attach again"
+            )
         self._expire(now)
         taken: list[Batch] = []
         queue = here.queue(trainer.rank)
@@ -141,7 +160,9 @@ class Delivery:
             else:
                 return taken, not self._may_come_back(trainer, here, now)
             here.begun[trainer.session] = trainer.rank
-            taken.append(self._lend(trainer, batch, now))
+            left = self._examples.below(batch.size).left_of(batch)
+            if left is not None:
+                taken.append(self._lend(trainer, left, now))
         return taken, False
 
     def give_back(self, trainer: Trainer, *, rank_goes_on: bool = False) -> None:
@@ -197,15 +218,24 @@ class Delivery:
             for other in self._members
         )
 
-    def _begin(self, trainer: Trainer, epoch: int, skip: int, first_step: int, now: float) -> Epoch:
+    def _begin(self, trainer: Trainer, epoch: int, skip: int, first_step: int, now: float, population: str) -> Epoch:
         # A trainer that resumes inside an epoch goes on in the order that the epoch began with, if it is still known.
-        known = [e.first for e in self._epochs if e.epoch == epoch] if skip else []
-        here = Epoch(epoch=epoch, skip_examples=skip, first=known[-1] if known else self._choose(epoch, 0))
+        begun = [e.first for e in self._epochs if e.epoch == epoch and population in ("", e.population.name)]
+        known = begun if skip else []
+        first = known[-1] if known else self._choose(epoch, 0, self._examples.begin(population, trainer.num_examples))
+        if skip > first.population.alive:
+            raise ConfigError(
+                f"skip_examples is {skip}, outside of the epoch's 0 … {first.population.alive} examples; "
+                "the saved position belongs to another dataset"
+            )
+        here = Epoch(epoch=epoch, skip_examples=skip, first=first)
         later = [e for e in self._epochs if e.epoch > epoch]
         # After a restart a slow rank may come back to an epoch that others have done with. Without batches of it
         # in hand, a run that asks for an earlier epoch goes back, and has given up what came after.
         beside = first_step > 0 and self._others_in(later, trainer, now)
-        here.planner = self._new_planner() if beside else self._planner
+        if not beside:
+            self._planner.resize(here.population.size)
+        here.planner = self._new_planner(here.population.size) if beside else self._planner
         here.num_steps = self._start(here.planner, here)
         here.number, here.whole = self._number(here, beside=beside), self._is_whole(here)
         # Ranks come back in any order, in step or nearly so.
@@ -234,10 +264,10 @@ class Delivery:
     def _is_whole(self, here: Epoch) -> bool:
         size = self.group.batch_size * self.group.world_size
         sweeps = isinstance(here.first.rates, Sweep) and not here.skip_examples
-        return sweeps and (here.num_steps + 1) * size > self._config.num_examples
+        return sweeps and (here.num_steps + 1) * size > here.population.alive
 
-    def _new_planner(self) -> Planner:
-        return Planner(self._config.num_examples, seed=self._config.seed, drop_last=self.group.drop_last)
+    def _new_planner(self, size: int) -> Planner:
+        return Planner(size, seed=self._config.seed, drop_last=self.group.drop_last)
 
     def _start(self, planner: Planner, here: Epoch) -> int:
         return planner.start_epoch(
@@ -269,12 +299,12 @@ class Delivery:
         """Steps `step` … `step + count - 1`: [count][world] batches."""
         chosen = here.first
         if self._redraw:
-            now = self._choose(here.epoch, count)
+            now = self._choose(here.epoch, count, self._examples.below(here.population.size))
             # Only an epoch that began as a sweep has an order that its later steps go on with.
             both_sweep = isinstance(now.rates, Sweep) and isinstance(chosen.rates, Sweep)
             chosen = replace(chosen, reason=now.reason) if both_sweep else now
         if here.planner is None:
-            here.planner = self._new_planner()
+            here.planner = self._new_planner(here.population.size)
             self._start(here.planner, here)
         planned = here.planner.plan(step, count, chosen.rates, candidates=chosen.candidates)
         return [
@@ -301,6 +331,9 @@ class Delivery:
             choice_seed=position_seed(self._config.seed, here.epoch, step, rank) if chosen.candidates > 1 else 0,
             pass_number=here.number,
             whole=here.whole,
+            size=chosen.population.size,
+            alive=chosen.population.alive,
+            drawn=not isinstance(chosen.rates, Sweep) and getattr(chosen.rates, "unbiased", True),
         )
 
     def _lend(self, trainer: Trainer, batch: Batch, now: float) -> Batch:

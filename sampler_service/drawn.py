@@ -37,6 +37,23 @@ class Drawn:
         self._pass, self._in_pass = 0, 0
         self._window, self._window_pass, self._window_rows, self._in_window = 0, 0, 0, 0
         self._last_window = float("nan")
+        self._alive = num_examples
+
+    def grow(self, num_examples: int) -> None:
+        """Have so many examples, at least as many as before; new ones were never handed out."""
+        new = num_examples - len(self.times_n)
+        self.times_n = np.append(self.times_n, np.zeros(new, np.uint32))
+        never = np.full(new, NEVER, np.int32)
+        self.epoch_n, self._pass_n = np.append(self.epoch_n, never), np.append(self._pass_n, never)
+        self._window_n = np.append(self._window_n, never)
+        self._alive += new
+
+    def delete(self, ids: Int64) -> None:
+        """Leave these examples (r,) out of all shares; how often each was handed out stays known."""
+        self._alive -= len(ids)
+        self._covered -= int(np.count_nonzero(self.times_n[ids]))
+        self._in_pass -= int(np.count_nonzero(self._pass_n[ids] == self._pass))
+        self._in_window -= int(np.count_nonzero(self._window_n[ids] == self._window))
 
     def add(self, batches: Sequence[Batch]) -> None:
         """Batches are handed out; those that were before are left out."""
@@ -53,12 +70,12 @@ class Drawn:
     @property
     def never(self) -> int:
         """Examples that were never handed out."""
-        return len(self.times_n) - self._covered
+        return self._alive - self._covered
 
     @property
     def epoch_coverage(self) -> float:
         """Share of the examples that the latest pass has handed out so far."""
-        return self._in_pass / len(self.times_n)
+        return self._in_pass / max(1, self._alive)
 
     @property
     def window_coverage(self) -> float:
@@ -96,12 +113,12 @@ class Drawn:
             self._window_pass = batch.pass_number
         self._in_window += _mark(self._window_n, ids, self._window)
         self._window_rows += len(ids)
-        if self._window_rows >= len(self.times_n):
+        if self._window_rows >= self._alive:
             self._end_window()
 
     def _end_window(self) -> None:
-        if self._window_rows >= LEAST_WINDOW * len(self.times_n):
-            self._last_window = self._in_window / len(self.times_n)
+        if self._window_rows >= LEAST_WINDOW * self._alive:
+            self._last_window = self._in_window / self._alive
         self._window, self._window_rows, self._in_window = self._window + 1, 0, 0
 
     def _keep(self, ids: Int64, weight_r: Float32) -> None:

@@ -18,6 +18,7 @@ def explain(
     *,
     examples: int,
     num_examples: int,
+    deleted: bool = False,
     loss_rank: float,
     recovered: bool = False,
 ) -> list[str]:
@@ -27,10 +28,14 @@ def explain(
         example: which.
         chosen: the present rates; None before the first batch.
         examples: handed out so far, of all; candidates of a second stage among them.
-        num_examples: of the run.
+        num_examples: of the run that were not deleted.
+        deleted: it was.
         loss_rank: share of the reported examples whose loss is lower; NaN when it was never reported.
         recovered: its counts began anew when the run was taken up again.
     """
+    if deleted:
+        times = "never" if not example.drawn else "once" if example.drawn == 1 else f"{example.drawn:,} times"
+        return [f"It was deleted from its data set, and is drawn no more; before, that happened {times}."]
     if chosen is None:
         return ["No trainer has asked for a batch yet, so nothing was drawn."]
     since = " since the service took the run up again" if recovered else ""

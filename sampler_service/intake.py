@@ -16,6 +16,7 @@ import numpy as np
 
 from sampler_service import reports
 from sampler_service.config import RunConfig
+from sampler_service.datasets import Examples
 from sampler_service.leases import Trainer
 from sampler_service.monitor import VarianceMonitor
 from sampler_service.rates import PresentRates
@@ -44,13 +45,22 @@ class Intake:
 
     Args:
         config: the run's.
+        examples: which it has.
         table: takes the sound rows.
         monitor: takes the fresh gradients of lent batches; None for a policy that never draws, whose ratio nobody asks.
         rates: takes what scoring passes measured.
     """
 
-    def __init__(self, config: RunConfig, table: Table, monitor: VarianceMonitor | None, rates: PresentRates) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        examples: Examples,
+        table: Table,
+        monitor: VarianceMonitor | None,
+        rates: PresentRates,
+    ) -> None:
         self._config = config
+        self._examples = examples
         self._table = table
         self._monitor = monitor
         self._rates = rates
@@ -74,11 +84,11 @@ class Intake:
         while len(self._lent) > 4 * self._config.max_lead * self.world:
             self._lent.popitem(last=False)
 
-    def take_in(self, trainer: Trainer | None, received: Sequence[Report], now: int) -> TakenIn:
+    def take_in(self, trainer: Trainer, received: Sequence[Report], now: int) -> TakenIn:
         """Put what is sound into the table; a batch that is reported is no longer leased.
 
         Args:
-            trainer: whose reports they are; None: it has left.
+            trainer: whose reports they are.
             received: in the order of their arrival.
             now: the run's clock, in steps.
         """
@@ -93,6 +103,9 @@ class Intake:
                 malformed = malformed or misfit
                 continue
             now = max(now, report.step)
+            report, deleted = reports.left_of(report, self._examples.present)
+            if deleted:  # since its batch was lent
+                rejected["deleted"] += deleted
             if self.scored and not report.scores and (report.norms is not None or report.sketches is not None):
                 # Taken before the trainer published; those of a sketcher are of other layers, in another unit.
                 rejected["other_unit"] += len(report.example_ids)
@@ -101,8 +114,7 @@ class Intake:
                 self._heed(report)
                 report = replace(report, losses=None)  # of the evaluation mode: those of the table are trained with
             else:
-                if trainer is not None:
-                    trainer.leases.pop(report.batch_id, None)
+                trainer.leases.pop(report.batch_id, None)
                 if report.evidence is not None:
                     self._rates.stage.witness.add(report.evidence)
             fitting.append(report)
@@ -111,7 +123,7 @@ class Intake:
         for group in reports.together(fitting):
             scores = group[0].scores
             known_n = self._table.gradient_step_n if scores else self._table.step_n
-            block, sound, reasons = reports.sound_rows(group, self._config.num_examples, known_n)
+            block, sound, reasons = reports.sound_rows(group, len(self._table), known_n)
             rejected.update(reasons)
             accepted += sound
             self._watch(group)

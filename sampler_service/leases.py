@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sampler_service.config import MOST_EXAMPLES
 from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
 from sampler_service.planning import Planner
+from sampler_service.population import Population
 from sampler_service.types import Batch, Float64, Int32, Rates
 
 UNCONNECTED_S = 10.0
@@ -41,6 +43,8 @@ class Trainer:
     """when it is, or was, taken for lost; each sign of life puts it off"""
     token: str = ""
     """what the trainer calls itself: the same one joining again is the same trainer"""
+    num_examples: int = MOST_EXAMPLES
+    """that it can load: ids below this number"""
     connected: bool = False
     """whether it came for batches, and no end of its stream was seen since"""
     leases: dict[int, Batch] = field(default_factory=dict)
@@ -96,6 +100,11 @@ class Group:
         """Steps from the first one on that are a place's."""
         return len(range(first_step + (place // self.world_size - first_step) % self.workers, num_steps, self.workers))
 
+    def steps(self, num_examples: int) -> int:
+        """Of an epoch that keeps all of so many examples."""
+        whole, rest = divmod(num_examples, self.batch_size * self.world_size)
+        return whole + (0 if self.drop_last or rest < self.world_size else 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
@@ -107,6 +116,8 @@ class Chosen:
     reason: str
     """why it is not the run's policy; empty when it is"""
     table_version: int
+    population: Population
+    """the examples that they are for"""
     cluster_n: Int32
     """cluster of every example in that table"""
     size_k: Float64 | None = None
@@ -152,11 +163,17 @@ class Epoch:
     def queue(self, rank: int) -> deque[Batch]:
         return self.queues.setdefault(rank, deque())
 
-    def lent(self, num_examples: int) -> float:
+    @property
+    def population(self) -> Population:
+        """The examples that it began with."""
+        return self.first.population
+
+    @property
+    def lent(self) -> float:
         """Share of its steps that were lent; what it skipped counts as lent."""
         if self.reached >= self.num_steps:
             return 1.0
-        skipped = self.skip_examples / num_examples
+        skipped = self.skip_examples / self.population.alive
         return skipped + (1 - skipped) * self.reached / self.num_steps
 
     def waiting(self) -> bool:
@@ -170,7 +187,7 @@ class Membership:
         self._run = run
         self._of_rank: dict[int, Trainer] = {}
         self._gone: deque[str] = deque(maxlen=1024)
-        self._left: deque[str] = deque(maxlen=1024)  # of them, those whose trainers left of themselves
+        self._left: deque[Trainer] = deque(maxlen=64)  # those who left of themselves, and may still report
         self.group: Group | None = None
         self.waited_s = 0.0
         """that trainers waited for batches, those that left among them"""
@@ -182,9 +199,17 @@ class Membership:
         return sum(trainer.present(now) for trainer in self)
 
     def join(
-        self, group: Group, rank: int, lead: int, name: str, now: float, token: str = ""
+        self,
+        group: Group,
+        rank: int,
+        lead: int,
+        name: str,
+        now: float,
+        token: str = "",
+        num_examples: int = MOST_EXAMPLES,
     ) -> tuple[Trainer, Trainer | None]:
-        """Claim a rank; returns the trainer and the lost one that it replaces. A repeat with a token changes nothing.
+        """Claim a rank; returns the trainer and the lost one that it replaces. A repeat with a token changes
+        nothing but the number of examples that the trainer can load.
 
         Raises:
             Conflict: the rank is held by a trainer that is there, or others train with another geometry.
@@ -197,6 +222,7 @@ class Membership:
             )
         holder = self._of_rank.get(rank)
         if holder is not None and token and holder.token == token and group == self.group:
+            holder.num_examples = num_examples
             return holder, None
         if holder is not None and holder.alive(now):
             raise Conflict(
@@ -210,9 +236,23 @@ class Membership:
         if holder is not None:
             self._gone.append(holder.session)
         session = f"{self._run}:{uuid.uuid4().hex}"
-        trainer = Trainer(session=session, rank=rank, name=name, lead=lead, lost_at=now + UNCONNECTED_S, token=token)
+        trainer = Trainer(
+            session=session,
+            rank=rank,
+            name=name,
+            lead=lead,
+            lost_at=now + UNCONNECTED_S,
+            token=token,
+            num_examples=num_examples,
+        )
         self._of_rank[rank] = trainer
         return trainer, holder
+
+    def served(self, otherwise: int) -> int:
+        """Examples that the trainers of all ranks can load; `otherwise` while one has not joined."""
+        if self.group is None or len(self._of_rank) < self.group.world_size:
+            return otherwise
+        return min(trainer.num_examples for trainer in self)
 
     def waited(self, trainer: Trainer, seconds: float) -> None:
         """A trainer says that it waited for batches; what can't be so counts as nothing."""
@@ -226,20 +266,21 @@ class Membership:
             del self._of_rank[trainer.rank]
         self._gone.append(trainer.session)
         if left:
-            self._left.append(trainer.session)
+            self._left.append(trainer)
 
     def away(self, trainer: Trainer, now: float) -> None:
         """A trainer is gone for the one that comes in its place; it may still have reports under way."""
         trainer.disconnected(now)
-        self._left.append(trainer.session)
+        self._left.append(trainer)
 
-    def reporter(self, session: str) -> Trainer | None:
-        """Whose reports these are; None: of a trainer that left.
+    def reporter(self, session: str) -> Trainer:
+        """Whose reports these are; it may have left.
 
         Raises:
             Stale, NotFound: see `find`.
         """
-        return None if session in self._left else self.find(session)
+        left = (trainer for trainer in self._left if trainer.session == session)
+        return next(left, None) or self.find(session)
 
     def has_ended(self, session: str) -> bool:
         """Whether the session was left or taken over, of late."""

@@ -94,6 +94,7 @@ class Observer:
         """All but what is made of arrays, which is NaN; the caller holds the lock."""
         watched, now = self._watched, self._watched.clock()
         config, table, drawn, scores = watched.config, watched.table, watched.drawn, watched.scores
+        there = watched.examples.present
         chosen, stage = watched.rates.chosen, watched.rates.stage
         epoch, lent = (delivery.epoch, delivery.epoch_lent) if delivery else (0, 0.0)
         tally = delivery.tally if delivery else None
@@ -104,7 +105,8 @@ class Observer:
         return RunStatistics(
             run=config.run,
             dataset=config.dataset,
-            num_examples=config.num_examples,
+            num_examples=there.size,
+            deleted=there.deleted,
             policy=watched.policy.name,
             active_policy=chosen.policy if chosen else "",
             reason=chosen.reason if chosen else "",
@@ -117,7 +119,7 @@ class Observer:
             examples=tally.examples if tally else 0,
             reported_rows=self._taken_in,
             rejected_rows=dict(+(watched.intake.rejected + scores.rejected)),
-            sketch_coverage=stock.sketched / config.num_examples,
+            sketch_coverage=stock.sketched / max(1, there.alive),
             epoch_coverage=drawn.epoch_coverage,
             window_coverage=drawn.window_coverage,
             never_drawn=drawn.never,
@@ -166,7 +168,10 @@ class Observer:
 
     def _detail(self, present: Present, leads: Counter[int], age_r: Int64) -> Detail:
         rows = self._watched.sample
-        ids = np.arange(self._watched.config.num_examples) if isinstance(rows, slice) else rows
+        there = self._watched.examples.present
+        ids = np.arange(there.size) if isinstance(rows, slice) else rows
+        deleted_r = there.without(ids)
+        ids = ids if deleted_r is None else ids[~deleted_r]
         return Detail(
             weights=histogram(self._watched.drawn.recent_weights(), POWERS),
             rates=histogram(present.expected(ids) if present.chosen else np.empty(0), POWERS),

@@ -8,10 +8,12 @@ from collections import deque
 from dataclasses import replace
 
 from sampler_service.config import RunConfig
+from sampler_service.errors import ConfigError
 from sampler_service.leases import Chosen
 from sampler_service.mixing import MixTuner
 from sampler_service.picks import Picks
 from sampler_service.policies import REDUNDANT, Auto, Phases, Pick, Policy, Shuffle, TwoStage, choose
+from sampler_service.population import Population
 from sampler_service.stages import StageMonitor
 from sampler_service.table import Table
 from sampler_service.telemetry import stratum_sizes
@@ -47,9 +49,10 @@ class PresentRates:
         self._policy = policy
         self._table = table
         # Ranks may be in two epochs at once. Rates know of theirs only how far it is through the run, which is 0 for
-        # all when nobody said how many there will be; by it, by the policy and by the number of candidates, the latest
-        # rates, and how many steps were planned and rows reported when they were made.
-        self._served: dict[tuple[float, Pick, int], tuple[Chosen, int, int]] = {}
+        # all when nobody said how many there will be; by it, by the policy, by the number of candidates and by the
+        # examples that there are, the latest rates, and how many steps were planned and rows reported when they were
+        # made.
+        self._served: dict[tuple[float, Pick, int, str], tuple[Chosen, int, int]] = {}
         self._told: dict[int, float] = {}  # by epoch
         self._steps = 0  # planned
         self._picks = Picks(policy, config.candidates)
@@ -81,16 +84,26 @@ class PresentRates:
         """The run's, or what it picked last."""
         return self._picks.latest.policy
 
-    def choose(self, epoch: int, steps: int) -> Chosen:
-        """Present rates, for `steps` steps (0: the epoch begins); made anew when the table has moved on far enough."""
+    def choose(self, epoch: int, steps: int, population: Population) -> Chosen:
+        """Present rates of these examples, for `steps` steps (0: the epoch begins); made anew when the table has moved
+        on far enough.
+
+        Raises:
+            ConfigError: no example is left.
+        """
+        if not population.alive:
+            raise ConfigError(
+                f"all {population.size} examples that the trainers of run {self._config.run!r} can load were deleted; "
+                "close it"
+            )
         progress = self._progress(epoch)
-        pick = self._in_force(epoch, progress, begins=steps == 0)
+        pick = self._in_force(epoch, progress, population, begins=steps == 0)
         candidates = self.stage.plan(steps) if pick.policy.kind == "draw" else 1
-        key = progress, pick, candidates
+        key = progress, pick, candidates, population.name
         known, made_at, rows = self._served.pop(key, (None, 0, 0))
         age, changed = self._steps - made_at, self._table.rows - rows
         if known is None or not self._serves(known, pick, age, changed, begins=steps == 0):
-            known, made_at, rows = self._made(progress, pick, candidates), self._steps, self._table.rows
+            known, made_at, rows = self._made(progress, pick, candidates, population), self._steps, self._table.rows
             if self.chosen is not None and known.reason not in ("", self.chosen.reason):
                 log.info("run %s: %s", self._config.run, known.reason)
         self._served[key] = known, made_at, rows
@@ -139,7 +152,9 @@ class PresentRates:
             self.stage.add(report.stage, round(len(batch.rows) / batch.keep))
         chosen = self.chosen if self.chosen and self.chosen.policy == TwoStage.name else None
         if chosen and isinstance(chosen.rates, WeightedDraw) and report.norms is not None and sound_r.any():
-            probability_r = chosen.rates.probability_n[report.example_ids[sound_r]] * self._config.num_examples
+            ids, size = report.example_ids, chosen.population.size
+            sound_r = sound_r & (ids < size)  # of an epoch that began with fewer, if a slow rank came last
+            probability_r = chosen.rates.probability_n[ids[sound_r]] * chosen.rates.over
             self.mix.add(probability_r, weight_r[sound_r], report.norms[sound_r], alpha=chosen.alpha)
 
     def _progress(self, epoch: int) -> float:
@@ -159,16 +174,16 @@ class PresentRates:
             return True
         if pick.policy.kind == "sweep":
             return not begins
-        n, most = self._config.num_examples, self._config.max_lead
+        n, most = known.population.alive, self._config.max_lead
         if age < min(most, 1 + n // RATES_ROWS_PER_STEP):
             return age > 0
         return age < most and changed < CHANGED_SHARE * n
 
-    def _in_force(self, epoch: int, progress: float, *, begins: bool) -> Pick:
+    def _in_force(self, epoch: int, progress: float, population: Population, *, begins: bool) -> Pick:
         """The policy of an epoch."""
         return self._picks.of(
             epoch,
-            self._view,
+            lambda: self._view(population),
             begins=begins,
             rows=self._table.rows,
             sketched=self.sketched,
@@ -176,11 +191,11 @@ class PresentRates:
             progress=progress,
         )
 
-    def _view(self) -> TableView:
-        return self._table.view(max(1, self.steps_per_epoch))
+    def _view(self, population: Population) -> TableView:
+        return population.view(self._table.view(max(1, self.steps_per_epoch)))
 
-    def _made(self, progress: float, pick: Pick, candidates: int) -> Chosen:
-        view, said = self._view(), ""
+    def _made(self, progress: float, pick: Pick, candidates: int, population: Population) -> Chosen:
+        view, said = self._view(population), ""
         if isinstance(pick.policy, TwoStage) and candidates == 1:
             said = self.stage.reason
             if self.stage.witness.doubts:  # norms and sketches in the table may be the doubted scorer's
@@ -194,6 +209,7 @@ class PresentRates:
         else:
             max_age = int(self._config.fresh_epochs * max(1, self.steps_per_epoch))
             rates, aside = choose(policy, view, min_coverage=None, max_age=max_age, progress=progress)
+        rates = population.spread(rates)
         name, _, why = (aside or f"{policy.name}: {pick.why}").partition(": ")
         why = "; ".join(part for part in (said, why) if part)
         return Chosen(
@@ -201,7 +217,8 @@ class PresentRates:
             policy=name,
             reason=f"{name}: {why}" if why else "",
             table_version=view.version,
-            cluster_n=view.cluster_n,
+            population=population,
+            cluster_n=self._table.cluster_n,
             size_k=stratum_sizes(rates),
             candidates=1 if isinstance(rates, Sweep) else candidates,
             alpha=self.mix.alpha,

@@ -79,7 +79,7 @@ class Refreshes:
             least = watched.rates.policy.min_coverage or FIRST_COVERAGE
             return refresh_due(
                 fresh_rows=watched.intake.fresh_rows,
-                num_examples=watched.config.num_examples,
+                num_examples=watched.examples.present.alive,
                 ratio=ratio,
                 learning_rate_dropped=self._rate_dropped,
                 coverage=min(watched.config.refresh_coverage, least if first else 1.0),
@@ -179,7 +179,7 @@ class Refreshes:
         place_n = watched.table.place_n
         if place_n is None:
             rng = np.random.default_rng(watched.config.seed)
-            place_n = rng.permutation(watched.config.num_examples).astype(np.float64)
+            place_n = rng.permutation(watched.shards.num_examples).astype(np.float64)
         place_n = watched.shards.balance(place_n, watched.timeout_s)
         with watched.lock:
             watched.table.place(place_n)
@@ -208,7 +208,7 @@ class Refreshes:
         """K = B unless it was set, and few enough for clusters to have members."""
         config, group = self._watched.config, self._watched.members.group
         batch = group.batch_size * group.world_size if group else 64
-        return config.num_clusters or max(1, min(batch, config.num_examples // 4))
+        return config.num_clusters or max(1, min(batch, self._watched.examples.present.alive // 4))
 
 
 def _agreement(sketch_md: Float32, mean_d: Float32) -> float:

@@ -24,6 +24,12 @@ class EpochStarted:
     """batches that this trainer will get in the rest of the epoch"""
     policy: str
     reason: str
+    population: str
+    """names the examples that the epoch began with, for whoever resumes it"""
+    num_examples: int
+    """how many these are"""
+    epoch_steps: int
+    """steps of the whole epoch, if it keeps all of them"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

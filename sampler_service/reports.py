@@ -5,16 +5,18 @@ Shapes: r reported rows, b examples of a batch, d sketch length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from sampler_service.config import RunConfig
-from sampler_service.errors import ConfigError
+from sampler_service.errors import ConfigError, Stale
 from sampler_service.leases import Group
 from sampler_service.policies import POLICIES, HardNegative, Policy, make_policy, read_options
+from sampler_service.population import Population
 from sampler_service.sketch.store import finite_rows
 from sampler_service.types import Float32, Int64, Report, ReportBlock
 
@@ -51,11 +53,15 @@ def policy_of(config: RunConfig) -> Policy:
     return policy
 
 
-def check_group(config: RunConfig, group: Group, rank: int, lead: int) -> None:
+def check_group(config: RunConfig, group: Group, rank: int, lead: int, alive: int) -> None:
     """Raise ConfigError unless a trainer can train like this.
 
     Args:
+        config: the run's.
+        group: of trainers.
         rank: its place in the group.
+        lead: batches that it may hold.
+        alive: examples that there are.
     """
     if group.world_size < 1 or group.workers < 1 or not 0 <= rank < group.places:
         raise ConfigError(
@@ -65,15 +71,15 @@ def check_group(config: RunConfig, group: Group, rank: int, lead: int) -> None:
     if group.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {group.batch_size}")
     total = group.batch_size * group.world_size
-    if total > config.num_examples:
+    if total > alive:
         raise ConfigError(
             f"the global batch of {group.world_size} x {group.batch_size} = {total} examples is larger than dataset "
-            f"{config.dataset!r} with {config.num_examples}; use a smaller batch_size"
+            f"{config.dataset!r} with {alive}; use a smaller batch_size"
         )
-    if total * config.candidates > config.num_examples:
+    if total * config.candidates > alive:
         raise ConfigError(
             f"{config.candidates} candidates for each of {total} examples of a global batch are more than dataset "
-            f"{config.dataset!r} has, {config.num_examples}; use fewer candidates or a smaller batch_size"
+            f"{config.dataset!r} has, {alive}; use fewer candidates or a smaller batch_size"
         )
     if not 1 <= lead <= config.max_lead:
         raise ConfigError(
@@ -82,21 +88,34 @@ def check_group(config: RunConfig, group: Group, rank: int, lead: int) -> None:
         )
 
 
-def check_reference(config: RunConfig, reference_loss_n: Float32) -> None:
-    """Raise ConfigError unless there is one finite loss for each example."""
-    if len(reference_loss_n) != config.num_examples:
+def check_serves(config: RunConfig, num_examples: int, size: int) -> None:
+    """Raise Stale unless a trainer that can load so many examples can load those of a run: `size`."""
+    if num_examples < size:
+        raise Stale(
+            f"run {config.run!r} has {size} examples, this trainer can load {num_examples}; extend its data set to "
+            f"that of the others, or train under another run name"
+        )
+
+
+def check_reference(config: RunConfig, reference_loss_n: Float32, sizes: Collection[int]) -> None:
+    """Raise ConfigError unless there is one finite loss for each example: of the run, or already of its data set."""
+    if len(reference_loss_n) not in sizes:
         raise ConfigError(
-            f"reference losses: got {len(reference_loss_n)}, run {config.run!r} has {config.num_examples} examples"
+            f"reference losses: got {len(reference_loss_n)}, run {config.run!r} has {_either(sizes)} examples"
         )
     if not np.isfinite(reference_loss_n).all():
         bad = int(np.flatnonzero(~np.isfinite(reference_loss_n))[0])
         raise ConfigError(f"reference loss of example {bad} is {reference_loss_n[bad]}; it must be finite")
 
 
-def check_groups(config: RunConfig, group_n: Int64) -> None:
-    """Raise ConfigError unless there is one group for each example."""
-    if len(group_n) != config.num_examples:
-        raise ConfigError(f"groups: got {len(group_n)}, run {config.run!r} has {config.num_examples} examples")
+def check_groups(config: RunConfig, group_n: Int64, sizes: Collection[int]) -> None:
+    """Raise ConfigError unless there is one group for each example: of the run, or already of its data set."""
+    if len(group_n) not in sizes:
+        raise ConfigError(f"groups: got {len(group_n)}, run {config.run!r} has {_either(sizes)} examples")
+
+
+def _either(sizes: Collection[int]) -> str:
+    return " or, from its next epoch on, ".join(map(str, sorted(set(sizes))))
 
 
 def misfit(config: RunConfig, report: Report, now: int) -> str:
@@ -112,6 +131,16 @@ def misfit(config: RunConfig, report: Report, now: int) -> str:
             "count optimiser steps from 0, or leave the step to the client"
         )
     return ""
+
+
+def left_of(report: Report, population: Population) -> tuple[Report, int]:
+    """A report without rows of deleted examples, and how many these were."""
+    deleted_r = population.without(report.example_ids)
+    if deleted_r is None:
+        return report, 0
+    columns = {name: getattr(report, name) for name in ("example_ids", "losses", "norms", "sketches")}
+    left = {name: None if column is None else column[~deleted_r] for name, column in columns.items()}
+    return replace(report, **left), int(np.count_nonzero(deleted_r))
 
 
 def together(received: Sequence[Report]) -> Iterator[list[Report]]:

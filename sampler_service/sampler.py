@@ -4,9 +4,9 @@
 
 Everything this file touches is a plain object behind a narrow face: the shards may be local or Ray actors, the
 policy and the planner are pure. Calls come from many threads; the lock is held for short, numpy-only work, and
-never while the shards cluster. What becomes of reports is in `intake`, when rates are made in `rates`, and who gets
-which batch in `delivery`, what is made of sketches in `refreshes`, what scorers do in `scores`, and what is seen of it
-all made in `observer` and `standouts`.
+never while the shards cluster. What becomes of reports is in `intake`, when rates are made in `rates`, who gets
+which batch in `delivery`, which examples there are in `datasets`, what is made of sketches in `refreshes`, what scorers
+do in `scores`, and what is seen of it all made in `observer` and `standouts`.
 
 Shapes: n examples.
 """
@@ -21,6 +21,7 @@ import numpy as np
 
 from sampler_service import reports
 from sampler_service.config import RunConfig
+from sampler_service.datasets import Dataset, Examples
 from sampler_service.delivery import Delivery
 from sampler_service.drawn import Drawn
 from sampler_service.errors import ConfigError
@@ -53,6 +54,7 @@ class Sampler:
         clock: Unix seconds; leases are measured by it, sampling never is.
         timeout_s: deadline of a call to the shards.
         first_batch_id: above every id the run used before a restart.
+        dataset: what the run's data set is now; None: it has the examples that the run was opened with.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Sampler:
         clock: Callable[[], float] = time.time,
         timeout_s: float = 20.0,
         first_batch_id: int = 0,
+        dataset: Dataset | None = None,
     ) -> None:
         self.config = config
         self.policy = reports.policy_of(config)
@@ -77,13 +80,22 @@ class Sampler:
         self._members = Membership(config.run)
         self._delivery: Delivery | None = None
         self._monitor = VarianceMonitor(dim=config.sketch_dim)
+        self._examples = Examples(
+            dataset or Dataset((config.num_examples,)),
+            config.num_examples,
+            served=lambda: self._members.served(config.num_examples),
+            grew=self._grew,
+        )
+        self._untold = self._examples.present.deleted_ids  # the shards do not know of it
         self._rates = PresentRates(config, self.policy, self._table)
         monitor = self._monitor if self.policy.kind == "draw" else None
-        self._intake = Intake(config, self._table, monitor, self._rates)
-        self._scores = Scores(config, self._table)
+        self._intake = Intake(config, self._examples, self._table, monitor, self._rates)
+        self._scores = Scores(config, self._examples, self._table)
         self._drawn = Drawn(config.num_examples)
+        self._drawn.delete(self._untold)
         self._watched = Watched(
             config=config,
+            examples=self._examples,
             policy=self.policy,
             shards=shards,
             table=self._table,
@@ -102,15 +114,23 @@ class Sampler:
 
     # --- trainers ---
 
-    def join(self, group: Group, rank: int, lead: int, name: str, token: str = "") -> Joined:
-        """Claim a rank; see `Membership.join`."""
-        reports.check_group(self.config, group, rank, lead)
+    def join(self, group: Group, rank: int, lead: int, name: str, token: str = "", num_examples: int = 0) -> Joined:
+        """Claim a rank; see `Membership.join`.
+
+        Args:
+            num_examples: that the trainer can load, ids below this number; 0: as many as the run was opened with.
+        """
+        num_examples = num_examples or self.config.num_examples
         with self._lock:
-            trainer, lost = self._members.join(group, rank, lead, name, self._clock(), token)
+            there = self._examples.present
+            reports.check_group(self.config, group, rank, lead, there.alive)
+            reports.check_serves(self.config, num_examples, there.size)
+            trainer, lost = self._members.join(group, rank, lead, name, self._clock(), token, num_examples)
             if self._delivery is None or self._delivery.group != group:
                 self._delivery = Delivery(
                     self._members,
                     self.config,
+                    self._examples,
                     group=group,
                     choose=self._rates.choose,
                     redraw=self.policy.kind == "draw",
@@ -121,9 +141,8 @@ class Sampler:
                 )
             elif lost is not None:
                 self._delivery.give_back(lost, rank_goes_on=True)
-            size = group.batch_size * group.world_size
-            whole, rest = divmod(self.config.num_examples, size)
-            steps = whole + (0 if group.drop_last or rest < group.world_size else 1)
+            # The unit of the run's clock: that of the examples it was opened with, however many it has by now.
+            steps = group.steps(self.config.num_examples)
             self._rates.steps_per_epoch, self._intake.world = steps, group.places
             return Joined(session=trainer.session, steps_per_epoch=steps, max_lead=self.config.max_lead)
 
@@ -164,20 +183,24 @@ class Sampler:
     # --- batches ---
 
     def start_epoch(
-        self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
+        self,
+        session: str,
+        epoch: int,
+        skip_examples: int,
+        first_step: int,
+        progress: float = 0.0,
+        population: str = "",
     ) -> EpochStarted:
         """Put a trainer at an epoch's start, or behind what was delivered of it before.
 
         Args:
             progress: share of its time budget that the trainer has spent, in a run that goes by one.
+            population: of an epoch that is resumed, what was said of it when it began.
         """
         if not 0 <= progress <= 1:
             raise ConfigError(f"progress must lie in 0 … 1, got {progress}")
-        if not 0 <= skip_examples <= self.config.num_examples:
-            raise ConfigError(
-                f"skip_examples is {skip_examples}, outside of the epoch's 0 … {self.config.num_examples} examples; "
-                "the saved position belongs to another dataset"
-            )
+        if skip_examples < 0:
+            raise ConfigError(f"skip_examples must not be negative, got {skip_examples}")
         with self._lock:
             trainer, now = self._members.find(session), self._clock()
             trainer.seen(now)
@@ -187,8 +210,16 @@ class Sampler:
             if begins and (lacking := self._refreshes.lacking()):
                 raise ConfigError(f"{lacking}; got none in {delivery.passes} epochs")
             self._rates.told(epoch, progress)
-            first, num_steps = delivery.start_epoch(trainer, epoch, skip_examples, first_step, now)
-            return EpochStarted(epoch=epoch, num_steps=num_steps, policy=first.policy, reason=first.reason)
+            first, num_steps = delivery.start_epoch(trainer, epoch, skip_examples, first_step, now, population)
+            return EpochStarted(
+                epoch=epoch,
+                num_steps=num_steps,
+                policy=first.policy,
+                reason=first.reason,
+                population=first.population.name,
+                num_examples=first.population.alive,
+                epoch_steps=delivery.group.steps(first.population.alive),
+            )
 
     def take(self, session: str, count: int, acked: Sequence[int] = (), waited_s: float = 0.0) -> Taken:
         """End the leases of `acked` batches and lend up to `count` others.
@@ -220,8 +251,7 @@ class Sampler:
         with self._storing:
             with self._lock:
                 trainer = self._members.reporter(session)
-                if trainer is not None:
-                    trainer.reported(self._clock())
+                trainer.reported(self._clock())
                 taken = self._intake.take_in(trainer, received, self._now)
                 version = self._table.version
             # A shard that was away comes back empty: what it missed counts as never sketched.
@@ -241,17 +271,31 @@ class Sampler:
 
     def set_groups(self, group_n: Int64) -> int:
         """Take the groups (n,): of pairs that match one another, and so are no negatives, or labels."""
-        reports.check_groups(self.config, group_n)
         with self._lock:
+            reports.check_groups(self.config, group_n, self._sizes)
             self._table.set_groups(group_n)
             return self._table.version
 
     def set_reference(self, reference_loss_n: Float32) -> int:
         """Take losses under a reference model, (n,) float32."""
-        reports.check_reference(self.config, reference_loss_n)
         with self._lock:
+            reports.check_reference(self.config, reference_loss_n, self._sizes)
             self._table.set_reference(reference_loss_n.copy())
             return self._table.version
+
+    # --- the data set ---
+
+    def follow(self, dataset: Dataset) -> None:
+        """Take changes of the data set in: what was deleted is in no batch that is lent from now on, and what is new
+        comes with the next epoch, if all trainers can load it. A repeat changes nothing.
+
+        Raises:
+            Unavailable: a shard is away, and still has what is known of deleted examples; they are not drawn all the
+                same. Another call tells it again.
+        """
+        with self._lock:
+            self._delete(self._examples.follow(dataset))
+        self._tell_shards()
 
     # --- scorers ---
 
@@ -324,10 +368,11 @@ class Sampler:
         """Take sketches of held-out examples, (m, d), which all others are compared with; see `Refreshes.aim`."""
         return self._refreshes.aim(sketch_md)
 
-    def recover(self, *, partial: bool = False) -> None:
+    def recover(self, dataset: Dataset | None = None, *, partial: bool = False) -> None:
         """After a restart: take back from the shards what was reported; trainers join again by themselves.
 
         Args:
+            dataset: what the run's data set has become meanwhile; None: nothing else.
             partial: go on without the shards that are away; what they hold is reported anew.
 
         Raises:
@@ -335,6 +380,11 @@ class Sampler:
         """
         # From now on a shard that comes back empty is told from the one it was.
         stock = self._shards.stock(self._timeout_s)
+        with self._lock:
+            if dataset is not None:
+                self._delete(self._examples.follow(dataset))
+            self._examples.grow(min(stock.num_examples, self._examples.dataset.size))
+        self._tell_shards(partial=partial)
         scored = self._shards.scored(self._timeout_s, partial=partial)
         if scored:  # by all of them, also if the run was lost between two
             self._shards.forget_gradients(self._timeout_s, partial=partial)
@@ -361,6 +411,37 @@ class Sampler:
         return self._standouts.examples(order, count)
 
     # --- inside ---
+
+    def _grew(self, size: int) -> None:
+        """The run has more examples."""
+        before = len(self._table)
+        self._table.grow(size)
+        self._drawn.grow(size)
+        self._shards.grow(size)
+        self._watched.grow()
+        gone = self._examples.present.deleted_ids
+        self._delete(gone[gone >= before])
+
+    def _delete(self, ids: Int64) -> None:
+        """These are no examples of the run any more."""
+        if len(ids):
+            self._table.delete(ids)
+            self._drawn.delete(ids)
+            self._untold = np.concatenate((self._untold, ids))
+
+    def _tell_shards(self, *, partial: bool = False) -> None:
+        with self._storing:  # behind the reports that came before
+            with self._lock:
+                ids = self._untold
+            if len(ids):
+                self._shards.delete(ids, self._timeout_s, partial=partial)
+            with self._lock:
+                self._untold = self._untold[len(ids) :]  # there may be others by now
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """Examples of the run, and those that it can grow to."""
+        return self._examples.present.size, self._examples.dataset.size
 
     def _scored_from_now(self) -> None:
         """Gradients come from scorers, whoever says so first: what sketchers reported before is of another unit, so it

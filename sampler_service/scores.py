@@ -1,5 +1,7 @@
 """Scores: what the scorers of a run are to look at, who is at it, and what became of it.
 
+Scorers have the examples that the run was opened with; of those that it grew by, they look at none.
+
 Scorers come and go. Work that one was given is its own for a while and anybody's afterwards, so one that is killed
 loses nothing; and one that asks again has done with what it had, also when it was made anew.
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from sampler_service import reports
 from sampler_service.config import RunConfig
+from sampler_service.datasets import Examples
 from sampler_service.errors import ConfigError
 from sampler_service.planning.randomness import Stream, generator
 from sampler_service.planning.rescoring import benefits, most_beneficial
@@ -49,7 +52,7 @@ class Look:
     gradient_step_n: Int64
     version_n: Int32
     rests_n: Bool
-    """had no usable score of late"""
+    """had no usable score of late, or was deleted"""
     taken_r: Int64
     """in other hands"""
     step: int
@@ -69,8 +72,9 @@ class Look:
 class Scores:
     """The scorers of one run and their work. Not thread-safe: the sampler holds its lock."""
 
-    def __init__(self, config: RunConfig, table: Table) -> None:
+    def __init__(self, config: RunConfig, examples: Examples, table: Table) -> None:
         self._config = config
+        self._examples = examples
         self._table = table
         # Of length 0 until there are weights:
         self._version_n: Int32 = np.zeros(0, np.int32)  # by which each row was scored
@@ -150,6 +154,8 @@ class Scores:
             return Work(example_ids=self._pool[:0], version=self.version)
         ids, self._pool = self._pool[:count], self._pool[count:]
         ids = ids[self._version_n[ids] != self.version]  # a late answer may have come since
+        deleted_r = self._examples.present.without(ids)
+        ids = ids if deleted_r is None else ids[~deleted_r]
         if len(ids):
             self._work[scorer] = ids, now + WORK_S
         return Work(example_ids=ids, version=self.version)
@@ -161,11 +167,13 @@ class Scores:
         self._looks += 1
         self._work = {name: (ids, until) for name, (ids, until) in self._work.items() if now < until}
         taken = [ids for ids, _ in self._work.values()]
+        n, deleted_n = len(self._version_n), self._examples.present.deleted_n
+        rests_n: Bool = self._rests_n > now - self._since
         return Look(
-            norm_n=self._table.norm_n,
-            gradient_step_n=self._table.gradient_step_n,
+            norm_n=self._table.norm_n[:n],
+            gradient_step_n=self._table.gradient_step_n[:n],
             version_n=self._version_n,
-            rests_n=self._rests_n > now - self._since,
+            rests_n=rests_n if deleted_n is None else rests_n | deleted_n[:n],
             taken_r=np.concatenate([self._pool, *taken]),
             step=self.step,
             version=self.version,
@@ -205,13 +213,16 @@ class Scores:
             norms=report.scored.norms,
             sketches=report.scored.sketches,
         )
+        rows, deleted = reports.left_of(rows, self._examples.present)
+        if deleted:
+            self.rejected["deleted"] += deleted
         misfit = reports.misfit(self._config, rows, report.step)
         if misfit:
             self.error, self._error_version = misfit, report.version
             self.rejected["scoring_failed"] += len(report.example_ids)
             self._leave_alone(report.example_ids, now, faulty=False)
             return None
-        block, sound, reasons = reports.sound_rows([rows], self._config.num_examples, self._table.gradient_step_n)
+        block, sound, reasons = reports.sound_rows([rows], len(self._version_n), self._table.gradient_step_n)
         self.rejected.update(reasons)
         self._version_n[report.example_ids] = report.version  # also where it is NaN: the same weights give it again
         left_out = np.setdiff1d(report.example_ids, block.example_ids)

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from sampler_service.config import RunConfig, check_name, check_size
-from sampler_service.errors import Conflict, NotFound, Stale
+from sampler_service.datasets import Dataset
+from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
 from sampler_service.leases import Group, run_of
 from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
 from sampler_service.sampler import Sampler
@@ -27,11 +28,19 @@ class Service(Protocol):
     """All that a gateway can ask for. Every method may raise SamplerError."""
 
     def register_dataset(self, dataset: str, num_examples: int) -> None:
-        """Name a set of examples; a repeat must say the same."""
+        """Name a set of examples; a repeat must say the same, or, of one that has grown, what it may have had."""
         ...
 
     def dataset_size(self, dataset: str) -> int:
-        """Examples of a registered dataset."""
+        """Examples of a registered dataset, deleted ones among them."""
+        ...
+
+    def grow_dataset(self, dataset: str, num_examples: int) -> Dataset:
+        """A registered dataset has so many examples now; its runs take the new ones in with their next epochs."""
+        ...
+
+    def delete_examples(self, dataset: str, example_ids: Int64) -> Dataset:
+        """These examples (r,) are no more; when this returns, no run lends a batch with one of them."""
         ...
 
     def open_run(self, config: RunConfig) -> bool:
@@ -46,7 +55,9 @@ class Service(Protocol):
 
     def runs(self) -> list[str]: ...
 
-    def join(self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "") -> Joined: ...
+    def join(
+        self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "", num_examples: int = 0
+    ) -> Joined: ...
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None: ...
 
@@ -61,7 +72,13 @@ class Service(Protocol):
         ...
 
     def start_epoch(
-        self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
+        self,
+        session: str,
+        epoch: int,
+        skip_examples: int,
+        first_step: int,
+        progress: float = 0.0,
+        population: str = "",
     ) -> EpochStarted: ...
 
     def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken: ...
@@ -100,35 +117,58 @@ class Catalog:
     """Names of datasets and the configurations of runs: what a registry remembers. Not thread-safe.
 
     Args:
-        datasets: examples of each, and
+        datasets: the state of each, and
         closed: runs that have ended, as an earlier one knew them.
     """
 
-    def __init__(self, datasets: Mapping[str, int] | None = None, closed: Iterable[str] = ()) -> None:
-        self._datasets = dict(datasets or {})
+    def __init__(self, datasets: Mapping[str, Sequence[int | str]] | None = None, closed: Iterable[str] = ()) -> None:
+        self._datasets = {name: Dataset.of(state) for name, state in (datasets or {}).items()}
         self.runs: dict[str, RunConfig] = {}
         self._closed: deque[str] = deque(closed, maxlen=4096)
 
     def state(self) -> dict[str, Any]:
         """What another is made of that knows the same, but for open runs."""
-        return {"datasets": self._datasets, "closed": list(self._closed)}
+        datasets = {name: dataset.state() for name, dataset in self._datasets.items()}
+        return {"datasets": datasets, "closed": list(self._closed)}
 
     def register_dataset(self, dataset: str, num_examples: int) -> None:
         check_name("dataset", dataset)
         check_size(dataset, num_examples)
-        known = self._datasets.setdefault(dataset, num_examples)
-        if known != num_examples:
+        known = self._datasets.setdefault(dataset, Dataset((num_examples,)))
+        if num_examples not in known.sizes:  # a trainer may have the data set as it was before it grew
             raise Conflict(
-                f"dataset {dataset!r} is registered with {known} examples, asked for {num_examples}; "
-                "use another name for other data"
+                f"dataset {dataset!r} is registered with {known.size} examples, asked for {num_examples}; "
+                "use another name for other data, or grow_dataset where examples were appended"
             )
 
     def dataset_size(self, dataset: str) -> int:
+        return self.dataset(dataset).size
+
+    def dataset(self, dataset: str) -> Dataset:
         if dataset not in self._datasets:
             raise NotFound(f"unknown dataset {dataset!r}; registered are {sorted(self._datasets)}")
         return self._datasets[dataset]
 
-    def open_run(self, config: RunConfig) -> bool:
+    def grow_dataset(self, dataset: str, num_examples: int) -> Dataset:
+        check_size(dataset, num_examples)
+        self._datasets[dataset] = self.dataset(dataset).grown(dataset, num_examples)
+        return self._datasets[dataset]
+
+    def delete_examples(self, dataset: str, example_ids: Int64) -> Dataset:
+        self._datasets[dataset] = self.dataset(dataset).without(dataset, example_ids)
+        return self._datasets[dataset]
+
+    def runs_over(self, dataset: str) -> list[str]:
+        """Open runs of a dataset."""
+        return [run for run, config in self.runs.items() if config.dataset == dataset]
+
+    def open_run(self, config: RunConfig, *, there: bool = False) -> bool:
+        """Enter a run, True, or find it opened alike, False; one that is `there` was opened before."""
+        if not there and config.num_examples not in (sizes := self.dataset(config.dataset).sizes):
+            raise ConfigError(
+                f"run {config.run!r} is to begin with {config.num_examples} examples, dataset {config.dataset!r} had "
+                f"{sizes[0]} and has {sizes[-1]}; grow it first"
+            )
         known = self.runs.setdefault(config.run, config)
         if known is config:
             if config.run in self._closed:
@@ -194,12 +234,19 @@ class InProcessService:
         with self._lock:
             return self._catalog.dataset_size(dataset)
 
+    def grow_dataset(self, dataset: str, num_examples: int) -> Dataset:
+        return self._change(dataset, lambda: self._catalog.grow_dataset(dataset, num_examples))
+
+    def delete_examples(self, dataset: str, example_ids: Int64) -> Dataset:
+        return self._change(dataset, lambda: self._catalog.delete_examples(dataset, example_ids))
+
     def open_run(self, config: RunConfig) -> bool:
         with self._lock:
             if config.run in self._samplers:
                 return self._catalog.open_run(config)
             shards = LocalShards(config.num_examples, config.sketch_dim, self._shards, config.sketch_dtype)
-            self._samplers[config.run] = sampler = Sampler(config, shards)
+            sampler = Sampler(config, shards, dataset=self._catalog.dataset(config.dataset))
+            self._samplers[config.run] = sampler
             if self._make_scorer is not None:
                 self._desks[config.run] = _LocalDesk(sampler, self._make_scorer)
             self._turns[config.run] = threading.Lock()
@@ -219,8 +266,10 @@ class InProcessService:
         with self._lock:
             return sorted(self._samplers)
 
-    def join(self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "") -> Joined:
-        return self._sampler(run).join(group, rank, lead, name, token)
+    def join(
+        self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "", num_examples: int = 0
+    ) -> Joined:
+        return self._sampler(run).join(group, rank, lead, name, token, num_examples)
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
         self._of(session).connect(session, last_batch_id, held)
@@ -235,9 +284,15 @@ class InProcessService:
         self._of(session).leave(session, returns=returns)
 
     def start_epoch(
-        self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
+        self,
+        session: str,
+        epoch: int,
+        skip_examples: int,
+        first_step: int,
+        progress: float = 0.0,
+        population: str = "",
     ) -> EpochStarted:
-        return self._of(session).start_epoch(session, epoch, skip_examples, first_step, progress)
+        return self._of(session).start_epoch(session, epoch, skip_examples, first_step, progress, population)
 
     def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken:
         return self._of(session).take(session, count, acked, waited_s)
@@ -292,6 +347,15 @@ class InProcessService:
 
     def stop(self) -> None:
         self._on_stop()
+
+    def _change(self, dataset: str, change: Callable[[], Dataset]) -> Dataset:
+        with self._lock:
+            changed = change()
+            followers = [(self._turns[run], self._samplers[run]) for run in self._catalog.runs_over(dataset)]
+        for turn, sampler in followers:
+            with turn:
+                sampler.follow(changed)
+        return changed
 
     def _sampler(self, run: str) -> Sampler:
         with self._lock:

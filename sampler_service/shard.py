@@ -36,6 +36,9 @@ class Shard:
 
     Calls are not safe to overlap: an actor runs them one after another. Each takes and returns plain arrays
     and is bounded by its block or by start … stop.
+
+    It has the examples that it was made for, and those that it was told of with reported rows. Of others, which a run
+    may have for some time without a report, or one that came back empty was never told of, it has no sketch.
     """
 
     def __init__(self, shard: int, num_shards: int, num_examples: int, dim: int, dtype: str = "float16") -> None:
@@ -43,6 +46,7 @@ class Shard:
         self._life = uuid.uuid4().hex
         self._shard = shard
         self._num_shards = num_shards
+        self._num_examples = num_examples
         self._store = SketchStore(routing.num_rows(num_examples, shard, num_shards), dim, dtype)
         self._cluster_n: Int32 = np.full(len(self._store), NO_CLUSTER, np.int32)
         self._statistics = ClusterStatistics.zeros(0, dim)
@@ -54,12 +58,19 @@ class Shard:
     def num_sketched(self) -> int:
         return self._store.num_sketched
 
-    def stock(self) -> tuple[str, int, int]:
-        """Its life, rows with a sketch, and bytes. A shard that takes the place of a lost one has another life."""
-        return self._life, self._store.num_sketched, self._store.memory_bytes + self._cluster_n.nbytes
+    def stock(self) -> tuple[str, int, int, int]:
+        """Its life, rows with a sketch, bytes, and the examples of its run as far as it knows. A shard that takes the
+        place of a lost one has another life."""
+        size = self._store.memory_bytes + self._cluster_n.nbytes
+        return self._life, self._store.num_sketched, size, self._num_examples
 
-    def update(self, block: ReportBlock) -> None:
-        """Store reported rows, all of this shard's; clustered rows keep their cluster."""
+    def update(self, block: ReportBlock, num_examples: int = 0) -> None:
+        """Store reported rows, all of this shard's; clustered rows keep their cluster.
+
+        Args:
+            num_examples: of the run, if they may be more than it knows of.
+        """
+        self._grow(num_examples)
         row_r = routing.row_of(block.example_ids, self._num_shards)
         changed_r = np.empty(0, np.int64)
         if block.sketches is not None:
@@ -67,6 +78,14 @@ class Shard:
         self._statistics.remove(self._store.rows(changed_r), self._cluster_n[changed_r])
         self._store.upsert(row_r, block)
         self._statistics.insert(self._store.rows(changed_r), self._cluster_n[changed_r])
+
+    def delete(self, example_ids: Int64) -> None:
+        """Forget all that was reported of examples of this shard, (r,); a repeat changes nothing."""
+        row_r = routing.row_of(example_ids, self._num_shards)
+        row_r = row_r[row_r < len(self)]
+        self._statistics.remove(*self._clustered(row_r))
+        self._cluster_n[row_r] = NO_CLUSTER
+        self._store.delete(row_r)
 
     def forget_gradients(self) -> None:
         """Drop norms, sketches and clusters, and remember that from now on all of them come from scorers. A repeat
@@ -146,10 +165,7 @@ class Shard:
 
     def rows(self, example_ids: Int64) -> Float32:
         """Sketches (r, d) float32 of examples of this shard; NaN where there is none."""
-        row_r = routing.row_of(example_ids, self._num_shards)
-        row_rd = self._store.rows(row_r)
-        row_rd[~self._store.sketched_n[row_r]] = np.nan
-        return row_rd
+        return self._rows_or(routing.row_of(example_ids, self._num_shards), np.nan)
 
     def dots(self, vector_d: Float32, start: int, stop: int) -> Float32:
         """Inner products (r,) float32 of rows start … stop-1 with a vector; NaN where there is no sketch."""
@@ -166,9 +182,24 @@ class Shard:
     def signs(self, row_r: Int64, mean_d: Float64, sum_d: Float64) -> tuple[Bool, Float64]:
         """Which of the rows get a plus in a balanced walk, and the signed sum (d,) after them; a row without a sketch
         counts as the mean. See `balancing.signs`."""
-        row_rd = self._store.rows(row_r)
-        row_rd[~self._store.sketched_n[row_r]] = mean_d
-        return balancing.signs(row_rd, mean_d, sum_d)
+        return balancing.signs(self._rows_or(row_r, mean_d), mean_d, sum_d)
+
+    def _grow(self, num_examples: int) -> None:
+        if num_examples <= self._num_examples:
+            return
+        self._num_examples = num_examples
+        self._store.resize(routing.num_rows(num_examples, self._shard, self._num_shards))
+        more = np.full(len(self._store) - len(self._cluster_n), NO_CLUSTER, np.int32)
+        self._cluster_n = np.append(self._cluster_n, more)
+
+    def _rows_or(self, row_r: Int64, otherwise: float | Float64) -> Float32:
+        """Sketches (r, d) of rows, and `otherwise` where there is none."""
+        row_rd = np.empty((len(row_r), self._store.dim), np.float32)
+        here_r = row_r < len(self)
+        here_r[here_r] = self._store.sketched_n[row_r[here_r]]
+        row_rd[here_r] = self._store.rows(row_r[here_r])
+        row_rd[~here_r] = otherwise
+        return row_rd
 
     def _sketched_rows(self, start: int, stop: int) -> Int64:
         return start + np.flatnonzero(self._store.sketched_n[start:stop])

@@ -48,6 +48,8 @@ class Stock:
     """every shard, in order"""
     lost: int = 0
     """times that a shard was seen to have come back empty"""
+    num_examples: int = 0
+    """of the run, as far as any of them was told"""
 
     @property
     def sketched(self) -> int:
@@ -80,6 +82,17 @@ class Shards(Protocol):
 
     @property
     def dim(self) -> int: ...
+
+    def grow(self, num_examples: int) -> None:
+        """The run has so many examples, at least as many as before; the shards hear of it with what is reported next.
+        Answers are as long as this from now on."""
+        ...
+
+    def delete(self, example_ids: Int64, timeout_s: float | None = None, *, partial: bool = False) -> None:
+        """Forget all that was reported of these examples, (r,): they are in no cluster, sum or answer any more. A
+        repeat changes nothing. `partial`: those that are away are passed over; they come back empty, or are told
+        again."""
+        ...
 
     def update(self, block: ReportBlock) -> int:
         """Take reported rows, ids 0 … num_examples-1; may return before they are stored (see `flush`).
@@ -183,9 +196,16 @@ class LocalShards:
     def dim(self) -> int:
         return self._dim
 
+    def grow(self, num_examples: int) -> None:
+        self._num_examples = num_examples
+
+    def delete(self, example_ids: Int64, timeout_s: float | None = None, *, partial: bool = False) -> None:
+        for shard, own in routing.split_ids(example_ids, self.num_shards):
+            self._shards[shard].delete(own)
+
     def update(self, block: ReportBlock) -> int:
         for shard, part in routing.split(block, self.num_shards):
-            self._shards[shard].update(part)
+            self._shards[shard].update(part, self._num_examples)
         return 0
 
     def flush(self, timeout_s: float | None = None) -> None:
@@ -217,19 +237,10 @@ class LocalShards:
         return total([shard.statistics() for shard in self._shards])
 
     def clusters(self, timeout_s: float | None = None) -> Int32:
-        cluster_n = np.full(self._num_examples, NO_CLUSTER, np.int32)
-        for number, shard in enumerate(self._shards):
-            cluster_n[number :: self.num_shards] = shard.clusters()
-        return cluster_n
+        return gather([shard.clusters() for shard in self._shards], self._num_examples, NO_CLUSTER)
 
     def columns(self, timeout_s: float | None = None, *, partial: bool = False) -> Columns:
-        loss_n = np.full(self._num_examples, np.nan, np.float32)
-        norm_n = np.full(self._num_examples, np.nan, np.float32)
-        step_n = np.full(self._num_examples, NEVER, np.int64)
-        for number, shard in enumerate(self._shards):
-            own = slice(number, None, self.num_shards)
-            loss_n[own], norm_n[own], step_n[own] = shard.columns()
-        return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
+        return gather_columns([shard.columns() for shard in self._shards], self._num_examples)
 
     def forget_gradients(self, timeout_s: float | None = None, *, partial: bool = False) -> None:
         for shard in self._shards:
@@ -249,10 +260,7 @@ class LocalShards:
         return row_rd
 
     def dots(self, vector_d: Float32, timeout_s: float | None = None) -> Float32:
-        dot_n = np.empty(self._num_examples, np.float32)
-        for number, shard in enumerate(self._shards):
-            dot_n[number :: self.num_shards] = shard.dots(vector_d, 0, len(shard))
-        return dot_n
+        return gather([shard.dots(vector_d, 0, len(shard)) for shard in self._shards], self._num_examples, np.nan)
 
     def balance(self, place_n: Float64, timeout_s: float | None = None) -> Float64:
         def call(shard: int, method: str, *args: Any) -> Any:
@@ -265,9 +273,38 @@ class LocalShards:
         return Stock(
             each=[
                 ShardView(shard=number, away=False, sketched=sketched, memory_bytes=size)
-                for number, (_, sketched, size) in enumerate(held)
-            ]
+                for number, (_, sketched, size, _) in enumerate(held)
+            ],
+            num_examples=max(num_examples for *_, num_examples in held),
         )
+
+
+def gather(parts: Sequence[Any], num_examples: int, fill: float) -> Any:
+    """One column (n,) in id order of those of the shards; `fill` where a shard, or the end of its column, is missing.
+
+    Args:
+        parts: of each shard, in order; None: it is away. At least one is there.
+        num_examples: n.
+        fill: of the column.
+    """
+    dtype = next(part.dtype for part in parts if part is not None)
+    column_n = np.full(num_examples, fill, dtype)
+    for number, part in enumerate(parts):
+        if part is not None:
+            own = column_n[number :: len(parts)]
+            own[: len(part)] = part[: len(own)]
+    return column_n
+
+
+def gather_columns(parts: Sequence[tuple[Float32, Float32, Int64] | None], num_examples: int) -> Columns:
+    """`gather` of losses, norms and steps; unknown all those of shards that are away."""
+    nothing = np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.int64)
+    loss_s, norm_s, step_s = zip(*(part or nothing for part in parts), strict=True)
+    return Columns(
+        loss_n=gather(loss_s, num_examples, np.nan),
+        norm_n=gather(norm_s, num_examples, np.nan),
+        step_n=gather(step_s, num_examples, NEVER),
+    )
 
 
 def total(statistics: Sequence[ClusterStatistics]) -> ClusterStatistics:

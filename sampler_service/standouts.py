@@ -44,7 +44,8 @@ class Standouts:
         Raises:
             ConfigError: there is no such example, or too many neighbours are asked for.
         """
-        watched, n = self._watched, self._watched.config.num_examples
+        watched, there = self._watched, self._watched.examples.present
+        n = there.size
         if not 0 <= example_id < n:
             raise ConfigError(
                 f"example {example_id} is not one of run {watched.config.run!r}; its ids are 0 to {n - 1}"
@@ -63,7 +64,8 @@ class Standouts:
                 example,
                 present.chosen,
                 examples=examples,
-                num_examples=n,
+                num_examples=there.alive,
+                deleted=there.without(np.array([example_id])) is not None,
                 loss_rank=float(np.mean(loss_r < example.loss)) if len(loss_r) else np.nan,
                 recovered=watched.recovered,
             ),
@@ -85,8 +87,8 @@ class Standouts:
         orders: dict[str, Callable[[Present], Int64]] = {
             "hardest": self._hardest,
             "redundant": self._redundant,
-            "most_drawn": lambda _: _largest(self._watched.drawn.times_n, above=0),
-            "never_drawn": lambda _: np.flatnonzero(self._watched.drawn.times_n == 0)[:MOST_EXAMPLES],
+            "most_drawn": lambda _: _largest(self._times(), above=0),
+            "never_drawn": lambda _: self._never_drawn()[:MOST_EXAMPLES],
         }
         if order not in orders:
             raise ConfigError(f"order must be one of {sorted(orders)}, got {order!r}")
@@ -98,9 +100,21 @@ class Standouts:
             if now >= until or cluster_n is not present.cluster_n:
                 ids = orders[order](present)
                 self._listed[order] = now + LISTED_S, present.cluster_n, ids
-        return self._views(ids[:count], present)
+        deleted_r = self._watched.examples.present.without(ids)  # also since they were listed
+        return self._views((ids if deleted_r is None else ids[~deleted_r])[:count], present)
 
     # --- inside ---
+
+    def _times(self) -> NDArray[np.uint32]:
+        """How often each example was handed out (n,), 0 for deleted ones."""
+        with self._watched.lock:  # they grow together
+            times_n, deleted_n = self._watched.drawn.times_n, self._watched.examples.present.deleted_n
+        return times_n if deleted_n is None else np.where(deleted_n, np.uint32(0), times_n)
+
+    def _never_drawn(self) -> Int64:
+        with self._watched.lock:
+            times_n, deleted_n = self._watched.drawn.times_n, self._watched.examples.present.deleted_n
+        return np.flatnonzero(times_n == 0 if deleted_n is None else (times_n == 0) & ~deleted_n)
 
     def _views(self, ids: Int64, present: Present) -> list[ExampleView]:
         table, drawn = self._watched.table, self._watched.drawn

@@ -8,7 +8,10 @@ Shapes: n examples, r rows, k clusters.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from sampler_service.types import (
     NEVER,
@@ -43,10 +46,40 @@ class Table:
         self.nearby: Nearby | None = None
         self.group_n: Int64 | None = None
         """of pairs that match one another, or labels; 0 … g-1"""
+        self._without_group: int | None = None  # group of the examples that came later
         self.step = 0
         self.version = 0
         self.rows = 0
         """reported since the start, of all examples"""
+
+    def __len__(self) -> int:
+        return len(self.loss_n)
+
+    def grow(self, num_examples: int) -> None:
+        """Have so many examples, at least as many as before. Of new ones nothing is known; they are one group, since
+        each by itself would be drawn as often as a whole one, until groups are set anew. An order takes them in
+        anywhere."""
+        self.loss_n, self.norm_n = longer(self.loss_n, num_examples, np.nan), longer(self.norm_n, num_examples, np.nan)
+        self.step_n = longer(self.step_n, num_examples, NEVER)
+        self.gradient_step_n = longer(self.gradient_step_n, num_examples, NEVER)
+        self.cluster_n = longer(self.cluster_n, num_examples, NO_CLUSTER)
+        for name in ("reference_loss_n", "alignment_n"):
+            if (column := getattr(self, name)) is not None:
+                setattr(self, name, longer(column, num_examples, np.nan))
+        if self.group_n is not None and len(self.group_n) < num_examples:
+            if self._without_group is None:
+                self._without_group = int(self.group_n.max()) + 1
+            self.group_n = longer(self.group_n, num_examples, self._without_group)
+        if self.place_n is not None:
+            self.place_n = _placed(self.place_n, num_examples)
+        self.version += 1
+
+    def delete(self, ids: Int64) -> None:
+        """Forget what was reported of these examples, (r,)."""
+        self.loss_n[ids] = self.norm_n[ids] = np.nan
+        self.step_n[ids] = self.gradient_step_n[ids] = NEVER
+        self.cluster_n[ids] = NO_CLUSTER
+        self.version += 1
 
     def apply(self, block: ReportBlock, *, trained: bool = True) -> None:
         """Take reported rows in; a value that was not reported leaves the old one, and a step never goes back.
@@ -96,7 +129,7 @@ class Table:
 
     def install(self, cluster_n: Int32, cluster_sse_k: Float64, cluster_scatter: float) -> None:
         """Take a new partition in: of each example, the scatter of each cluster, and the overall one."""
-        self.cluster_n = cluster_n.copy()
+        self.cluster_n = longer(cluster_n.copy(), len(self), NO_CLUSTER)
         self.cluster_sse_k = cluster_sse_k
         self.cluster_scatter = cluster_scatter
         self.version += 1
@@ -109,16 +142,17 @@ class Table:
     def set_groups(self, group_n: Int64) -> None:
         """Take groups in, whatever whole numbers they have."""
         self.group_n = np.unique(group_n, return_inverse=True)[1]
+        self._without_group = None
         self.version += 1
 
     def align(self, alignment_n: Float32, agreement: float) -> None:
         """Take inner products with the mean of held-out sketches in, and how far these agree with one another."""
-        self.alignment_n, self.agreement = alignment_n, agreement
+        self.alignment_n, self.agreement = longer(alignment_n, len(self), np.nan), agreement
         self.version += 1
 
     def place(self, place_n: Float64) -> None:
         """Take a balanced order in."""
-        self.place_n = place_n
+        self.place_n = _placed(place_n, len(self))
         self.version += 1
 
     def bring_near(self, nearby: Nearby | None) -> None:
@@ -136,10 +170,10 @@ class Table:
             cluster_sse_k=self.cluster_sse_k,
             cluster_scatter=self.cluster_scatter,
             gradient_step_n=self.gradient_step_n,
-            reference_loss_n=self.reference_loss_n,
+            reference_loss_n=_cut(self.reference_loss_n, len(self)),
             alignment_n=self.alignment_n,
             agreement=self.agreement,
-            group_n=self.group_n,
+            group_n=_cut(self.group_n, len(self)),
             place_n=self.place_n,
             nearby=self.nearby,
             epoch_steps=epoch_steps,
@@ -168,3 +202,21 @@ class Table:
         )
         near = (self.nearby.anchor_a, self.nearby.near_am) if self.nearby else ()
         return sum(column.nbytes for column in (*columns, *near) if column is not None)
+
+
+def longer(column_n: NDArray[Any], num_examples: int, fill: float) -> NDArray[Any]:
+    """A column with `fill` for examples that it does not reach; one that is long enough as it is."""
+    if len(column_n) >= num_examples:
+        return column_n
+    return np.append(column_n, np.full(num_examples - len(column_n), fill, column_n.dtype))
+
+
+def _placed(place_n: Float64, num_examples: int) -> Float64:
+    """Places with random ones for examples that they do not reach: such are as good as any."""
+    new = num_examples - len(place_n)
+    return np.append(place_n, np.random.default_rng(len(place_n)).random(new)) if new > 0 else place_n
+
+
+def _cut(column_n: NDArray[Any] | None, num_examples: int) -> NDArray[Any] | None:
+    """Of what was set for all that a data set has, the part that the run has yet."""
+    return None if column_n is None else column_n[:num_examples]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sampler_service.monitor import Window, effective_sample_size
+from sampler_service.planning import draws
 from sampler_service.types import Float32, Float64, Int32, Int64, Rates, StratifiedDraw, Sweep, WeightedDraw
 from sampler_service.views import Histogram
 
@@ -50,11 +51,11 @@ def expected_draws(
         global_batch_size: that a sweep cuts to the highest scores by; None: nothing is planned yet, all are visited.
     """
     if isinstance(rates, WeightedDraw):
-        return rates.probability_n[example_ids] * len(rates.probability_n)
+        return rates.probability_n[example_ids] * rates.over
     if isinstance(rates, StratifiedDraw):
         assert size_k is not None, "made with the rates"
         stratum_r = rates.stratum_n[example_ids]
-        return (rates.rate_k * len(rates.stratum_n) / np.maximum(size_k, 1.0))[stratum_r]
+        return (rates.rate_k * rates.over / np.maximum(size_k, 1.0))[stratum_r]
     if rates.score_n is not None and global_batch_size is not None:
         return _chance_of_top(rates, rates.score_n, example_ids, global_batch_size)
     return rates.keep_n[example_ids].astype(np.float64)
@@ -69,7 +70,8 @@ def _chance_of_top(rates: Sweep, score_n: Float32, example_ids: Int64, size: int
     fraction, run = rates.top_fraction, size / rates.top_fraction
     if fraction >= 1:
         return np.ones(len(example_ids))
-    score_m = np.sort(score_n[:: max(1, len(score_n) // RANKED_ROWS)])
+    score_m = score_n if not rates.alive else score_n[rates.keep_n > 0]
+    score_m = np.sort(score_m[:: max(1, len(score_m) // RANKED_ROWS)])
     higher_r = 1 - np.searchsorted(score_m, score_n[example_ids], side="right") / len(score_m)
     not_lower_r = 1 - np.searchsorted(score_m, score_n[example_ids], side="left") / len(score_m)
     not_lower_r = np.maximum(not_lower_r, higher_r + 1 / len(score_m))
@@ -121,7 +123,7 @@ def stratum_sizes(rates: Rates) -> Float64 | None:
     """N_k (k,) of stratified draws; None for other rates. Costs O(n): made once for each new rates."""
     if not isinstance(rates, StratifiedDraw):
         return None
-    return np.bincount(rates.stratum_n, minlength=len(rates.rate_k)).astype(np.float64)
+    return draws.stratum_sizes(rates).astype(np.float64)
 
 
 def measured_ratio(window: Window, rates: Rates, size_k: Float64 | None, batch_size: int) -> float:
@@ -138,7 +140,7 @@ def effective_sample_ratio(rates: Rates, size_k: Float64 | None) -> float:
         # sum_i p_i^2 = sum_k q_k^2 / N_k
         return 1.0 / (float(rates.rate_k**2 @ (1.0 / np.maximum(size_k, 1.0))) * float(size_k.sum()))
     if isinstance(rates, WeightedDraw):
-        return effective_sample_size(rates.probability_n) / len(rates.probability_n)
+        return effective_sample_size(rates.probability_n) / rates.over
     if isinstance(rates, StratifiedDraw):
         return float("nan")
-    return effective_sample_size(rates.keep_n / rates.keep_n.sum()) / len(rates.keep_n)
+    return effective_sample_size(rates.keep_n / rates.keep_n.sum()) / rates.over

@@ -24,7 +24,7 @@ def runs_table(title: str, runs: Runs) -> Table:
     for run, s in runs.items():
         table.add_row(
             f"{escape(run)}\n  {_policy(s)}",
-            f"{s.num_examples:,}",
+            f"{s.num_examples - s.deleted:,}",
             f"{s.sketch_coverage:.0%}",
             f"{s.batches:,}",
             number(s.variance_ratio),
@@ -40,9 +40,14 @@ def remarks(runs: Runs, unanswered: Mapping[str, str] = MappingProxyType({})) ->
     return missing + [
         f"{run}: {word}"
         for run, said in runs.items()
-        for word in (said.reason, shard_trouble(said), scoring(said))
+        for word in (said.reason, deletions(said), shard_trouble(said), scoring(said))
         if word
     ]
+
+
+def deletions(said: pb.GetStatisticsResponse) -> str:
+    """How many examples were deleted; empty when none were."""
+    return f"{said.deleted:,} of {said.num_examples:,} examples were deleted" if said.deleted else ""
 
 
 def shard_trouble(said: pb.GetStatisticsResponse) -> str:

@@ -154,9 +154,16 @@ class Sweep:
     top_fraction: float = 1.0
     order: Order | None = None
     """None: random."""
+    alive: int = 0
+    """Examples that were not deleted, where some were: the others have keep_n 0. 0: all."""
 
     def __post_init__(self) -> None:
         freeze(self)
+
+    @property
+    def over(self) -> int:
+        """Examples that it goes through."""
+        return self.alive or len(self.keep_n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +174,16 @@ class StratifiedDraw:
     """Stratum of every example, 0 … k-1."""
     rate_k: Float64
     """Share of a batch that comes from the stratum; sums to 1, positive for every non-empty stratum."""
+    alive: int = 0
+    """Examples that were not deleted, where some were: the others are the last stratum, of rate 0. 0: all."""
 
     def __post_init__(self) -> None:
         freeze(self)
+
+    @property
+    def over(self) -> int:
+        """Examples that it draws from."""
+        return self.alive or len(self.stratum_n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +194,16 @@ class WeightedDraw:
     """Sums to 1, positive everywhere."""
     unbiased: bool = True
     """Whether weights undo the probabilities; without, all are 1, and training minimises another mean of the losses."""
+    alive: int = 0
+    """Examples that were not deleted, where some were: the others have probability 0. 0: all."""
 
     def __post_init__(self) -> None:
         freeze(self)
+
+    @property
+    def over(self) -> int:
+        """Examples that it draws from."""
+        return self.alive or len(self.probability_n)
 
 
 Rates = Sweep | StratifiedDraw | WeightedDraw
@@ -258,6 +279,12 @@ class Batch:
     """Its pass hands out every example once, but for those that fill no batch."""
     again: bool = False
     """It was lent before and did not arrive: it is counted already."""
+    size: int = 0
+    """It was planned from the examples below this number,"""
+    alive: int = 0
+    """of which so many were not deleted,"""
+    drawn: bool = False
+    """with weights 1 / (alive p)."""
     global_batch_size: int
     world_size: int
 
@@ -362,3 +389,15 @@ class Decoding:
     height: int = 0
     width: int = 0
     """what images are scaled to; both 0: all must be of the size of the first one"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What there is of a dataset."""
+
+    num_examples: int
+    """deleted ones among them"""
+    deleted: Int64
+    """ids"""
+    schema: bytes
+    """an Arrow IPC message"""

@@ -133,6 +133,7 @@ class RunStatistics:
     run: str
     dataset: str
     num_examples: int
+    deleted: int
     policy: str
     active_policy: str
     reason: str

@@ -16,11 +16,13 @@ import numpy as np
 
 from sampler_service.clustering import Partition
 from sampler_service.config import RunConfig
+from sampler_service.datasets import Examples
 from sampler_service.drawn import Drawn
 from sampler_service.intake import Intake
 from sampler_service.leases import Chosen, Membership
 from sampler_service.monitor import VarianceMonitor
 from sampler_service.policies import Policy
+from sampler_service.population import Population
 from sampler_service.rates import PresentRates
 from sampler_service.scores import Scores
 from sampler_service.shards import Shards
@@ -61,6 +63,7 @@ class Present:
     """None before the first batch"""
     global_batch_size: int | None
     """None before the first trainer"""
+    population: Population
     cluster_n: Int32
     clusters: Clusters | None
     """of `cluster_n`; None: there are none"""
@@ -69,7 +72,15 @@ class Present:
         """(r,) draws of examples in an epoch's worth; NaN before there are rates."""
         if self.chosen is None:
             return np.full(len(example_ids), np.nan)
-        return expected_draws(self.chosen.rates, self.chosen.size_k, example_ids, self.global_batch_size)
+        # Rates may be of an epoch that began with fewer, for a rank that is behind.
+        known_r = example_ids < self.chosen.population.size
+        deleted_r = self.population.without(example_ids)
+        if deleted_r is not None:
+            known_r &= ~deleted_r
+        draws_r = np.zeros(len(example_ids))
+        rates, size_k = self.chosen.rates, self.chosen.size_k
+        draws_r[known_r] = expected_draws(rates, size_k, example_ids[known_r], self.global_batch_size)
+        return draws_r
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +88,7 @@ class Watched:
     """The parts of one run that are looked at. Calls may overlap."""
 
     config: RunConfig
+    examples: Examples
     policy: Policy
     shards: Shards
     table: Table
@@ -97,7 +109,11 @@ class Watched:
     """rows that stand for all"""
 
     def __post_init__(self) -> None:
-        n, rng = self.config.num_examples, np.random.default_rng(0)
+        self.grow()
+
+    def grow(self) -> None:
+        """The run has as many examples as its table."""
+        n, rng = len(self.table), np.random.default_rng(0)
         self.sample = ALL if n <= SAMPLE_ROWS else np.unique(rng.integers(0, n, SAMPLE_ROWS))
 
     def present(self) -> Present:
@@ -108,6 +124,7 @@ class Watched:
             return Present(
                 chosen=self.rates.chosen,
                 global_batch_size=group.batch_size * group.world_size if group else None,
+                population=self.examples.present,
                 cluster_n=self.table.cluster_n,
                 clusters=clusters if fits else None,
             )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sampler_service.records.reading import RecordReader
 from sampler_service.rpc.records import no_records
-from sampler_service.types import Decoding, Int64
+from sampler_service.types import Decoding, Int64, Recorded
 
 
 class TableStore:
@@ -22,7 +22,9 @@ class TableStore:
         self.schema, self.num_examples = table.schema, len(table)
         self.deleted = np.empty(0, dtype=np.int64)
 
-    def take(self, example_ids: Int64, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    def take(
+        self, example_ids: Int64, columns: Sequence[str] | None = None, *, also_deleted: bool = False
+    ) -> pa.RecordBatch:
         batch = self._batch if columns is None else self._batch.select(list(columns))
         return batch.take(pa.array(example_ids))
 
@@ -33,9 +35,14 @@ class MemoryRecords:
     def __init__(self, dataset: str, table: pa.Table) -> None:
         self._dataset, self._store = dataset, TableStore(table)
 
-    def describe(self, dataset: str) -> tuple[int, bytes]:
+    def generation(self, dataset: str) -> int:
         self._check(dataset)
-        return self._store.num_examples, self._store.schema.serialize().to_pybytes()
+        return 1
+
+    def describe(self, dataset: str) -> Recorded:
+        self._check(dataset)
+        schema = self._store.schema.serialize().to_pybytes()
+        return Recorded(num_examples=self._store.num_examples, deleted=self._store.deleted, schema=schema)
 
     def reader(self, dataset: str, columns: Sequence[str], decode: Sequence[Decoding]) -> RecordReader:
         self._check(dataset)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sampler_service.config import RunConfig
+from sampler_service.config import MOST_EXAMPLES, RunConfig
 from sampler_service.leases import Group
 from sampler_service.replies import ReportSummary, Taken
 from sampler_service.sampler import Sampler
@@ -45,9 +45,17 @@ def make_sampler(num_examples: int, clock: Clock | None = None, first_batch_id: 
 class FakeTrainer:
     """One rank, as the client behaves: what it holds, what it has told, what it was given."""
 
-    def __init__(self, sampler: Sampler, rank: int, group: Group, lead: int = 4, name: str = "") -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        rank: int,
+        group: Group,
+        lead: int = 4,
+        name: str = "",
+        num_examples: int = MOST_EXAMPLES,
+    ) -> None:
         self.sampler, self.rank, self.lead = sampler, rank, lead
-        joined = sampler.join(group, rank, lead, name or f"trainer {rank}")
+        joined = sampler.join(group, rank, lead, name or f"trainer {rank}", num_examples=num_examples)
         self.session, self.steps_per_epoch = joined.session, joined.steps_per_epoch
         self.held: dict[int, Batch] = {}
         self.received: list[Batch] = []
@@ -55,8 +63,8 @@ class FakeTrainer:
         self.last_batch_id = 0
         sampler.connect(self.session, 0, [])
 
-    def start(self, epoch: int, skip: int = 0, first_step: int = 0):
-        started = self.sampler.start_epoch(self.session, epoch, skip, first_step)
+    def start(self, epoch: int, skip: int = 0, first_step: int = 0, population: str = ""):
+        started = self.sampler.start_epoch(self.session, epoch, skip, first_step, population=population)
         self.held, self.epoch, self.num_steps = {}, epoch, started.num_steps
         return started
 

@@ -111,3 +111,17 @@ def test_the_latest_draws_are_kept_with_their_weights():
         drawn.add([batch(list(range(8)), weight=2.0)])
     assert len(drawn.recent_weights()) == RECENT_ROWS
     assert set(drawn.recent_weights().tolist()) == {2.0}
+
+
+def test_shares_are_of_the_examples_that_there_are():
+    drawn = Drawn(4)
+    drawn.add([batch([0, 1])])
+    drawn.grow(8)
+    assert (drawn.epoch_coverage, drawn.never) == (2 / 8, 6)
+    drawn.delete(np.array([1, 7]))
+    assert (drawn.epoch_coverage, drawn.never) == (1 / 6, 5)
+    assert drawn.times_n[1] == 1, "which is still known"
+    drawn.add([batch([2, 3, 4, 5, 6])])
+    assert (drawn.epoch_coverage, drawn.never, drawn.window_coverage) == (1.0, 0, 1.0)
+    drawn.delete(np.array([0, 2, 3, 4, 5, 6]))
+    assert (drawn.epoch_coverage, drawn.never) == (0.0, 0)

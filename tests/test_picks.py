@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sampler_service.datasets import Dataset
 from sampler_service.rates import PresentRates
 from sampler_service.sampler import Sampler
 from sampler_service.types import Evidence, ReportBlock, Stage
 from tests.support import FakeTrainer, gradients, join_all, make_sampler
 
 N = 400
+EVERYTHING = Dataset((N,)).population(N)
 APART = np.where(np.arange(N) % 3 == 0, 9.0, 0.1)
 UNEVEN = np.random.default_rng(0).lognormal(0, 1.5, N).astype(np.float32)
 POOR = Stage(scoring_s=0.001, training_s=0.002, waiting_s=0.0, uniform=1.0, proposed=1.0, chosen=0.99)
@@ -56,24 +58,26 @@ def two_stages(**changes) -> tuple[Sampler, FakeTrainer]:
 def test_clusters_that_do_no_good_keep_no_other_policy_from_acting():
     sampler = make_sampler(N, policy="auto", policy_options={"prune": "yes"}, num_clusters=4)
     rates = report_all(sampler, 0, scatter=0.1)
-    chosen = rates.choose(0, 0)
+    chosen = rates.choose(0, 0, EVERYTHING)
     assert chosen.reason.startswith("gradient_clustering: gradients are redundant: clusters are predicted to leave 0.0")
     rates.judge(0.95)
-    assert "variance ratio is 0.95" in rates.choose(0, 1).reason
-    assert rates.choose(1, 0).reason.startswith("importance: there are gradient norms, and clusters are measured to")
+    assert "variance ratio is 0.95" in rates.choose(0, 1, EVERYTHING).reason
+    assert rates.choose(1, 0, EVERYTHING).reason.startswith(
+        "importance: there are gradient norms, and clusters are measured to"
+    )
     sampler._table.apply(block(1, losses=APART))
-    chosen = rates.choose(2, 0)
+    chosen = rates.choose(2, 0, EVERYTHING)
     assert (chosen.policy, chosen.reason[:13]) == ("trimmed_loss", "trimmed_loss:")
-    assert rates.choose(2, 1).reason == chosen.reason
+    assert rates.choose(2, 1, EVERYTHING).reason == chosen.reason
 
 
 def test_new_clusters_are_picked_again():
     rates = report_all(sampler := make_sampler(N, policy="auto", num_clusters=4), 0, scatter=0.1)
-    rates.choose(0, 0)
+    rates.choose(0, 0, EVERYTHING)
     rates.judge(0.95)
-    assert rates.choose(1, 0).policy == "importance"
+    assert rates.choose(1, 0, EVERYTHING).policy == "importance"
     sampler.refresh()
-    assert rates.choose(2, 0).policy == "gradient_clustering"
+    assert rates.choose(2, 0, EVERYTHING).policy == "gradient_clustering"
 
 
 def test_the_ratio_of_other_draws_says_nothing_of_the_clusters():
@@ -88,9 +92,9 @@ def test_the_ratio_of_other_draws_says_nothing_of_the_clusters():
 
 def test_auto_picks_again_as_soon_as_there_are_sketches():
     rates = make_sampler(N, policy="auto")._rates
-    assert "nothing is known" in rates.choose(0, 0).reason
+    assert "nothing is known" in rates.choose(0, 0, EVERYTHING).reason
     rates.sketched = True
-    assert "clustered sketches" in rates.choose(0, 1).reason
+    assert "clustered sketches" in rates.choose(0, 1, EVERYTHING).reason
     assert rates.policy.name == "gradient_clustering"
 
 

@@ -26,7 +26,7 @@ class Actor:
         self.down, self.rows = False, 0
         self.update = SimpleNamespace(remote=self._update)
 
-    def _update(self, part: ReportBlock) -> bool:
+    def _update(self, part: ReportBlock, _num_examples: int) -> bool:
         self.rows += 0 if self.down else len(part)
         return not self.down
 
@@ -146,7 +146,7 @@ class Silent:
         self.calls = 0
         self.update = SimpleNamespace(remote=self._update)
 
-    def _update(self, part: ReportBlock) -> int:
+    def _update(self, part: ReportBlock, _num_examples: int) -> int:
         self.calls += 1
         return self.calls
 
@@ -206,3 +206,40 @@ def test_what_shards_that_answer_hold_is_had_without_one_that_is_away(monkeypatc
     columns = shards.columns(partial=True)
     assert columns.step_n.tolist() == [3, -1, 4, -1]
     np.testing.assert_array_equal(columns.loss_n, [0, np.nan, 1, np.nan])
+
+
+def test_growth_and_deletion_are_those_of_shards_in_process(monkeypatch):
+    monkeypatch.setattr(ray_shards, "answer", lambda found, _limit_s, _whom: found)
+    monkeypatch.setattr(ray_shards, "NEAREST_ROWS", 16)
+    monkeypatch.setattr(ray_shards.ray, "wait", lambda references, **_: (references, []))
+    local, ids = LocalShards(40, 4, 3, "float32"), np.arange(70)
+    local.grow(70)
+    actors: list[Any] = [Called(shard) for shard in local._shards]
+    shards = RayShards(actors, 40, 4, call_s=10.0)
+    shards.grow(70)
+    rows, nothing = np.random.default_rng(0).normal(size=(70, 4)).astype(np.float32), np.full(70, np.nan, np.float32)
+    shards.update(ReportBlock(example_ids=ids, losses=nothing, norms=nothing, sketches=rows, step=0))
+    assert shards.stock().num_examples == 70, "told with the rows"
+    shards.delete(np.array([0, 69, 7]))
+    vector = np.ones(4, np.float32)
+    assert np.flatnonzero(np.isnan(shards.dots(vector))).tolist() == [0, 7, 69]
+    np.testing.assert_array_equal(shards.dots(vector), local.dots(vector))
+    np.testing.assert_array_equal(shards.clusters(), local.clusters())
+    assert shards.columns().step_n.tolist() == local.columns().step_n.tolist()
+
+
+def test_a_deletion_that_a_shard_misses_is_an_error_unless_it_is_made_up_for_later(monkeypatch):
+    told: list[int] = []
+
+    def answer_of(shard: int, *_: object) -> None:
+        told.append(shard)
+        if shard == 0:
+            raise Unavailable("sketch shard 0 of 2 is away")
+
+    monkeypatch.setattr(ray_shards, "answer", answer_of)
+    actors: list[Any] = [SimpleNamespace(delete=SimpleNamespace(remote=lambda _, n=n: n)) for n in (0, 1)]
+    shards = RayShards(actors, 4, 4, call_s=1.0)
+    shards.delete(np.array([0, 1]), partial=True)
+    assert told == [0, 1], "one that is away keeps nothing from the others"
+    with pytest.raises(Unavailable, match="shard 0 of 2 is away"):
+        shards.delete(np.array([0, 1]))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sampler_service.config import RunConfig, ServiceConfig
@@ -155,3 +156,26 @@ def test_a_run_that_is_closed_while_room_for_its_scorers_is_made_gets_none(
     with pytest.raises(Stale, match="was closed"):
         registry.publishing("run")
     assert given_back == [opening]
+
+
+def test_a_registry_made_anew_knows_how_a_dataset_has_changed(actors: Actors) -> None:
+    actors.may_start.set()
+    registry = make_registry()
+    registry.open_run(make_config(100))
+    dataset, runs = registry.grow_dataset("data", 120)
+    assert (dataset.size, runs) == (120, ["run"])
+    dataset, runs = registry.delete_examples("data", np.array([3, 110]))
+    assert (dataset.deleted_ids().tolist(), runs) == ([3, 110], ["run"])
+    again = Registry(ServiceConfig(), None)
+    again.register_dataset("data", 100)
+    assert again.dataset_size("data") == 120
+    assert again.delete_examples("data", np.array([3]))[0].state() == dataset.state()
+
+
+def test_while_a_run_has_yet_to_be_found_again_a_dataset_does_not_change(actors: Actors) -> None:
+    """It may be of this one, and would not be told."""
+    registry = make_registry()
+    registry._coming_back.add("other")
+    with pytest.raises(Unavailable, match="run 'other' is being taken back"):
+        registry.delete_examples("data", np.array([3]))
+    assert actors.kept["datasets"] == {"data": [100]}

@@ -300,10 +300,10 @@ def test_ranks_in_two_epochs_at_once_share_the_rates_that_are_alike(monkeypatch)
         sampler = make_sampler(N, policy="importance", policy_options={"gate": "1"}, epochs=epochs)
         made.clear()
         for epoch in (0, 1) * 5:
-            sampler._rates.choose(epoch, 1)
+            sampler._rates.choose(epoch, 1, sampler._examples.present)
         assert len(made) == differing
         sampler.fence()
-        sampler._rates.choose(0, 1)
+        sampler._rates.choose(0, 1, sampler._examples.present)
         assert len(made) == differing + 1
 
 
@@ -319,7 +319,7 @@ def test_rates_of_draws_stay_until_a_sixteenth_of_the_examples_was_reported_anew
         values = np.ones(rows, np.float32)
         table.apply(ReportBlock(example_ids=ids, losses=values, norms=values, sketches=None, step=step))
         before = len(made)
-        rates.choose(0, 1)
+        rates.choose(0, 1, sampler._examples.present)
         return len(made) > before
 
     assert [new_rates(99, 0), new_rates(99, 1), new_rates(1, 2)] == [True, False, True]
@@ -335,14 +335,14 @@ def test_the_age_of_rates_is_told():
     rates, table, values = sampler._rates, table_of(sampler), np.ones(1600, np.float32)
     table.apply(ReportBlock(example_ids=np.arange(1600), losses=values, norms=values, sketches=None, step=0))
     for _ in range(3):
-        rates.choose(0, 1)
+        rates.choose(0, 1, sampler._examples.present)
     assert list(rates.ages) == [0, 0, 0]
     row = ReportBlock(example_ids=np.arange(1), losses=values[:1], norms=values[:1], sketches=None, step=0)
     for _ in range(5):
         table.apply(row)
-        rates.choose(0, 1)
+        rates.choose(0, 1, sampler._examples.present)
     assert list(rates.ages) == [0, 0, 0, 3, 4, 5, 0, 1]
-    rates.choose(0, 3)
+    rates.choose(0, 3, sampler._examples.present)
     assert list(rates.ages)[8:] == [2, 2, 2], "of those planned at once, the later ones are older by their lead"
     said = sampler.statistics()
     assert (said.median_rates_age_steps, said.p99_rates_age_steps) == (2.0, 5.0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sampler_service import refreshes as refreshes_module
+from sampler_service.datasets import Dataset
 from sampler_service.errors import Unavailable
 from sampler_service.sampler import Sampler
 from sampler_service.scorers import BACKOFF_S, FRUITLESS, MOST_FAILURES, MOST_IDLE_S, ScorerLoop
@@ -562,3 +563,21 @@ def test_a_run_that_is_away_is_asked_again(model, desk):
     desk.away = False
     work(loop)
     assert desk.sampler.statistics().scored_rows == N
+
+
+def test_scorers_are_asked_for_no_deleted_example_and_for_none_that_came_later():
+    sampler = published()
+    first = ask(sampler, "a", 5)
+    dataset = Dataset((N, N + 10)).without("data", np.array([*sorted(first)[:2], 30, N + 3]))
+    sampler.follow(dataset)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    assert sampler.statistics().num_examples == N + 10
+    late = scored(np.array(sorted(first)))
+    sampler.take_scores(late)
+    assert np.isnan(sampler._table.norm_n[sorted(first)]).tolist() == [True, True, False, False, False]
+    assert sampler.statistics().rejected_rows == {"deleted": 2}
+    seen = ask(sampler, "b", 2 * N)
+    assert seen == set(range(N)) - first - {30}
+    sampler.published(2, 5)
+    assert ask(sampler, "b", 2 * N, version=2) == set(range(N)) - {*sorted(first)[:2], 30}

@@ -50,14 +50,20 @@ def assert_same(left: ClusterStatistics, right: ClusterStatistics) -> None:
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_shards=st.integers(1, 3),
-    calls=st.lists(st.sampled_from(["report", "losses", "assign", "refine"]), max_size=12),
+    calls=st.lists(st.sampled_from(["report", "losses", "assign", "refine", "delete", "grow"]), max_size=12),
 )
 def test_statistics_are_exact_after_any_sequence_of_calls(seed: int, num_shards: int, calls: list[str]):
     rng, shards = np.random.default_rng(seed), LocalShards(NUM, DIM, num_shards, chunk_rows=7)
     for step, call in enumerate(calls):
-        ids = rng.permutation(NUM)[: rng.integers(0, 30)]
+        ids = rng.permutation(shards.num_examples)[: rng.integers(0, 30)]
         if call in ("report", "losses"):
             shards.update(report(rng, ids, step, sketches=call == "report"))
+        elif call == "grow":
+            shards.grow(shards.num_examples + int(rng.integers(1, 20)))
+        elif call == "delete":
+            shards.delete(ids)
+            assert np.isnan(shards.rows(ids)).all() and (shards.clusters()[ids] == NO_CLUSTER).all()
+            assert np.isnan(shards.columns().loss_n[ids]).all() and (shards.columns().step_n[ids] == NEVER).all()
         elif call == "assign":
             shards.assign(rng.standard_normal((K, DIM)) * 4)
         else:
@@ -121,6 +127,24 @@ def test_the_stock_is_what_the_shards_hold():
     shards = LocalShards(NUM, DIM, 3)
     assert shards.stock() == replace(stock, each=[replace(shard, sketched=0) for shard in stock.each])
     assert shards._shards[0].stock()[0] != Shard(0, 3, NUM, DIM).stock()[0], "another life"
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_shards_that_were_not_told_of_growth_have_no_sketch_of_new_examples(num_shards: int):
+    """Nobody tells them before the first report of it, and one that came back empty was never told."""
+    shards, more = filled(num_shards), NUM + 20
+    shards.assign(np.random.default_rng(1).standard_normal((K, DIM)) * 4)
+    shards.grow(more)
+    assert shards.stock().num_examples == NUM
+    assert np.isnan(shards.rows(np.array([3, more - 1]))).all(axis=1).tolist() == [False, True]
+    assert len(shards.clusters()) == len(shards.columns().loss_n) == len(shards.dots(np.ones(DIM, np.float32))) == more
+    assert sorted(np.argsort(shards.balance(np.arange(more, dtype=np.float64)))) == list(range(more))
+    shards.delete(np.arange(NUM - 2, more))
+    shards.refine()
+    shards.update(report(np.random.default_rng(2), np.array([more - 1]), 1))
+    assert np.isnan(shards.columns().loss_n).tolist() == [NUM - 2 <= i < more - 1 for i in range(more)]
+    assert (shards.stock().num_examples, shards.sketched()) == (more, NUM - 1)
+    assert_same(shards.statistics(), from_scratch(shards, K))
 
 
 def test_new_rows_join_at_the_next_refinement():

@@ -83,6 +83,7 @@ class Batch:
 
     __slots__ = (
         "_coefficients",
+        "_epoch_steps",
         "_first_step",
         "_message",
         "_record_schema",
@@ -104,6 +105,7 @@ class Batch:
         report: Callable[[ReportRows | PendingReport], None] | None = None,
         steps_per_epoch: int = 0,
         first_step: int = 0,
+        epoch_steps: int = 0,
         *,
         record_schema: bytes = b"",
     ) -> None:
@@ -113,6 +115,7 @@ class Batch:
         self._steps_per_epoch = steps_per_epoch
         self._first_step = first_step  # of the epoch that was resumed inside: `step` counts from there
         self.position: dict[str, Any] | None = None
+        self._epoch_steps = epoch_steps  # of the whole epoch; 0: as many as the clock counts for it
         self._coefficients: Any = None
         self._stage: pb.Stage | None = None  # what the second stage measured when it chose these
         self.norms_from_scorer = False  # of a two-stage run: a sketcher's are of other layers, in another unit
@@ -136,8 +139,14 @@ class Batch:
 
     @property
     def run_step(self) -> int:
-        """Steps since the start of the run, the clock by which reports age."""
-        return self.epoch * self._steps_per_epoch + self._first_step + self.step
+        """Steps since the start of the run, the clock by which reports age.
+
+        An epoch has as many as it had when the run was opened: where the data set has grown since, some steps are one.
+        """
+        step = self._first_step + self.step
+        if self._epoch_steps > self._steps_per_epoch:
+            step = step * self._steps_per_epoch // self._epoch_steps
+        return self.epoch * self._steps_per_epoch + step
 
     @property
     def table_version(self) -> int:
@@ -231,7 +240,7 @@ class Batch:
             weights: (b,) final ones.
             stage: what the second stage measured.
         """
-        batch = Batch(self._message, self._report, self._steps_per_epoch, self._first_step)
+        batch = Batch(self._message, self._report, self._steps_per_epoch, self._first_step, self._epoch_steps)
         batch.example_ids, batch.cluster_ids = self.example_ids[index], self.cluster_ids[index]
         # What both stages together give an example: w p = 1/n before and after, up to the weight of either stage.
         batch.probabilities = self.probabilities[index] * self.weights[index] / weights
@@ -250,15 +259,14 @@ class Batch:
             position: behind this batch.
         """
         self._message.ClearField("records")  # in place: they would be copied otherwise
-        batch = Batch(self._message, report, self._steps_per_epoch, self._first_step)
+        batch = Batch(self._message, report, self._steps_per_epoch, self._first_step, self._epoch_steps)
         batch.position = position
         return batch
 
     def padded(self, size: int) -> Batch:
         """Filled up to `size` examples with repeats of weight 0, in the order of the examples."""
-        batch = Batch(
-            self._message, self._report, self._steps_per_epoch, self._first_step, record_schema=self._record_schema
-        )
+        clock = self._steps_per_epoch, self._first_step, self._epoch_steps
+        batch = Batch(self._message, self._report, *clock, record_schema=self._record_schema)
         index = np.arange(size) % len(self)
         batch.example_ids, batch.cluster_ids = self.example_ids[index], self.cluster_ids[index]
         batch.probabilities = self.probabilities[index]
@@ -267,8 +275,8 @@ class Batch:
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = self.example_ids, self.weights, self.probabilities, self.cluster_ids
-        message = self._message.SerializeToString()
-        return _unpickled, (message, self._report, self._steps_per_epoch, self._first_step, self.position, arrays)
+        clock = self._steps_per_epoch, self._first_step, self._epoch_steps
+        return _unpickled, (self._message.SerializeToString(), self._report, clock, self.position, arrays)
 
     def report_scores(
         self,
@@ -344,12 +352,11 @@ class Batch:
 def _unpickled(
     message: bytes,
     report: Callable[[ReportRows | PendingReport], None] | None,
-    steps_per_epoch: int,
-    first_step: int,
+    clock: tuple[int, int, int],
     position: dict[str, Any] | None,
     arrays: tuple[NDArray[Any], ...],
 ) -> Batch:
-    batch = Batch(pb.Batch.FromString(message), report, steps_per_epoch, first_step)
+    batch = Batch(pb.Batch.FromString(message), report, *clock)
     batch.position = position
     batch.example_ids, batch.weights, batch.probabilities, batch.cluster_ids = arrays
     return batch

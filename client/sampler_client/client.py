@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
@@ -40,6 +40,9 @@ _CONNECTION = (
 
 MOST_EXAMPLE_ID = 2**63 - 1
 """that fits into a message; which ids a run has is for the service to say"""
+
+_DELETED_AT_ONCE = 1 << 20
+"""ids of one message"""
 
 _opened_in = 0
 """The process that opened a channel first. A fork copies this number, and with it a gRPC that no longer works."""
@@ -105,7 +108,7 @@ class SamplerClient:
 
         Raises:
             VersionMismatch: this client speaks a newer protocol than the service.
-            Conflict: the dataset is registered with another size.
+            Conflict: the dataset is registered with another size, which it did not have before it grew either.
         """
         request = pb.RegisterDatasetRequest(dataset=dataset, num_examples=num_examples, protocol=wire.PROTOCOL)
         self._call(pb_grpc.DatasetsStub(self.channel()).Register, request, f"register dataset {dataset!r}")
@@ -119,8 +122,55 @@ class SamplerClient:
         request = pb.DescribeDatasetRequest(dataset=dataset)
         return self._call(pb_grpc.DatasetsStub(self.channel()).Describe, request, f"describe dataset {dataset!r}")
 
-    def open_run(self, run: str, dataset: str, options: RunOptions) -> pb.OpenRunResponse:
-        """Create a run, or find it again when it was opened alike. Idempotent."""
+    def grow_dataset(self, dataset: str, num_examples: int) -> pb.DatasetState:
+        """Say that examples were appended to a data set, so that it has `num_examples` in all. Idempotent.
+
+        Its runs take the new ones in with an epoch that begins when all their trainers can load so many: those that
+        stream records from the service can at once, one with a data set of its own says so by `loader.grow()`.
+
+        Raises:
+            Conflict: it has more already.
+            NotFound: nobody has registered it.
+        """
+        request = pb.GrowDatasetRequest(dataset=dataset, num_examples=num_examples)
+        what = f"grow dataset {dataset!r} to {num_examples} examples"
+        return self._call(pb_grpc.DatasetsStub(self.channel()).Grow, request, what)
+
+    def delete_examples(self, dataset: str, example_ids: ArrayLike) -> pb.DatasetState:
+        """Delete examples of a data set, for good, in all its runs. Idempotent; many cost little more than one.
+
+        When it returns, no batch that the service sends has one of them; those that were sent before may.
+
+        Args:
+            dataset: its name.
+            example_ids: (r,) whole numbers.
+
+        Raises:
+            ConfigError: an id that it does not have, or all that are left; none of the ids was deleted then, or of more
+                than a million the first millions.
+            NotFound: nobody has registered it.
+            ServiceUnavailable: a run could not be told; call again.
+        """
+        ids = np.asarray(example_ids)
+        if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
+            raise ConfigError(f"example_ids must be (r,) whole numbers, got shape {ids.shape} of {ids.dtype}")
+        state = pb.DatasetState()
+        for start in range(0, len(ids), _DELETED_AT_ONCE):
+            part = ids[start : start + _DELETED_AT_ONCE].astype("<i8")
+            request = pb.DeleteExamplesRequest(dataset=dataset, example_ids=part.tobytes())
+            what = f"delete {len(part)} examples of dataset {dataset!r}"
+            state = self._call(pb_grpc.DatasetsStub(self.channel()).Delete, request, what)
+        return state
+
+    def open_run(self, run: str, dataset: str, options: RunOptions, num_examples: int = 0) -> pb.OpenRunResponse:
+        """Create a run, or find it again when it was opened alike. Idempotent.
+
+        Args:
+            run: its name.
+            dataset: a registered one.
+            options: what it is to be.
+            num_examples: that it begins with, from the data set's first number to its present one; 0: that.
+        """
         request = pb.OpenRunRequest(
             run=run,
             dataset=dataset,
@@ -136,6 +186,7 @@ class SamplerClient:
             epochs=options.epochs,
             by_budget=options.by_budget,
             candidates=options.candidates,
+            num_examples=num_examples,
         )
         what, limit_s = f"open run {run!r}", self.timeouts.open_s
         return self._call(pb_grpc.RunsStub(self.channel()).Open, request, what, limit_s=limit_s)

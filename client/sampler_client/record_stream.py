@@ -28,7 +28,6 @@ class RecordStream:
 
     def __init__(self, session: Session, *, lead: int, behind: int = 0) -> None:
         self.session = session
-        self.num_examples = session.num_examples
         self._behind = behind
         self.reader = EpochReader(
             session,

@@ -7,15 +7,16 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
-from sampler_client.client import SamplerClient
+from sampler_client.client import MOST_EXAMPLE_ID, SamplerClient
 from sampler_client.config import RunOptions, Timeouts, check_whole
-from sampler_client.errors import ConfigError, NotFound, SamplerError, Stale
+from sampler_client.errors import ConfigError, Conflict, NotFound, SamplerError, Stale
 from sampler_client.publisher import PublishCounts, Publisher, Weights
 from sampler_client.reporter import PendingReport, ReportCounts, Reporter, ReportRows
 from sampler_client.stream import BatchStream
@@ -23,6 +24,9 @@ from sampler_client.stream import BatchStream
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
+
+MOST_EXAMPLES = 2**31 - 1
+"""that a dataset can have; who can load so many is handed whatever there is"""
 
 ASK_S = 5.0
 """deadline of a question that nobody waits for"""
@@ -33,7 +37,7 @@ class Source(Protocol):
 
     steps_per_epoch: int
 
-    def start_epoch(self, epoch: int, skip_examples: int, received: int = 0) -> pb.EpochStart: ...
+    def start_epoch(self, epoch: int, skip_examples: int, population: str = "", received: int = 0) -> pb.EpochStart: ...
 
     def next(self) -> pb.Batch | None: ...
 
@@ -55,6 +59,10 @@ class Source(Protocol):
 
     def set_target(self, sketches: NDArray[Any]) -> int: ...
 
+    def grow(self, num_examples: int) -> None: ...
+
+    def delete(self, example_ids: ArrayLike) -> None: ...
+
     def statistics(self) -> pb.GetStatisticsResponse: ...
 
     def close(self) -> None: ...
@@ -75,7 +83,8 @@ class Session:
 
     Args:
         client: connection to the service; closed with the session.
-        run, dataset, num_examples, options: what to open; opened alike before, it is found again.
+        run, dataset, options: what to open; opened alike before, it is found again.
+        num_examples: that this trainer can load; it is never handed an id that is not below.
         rank, world_size: this trainer among those that share each global batch.
         batch_size: examples per trainer and step.
         drop_last: leave out the last, smaller global batch of an epoch.
@@ -110,14 +119,18 @@ class Session:
         self.client = client
         self.run = run
         self.num_examples = num_examples
+        """when it began: what it opens the run with, also a second time"""
         self.steps_per_epoch = 0
         self._dataset = dataset
         self._options = options
         self._session = ""
         try:
             check_whole("queue", queue, 1)
-            self._request = join_request(run, rank, world_size, batch_size, drop_last, lead)
-            self._request.worker, self._request.workers = worker, workers
+            request = join_request(run, rank, world_size, batch_size, drop_last, lead, num_examples)
+            request.worker, request.workers = worker, workers
+            if records is not None:
+                request.num_examples = MOST_EXAMPLES  # whatever the service has it can stream
+            self._request = request
             self._stream = BatchStream(
                 client, self._join, lead=lead, bunch=bunch, progress=progress, records=records, workers=workers
             )
@@ -134,7 +147,10 @@ class Session:
         the token of the request the second one gets the session that the first one made.
         """
         self.client.register_dataset(self._dataset, self.num_examples)
-        self.client.open_run(self.run, self._dataset, self._options)
+        if MOST_EXAMPLES > self._request.num_examples > self.num_examples:
+            with suppress(Conflict):  # it has even more by now
+                self.client.grow_dataset(self._dataset, self._request.num_examples)
+        self.client.open_run(self.run, self._dataset, self._options, self.num_examples)
         joined = self.client.join(self._request)
         self.steps_per_epoch, self._session = joined.steps_per_epoch, joined.session
         return joined.session
@@ -144,8 +160,8 @@ class Session:
         """Names the trainer to the service; another one after the service was restarted."""
         return self._session
 
-    def start_epoch(self, epoch: int, skip_examples: int, received: int = 0) -> pb.EpochStart:
-        started = self._stream.start_epoch(epoch, skip_examples, received)
+    def start_epoch(self, epoch: int, skip_examples: int, population: str = "", received: int = 0) -> pb.EpochStart:
+        started = self._stream.start_epoch(epoch, skip_examples, population, received)
         if started.reason:
             log.info("run %s, epoch %d: %s", self.run, epoch, started.reason)
         return started
@@ -198,6 +214,20 @@ class Session:
         self.fence()
         return self._in_run(lambda: self.client.set_target(self.run, sketches))
 
+    def grow(self, num_examples: int) -> None:
+        """This trainer can load so many examples now; the first to say so grows the data set."""
+        check_whole("num_examples", num_examples, self._request.num_examples, MOST_EXAMPLE_ID)
+        self._request.num_examples = num_examples
+        self._join()
+
+    def delete(self, example_ids: ArrayLike) -> None:
+        """Delete examples of the data set, in all its runs."""
+        try:
+            self.client.delete_examples(self._dataset, example_ids)
+        except NotFound:
+            self._join()
+            self.client.delete_examples(self._dataset, example_ids)
+
     def _in_run(self, call: Callable[[], int]) -> int:
         try:
             return call()
@@ -238,7 +268,9 @@ def check_unit(rows: ReportRows | PendingReport) -> None:
         )
 
 
-def join_request(run: str, rank: int, world_size: int, batch_size: int, drop_last: bool, lead: int) -> pb.JoinRequest:
+def join_request(
+    run: str, rank: int, world_size: int, batch_size: int, drop_last: bool, lead: int, num_examples: int
+) -> pb.JoinRequest:
     """What claims a rank, with a token of its own: a repeat of it is known for one."""
     check_whole("batch_size", batch_size, 1)
     for name, value in (("rank", rank), ("world_size", world_size), ("lead", lead)):
@@ -256,6 +288,7 @@ def join_request(run: str, rank: int, world_size: int, batch_size: int, drop_las
         lead=lead,
         trainer=f"{socket.gethostname()}:{os.getpid()}",
         token=uuid.uuid4().hex,
+        num_examples=num_examples,
     )
 
 
@@ -286,7 +319,6 @@ class EpochReader:
     ) -> None:
         self._source = source
         self._run = run
-        self._num_examples = num_examples
         self._lead = lead
         self._record_schema = record_schema
         self._handed: list[Batch] = []
@@ -294,6 +326,10 @@ class EpochReader:
         self._next_epoch = 0
         self._next_skip = 0
         self._next_received = 0  # batches of the next pass that came before, from `_next_skip` on
+        self._next_population = ""
+        # Examples that the epoch began with, and how many, also of the one that a position was restored inside of.
+        self._population, self._of = "", num_examples
+        self._epoch_steps = 0
         self.epoch = 0
         self._examples = 0
         self._next_step = 0
@@ -312,13 +348,15 @@ class EpochReader:
         self._iteration += 1
         iteration = self._iteration
         self._handed, self._current = [], None
-        self.epoch, self._examples = self._next_epoch, self._next_skip
+        self.epoch, self._examples, population = self._next_epoch, self._next_skip, self._next_population
         received = self._next_received
-        self._next_epoch, self._next_skip, self._next_received = self.epoch + 1, 0, 0
+        self._next_epoch, self._next_skip, self._next_received, self._next_population = self.epoch + 1, 0, 0, ""
         self._over, self._exhausted, self._next_step = False, False, 0
-        self._first_step = self._steps(self._examples)
-        started = self._source.start_epoch(self.epoch, min(self._examples, self._num_examples), received)
+        started = self._source.start_epoch(self.epoch, min(self._examples, self._of), population, received)
         self.num_steps, self.reason = started.num_steps, started.reason
+        self._population, self._of = started.population, started.num_examples or self._of
+        self._epoch_steps = max(started.epoch_steps, self._source.steps_per_epoch)
+        self._first_step = self._steps(self._examples, self._epoch_steps)
         while True:
             if iteration != self._iteration:
                 raise ConfigError("another iteration of this loader was started; only the newest can go on")
@@ -333,8 +371,8 @@ class EpochReader:
                 self._exhausted = True
                 return
             first_step = self._first_step if message.epoch == self.epoch else 0
-            schema = self._record_schema()
-            batch = Batch(message, self._source.put, self._source.steps_per_epoch, first_step, record_schema=schema)
+            clock = self._source.steps_per_epoch, first_step, self._epoch_steps
+            batch = Batch(message, self._source.put, *clock, record_schema=self._record_schema())
             self._handed.append(batch)
             yield batch
 
@@ -372,12 +410,16 @@ class EpochReader:
         if epoch < 0:
             raise ConfigError(f"epoch must not be negative, got {epoch}")
         if epoch != self._next_epoch:
-            self._next_epoch, self._next_skip, self._next_received = epoch, 0, 0
+            self._next_epoch, self._next_skip, self._next_received, self._next_population = epoch, 0, 0, ""
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-safe position: what the loop received. Restorable with any world size and number of workers."""
         epoch, examples = (self._next_epoch, self._next_skip) if self._over else (self.epoch, self._examples)
-        return {"version": STATE_VERSION, "run": self._run, "epoch": epoch, "examples": examples}
+        state = {"version": STATE_VERSION, "run": self._run, "epoch": epoch, "examples": examples}
+        if not examples:  # a whole epoch is begun with what there is by then
+            return state
+        population = self._next_population if self._over else self._population
+        return {**state, "population": population, "num_examples": self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position; takes effect at the next iteration.
@@ -394,10 +436,17 @@ class EpochReader:
             raise Stale(f"the saved position is of run {state['run']!r}, this loader is attached to {self._run!r}")
         self._next_epoch, self._next_skip = int(state["epoch"]), int(state["examples"])
         self._next_received = int(state.get("received", 0))
+        self._next_population, self._of = state.get("population", ""), int(state.get("num_examples", self._of))
         self._over = True
-        self.next_step = self._next_epoch * self._source.steps_per_epoch + self._steps(self._next_skip)
+        steps = self._source.steps_per_epoch
+        self.next_step = self._next_epoch * steps + self._steps(self._next_skip, steps)
         log.info("run %s resumes at epoch %d, example %d", self._run, self._next_epoch, self._next_skip)
 
-    def _steps(self, examples: int) -> int:
-        """Steps of an epoch that deliver so many examples."""
-        return round(min(1.0, examples / self._num_examples) * self._source.steps_per_epoch)
+    @property
+    def population(self) -> tuple[str, int]:
+        """Name of the examples that the present epoch began with, and how many they are."""
+        return self._population, self._of
+
+    def _steps(self, examples: int, epoch_steps: int) -> int:
+        """Steps of an epoch of so many that deliver so many examples."""
+        return round(min(1.0, examples / self._of) * epoch_steps)

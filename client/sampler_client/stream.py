@@ -91,6 +91,7 @@ class BatchStream:
         self._lead = lead
         self._bunch = bunch
         self._progress = progress
+        self._population = ""
         self.session = join()
         self._requests: _Requests | None = None
         self._replies: Any = None
@@ -105,8 +106,9 @@ class BatchStream:
         # At once: a rank without a stream may be taken by others while its model is still being built.
         self._open()
 
-    def _reset_epoch(self, epoch: int, skip_examples: int) -> None:
+    def _reset_epoch(self, epoch: int, skip_examples: int, population: str = "") -> None:
         self._epoch = epoch
+        self._population = population  # examples that it was begun with, once that is known
         self._skip = skip_examples
         self._begun_at = self._progress()
         self._received = 0  # batches of this epoch received
@@ -115,10 +117,16 @@ class BatchStream:
         self._inbox: deque[pb.Batch] = deque()  # arrived, not yet handed out
         self._ended = True
 
-    def start_epoch(self, epoch: int, skip_examples: int = 0, received: int = 0) -> pb.EpochStart:
-        """Begin an epoch, at `skip_examples` of its global order, or behind so many batches that this trainer has
-        received from there; what was left of another epoch is dropped."""
-        self._reset_epoch(epoch, skip_examples)
+    def start_epoch(self, epoch: int, skip_examples: int = 0, population: str = "", received: int = 0) -> pb.EpochStart:
+        """Begin an epoch, at `skip_examples` of its global order; what was left of another epoch is dropped.
+
+        Args:
+            epoch: which.
+            skip_examples: that were delivered of it before, over all ranks,
+            population: when it began with these examples.
+            received: batches that this trainer has had behind those.
+        """
+        self._reset_epoch(epoch, skip_examples, population)
         self._received = received
         self._ended = False
         while True:
@@ -254,6 +262,7 @@ class BatchStream:
             reply = self._receive()
             if reply.WhichOneof("reply") == "epoch_start" and reply.epoch_start.epoch == self._epoch:
                 self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))
+                self._population = reply.epoch_start.population
                 return reply.epoch_start
             if reply.WhichOneof("reply") == "block":
                 self._last_batch_id = max(b.batch_id for b in reply.block.batch)
@@ -269,6 +278,7 @@ class BatchStream:
             skip_examples=self._skip,
             first_step=self._received * self._workers,
             progress=self._begun_at,
+            population=self._population,
         )
 
     def _receive(self) -> pb.BatchReply:

@@ -51,7 +51,7 @@ class FakeSession:
         batch_size: examples of a batch; the last one of an epoch may be smaller.
         drop_last: leave that last, smaller one out.
         seed: epoch e is a permutation by (seed, e).
-        weights: (num_examples,) factor on each example's loss; None: ones.
+        weights: (num_examples,) factor on each example's loss, 1 for those that it grows by; None: ones.
 
     Attributes:
         reports: every report that was made, in order.
@@ -74,7 +74,8 @@ class FakeSession:
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._seed = seed
-        self._waiting: deque[pb.Batch] = deque()
+        self._deleted: NDArray[np.int64] = np.empty(0, np.int64)
+        self._waiting: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # epoch, step and ids
         self._last_batch_id = 0
         self.steps_per_epoch = len(self._starts(num_examples))
         self.reports: list[ReportRows] = []
@@ -86,15 +87,34 @@ class FakeSession:
         """Ids of all reported rows, in order."""
         return np.concatenate([np.empty(0, np.int64), *(report.example_ids for report in self.reports)])
 
-    def start_epoch(self, epoch: int, skip_examples: int, received: int = 0) -> pb.EpochStart:
+    def start_epoch(
+        self,
+        epoch: int,
+        skip_examples: int,
+        population: str = "",  # noqa: ARG002
+        received: int = 0,
+    ) -> pb.EpochStart:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._weight_n))
+        order = order[~np.isin(order, self._deleted)]
         rest = order[skip_examples:].astype(np.int64)
         parts = [rest[start : start + self._batch_size] for start in self._starts(len(rest))]
-        self._waiting = deque(self._batch(epoch, step, part) for step, part in enumerate(parts) if step >= received)
-        return pb.EpochStart(epoch=epoch, num_steps=len(self._waiting), policy="shuffle")
+        self._waiting = deque((epoch, step, part) for step, part in enumerate(parts) if step >= received)
+        steps = len(self._starts(len(order)))
+        return pb.EpochStart(
+            epoch=epoch,
+            num_steps=len(self._waiting),
+            policy="shuffle",
+            num_examples=len(order),
+            epoch_steps=steps,
+        )
 
     def next(self) -> pb.Batch | None:
-        return self._waiting.popleft() if self._waiting else None
+        while self._waiting:
+            epoch, step, ids = self._waiting.popleft()
+            ids = ids[~np.isin(ids, self._deleted)]
+            if len(ids):
+                return self._batch(epoch, step, ids)
+        return None
 
     def done(self, batch_id: int) -> None: ...
 
@@ -124,12 +144,22 @@ class FakeSession:
         self.targets.append(sketches)
         return len(self.reports)
 
+    def grow(self, num_examples: int) -> None:
+        new = num_examples - len(self._weight_n)
+        if new < 0:
+            raise ConfigError(f"num_examples must be at least {len(self._weight_n)}, got {num_examples}")
+        self._weight_n = np.append(self._weight_n, np.ones(new, np.float32))
+
+    def delete(self, example_ids: ArrayLike) -> None:
+        self._deleted = np.union1d(self._deleted, example_ids).astype(np.int64)
+
     def statistics(self) -> pb.GetStatisticsResponse:
         said = pb.GetStatisticsResponse(policy="shuffle", active_policy="shuffle", trainers=1)
         for field in said.DESCRIPTOR.fields:
             if field.type == field.TYPE_DOUBLE and field.name != "waited_seconds":
                 setattr(said, field.name, np.nan)  # measured by services only
         said.num_examples, said.batches = len(self._weight_n), self._last_batch_id
+        said.deleted = len(self._deleted)
         return said
 
     def close(self) -> None:

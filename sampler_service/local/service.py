@@ -85,11 +85,12 @@ class LocalService(InProcessClient):
         """See `sampler_client.session.Joinable`."""
         place = request["run"], request["rank"]
         self.register_dataset(dataset, num_examples)
-        self.open_run(request["run"], dataset, options)
+        self.open_run(request["run"], dataset, options, num_examples)
         self._present()
         if place in self._sessions:
             self._sessions.pop(place).close()
-        session = LocalSession(self, self._service, self._present, timeouts=timeouts or self.timeouts, **request)
+        request |= {"timeouts": timeouts or self.timeouts, "dataset": dataset, "num_examples": num_examples}
+        session = LocalSession(self, self._service, self._present, **request)
         self._sessions[place] = session
         return session
 

@@ -6,10 +6,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.client import SamplerClient
@@ -17,7 +17,7 @@ from sampler_client.config import Timeouts, check_whole
 from sampler_client.errors import ConfigError, ReplyTimeout, SamplerError, ScoringError
 from sampler_client.publisher import PublishCounts, Weights
 from sampler_client.reporter import PendingReport, ReportCounts, ReportRows
-from sampler_client.session import check_unit, join_request
+from sampler_client.session import MOST_EXAMPLES, check_unit, join_request
 from sampler_service.rpc.batches import WAIT_S, encode_batch
 from sampler_service.rpc.inprocess import as_client_errors
 from sampler_service.service import Service
@@ -51,6 +51,8 @@ class LocalSession:
         *,
         timeouts: Timeouts,
         run: str,
+        dataset: str,
+        num_examples: int,
         rank: int,
         world_size: int,
         batch_size: int,
@@ -73,8 +75,9 @@ class LocalSession:
         self._forget_batches()
         self._reports = ReportCounts()
         self._publishes = PublishCounts()
-        request = join_request(run, rank, world_size, batch_size, drop_last, lead)
-        joined = client.join(request)
+        self._dataset = dataset
+        self._request = join_request(run, rank, world_size, batch_size, drop_last, lead, num_examples)
+        joined = client.join(self._request)
         self.session, self.steps_per_epoch = joined.session, joined.steps_per_epoch
         with as_client_errors(f"join run {run!r}"):
             service.connect(self.session, 0, [])
@@ -88,20 +91,19 @@ class LocalSession:
 
     # --- batches ---
 
-    def start_epoch(self, epoch: int, skip_examples: int, received: int = 0) -> pb.EpochStart:
+    def start_epoch(self, epoch: int, skip_examples: int, population: str = "", received: int = 0) -> pb.EpochStart:
         """Begin an epoch, at `skip_examples` of its global order; what was left of another epoch is dropped."""
         self._forget_batches()
         self._epoch = epoch
         self._present()
         with as_client_errors(f"start epoch {epoch} of run {self.run!r}"):
-            started = self._service.start_epoch(self.session, epoch, skip_examples, received, self._progress())
+            position = epoch, skip_examples, received, self._progress(), population
+            started = self._service.start_epoch(self.session, *position)
         if started.reason:
             log.info("run %s, epoch %d: %s", self.run, epoch, started.reason)
         self._credit, self._ended = self._lead, False
         self._ask()
-        return pb.EpochStart(
-            epoch=started.epoch, num_steps=started.num_steps, policy=started.policy, reason=started.reason
-        )
+        return pb.EpochStart(**asdict(started))
 
     def next(self) -> pb.Batch | None:
         """The next batch, or None at the end of the epoch.
@@ -158,6 +160,19 @@ class LocalSession:
             message = pb.Batch()
             encode_batch(batch, message)
             self._inbox.append(message)
+
+    # --- the data set ---
+
+    def grow(self, num_examples: int) -> None:
+        """This trainer can load so many examples now; the first to say so grows the data set."""
+        check_whole("num_examples", num_examples, self._request.num_examples, MOST_EXAMPLES)
+        self._client.grow_dataset(self._dataset, num_examples)
+        self._request.num_examples = num_examples
+        self._client.join(self._request)
+
+    def delete(self, example_ids: ArrayLike) -> None:
+        """Delete examples of the data set, in all its runs."""
+        self._client.delete_examples(self._dataset, example_ids)
 
     # --- reports and weights ---
 

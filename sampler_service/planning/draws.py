@@ -68,6 +68,12 @@ class DrawPlanner:
         self._block: _Block | None = None  # of weighted draws, the latest
         self._block_ended = False  # by other rates
 
+    def resize(self, num_examples: int) -> None:
+        """Have so many examples from the next rates on."""
+        self.cursors.resize(num_examples)
+        self._num_examples, self._rates, self._drawer = num_examples, None, None
+        self._stratum_n = np.empty(0, dtype=np.int32)
+
     def restart(self) -> None:
         """Forget how far blocks were planned: a pass begins, perhaps through an epoch that was begun before."""
         self._block, self._block_ended = None, False
@@ -109,7 +115,7 @@ class DrawPlanner:
             count_sk = systematic_block(rates.rate_k, size, num_batches=1, rng=rng)
             id_sb[batch] = self.cursors.take(count_sk, rng)[0]
         id_m = id_sb.ravel()
-        return _weighted_rows(id_m, self._member_probability_k[rates.stratum_n[id_m]], self._num_examples)
+        return _weighted_rows(id_m, self._member_probability_k[rates.stratum_n[id_m]], rates.over)
 
     def _weighted(
         self, drawer: WeightedDrawer, rates: WeightedDraw, epoch: int, positions: range, candidates: int
@@ -135,7 +141,7 @@ class DrawPlanner:
             num_batches = BLOCK_STEPS - row if under_way else BLOCK_STEPS
             rng = generator(Stream.DRAW, seed=self._seed, epoch=epoch, position=first)
             id_m = drawer.draw(num_batches=num_batches, size=size, rng=rng).ravel()
-            rows = _weighted_rows(id_m, rates.probability_n[id_m], self._num_examples, unbiased=rates.unbiased)
+            rows = _weighted_rows(id_m, rates.probability_n[id_m], rates.over, unbiased=rates.unbiased)
             stop = first + num_batches * stride
             self._block, self._block_ended = _Block(rows=rows, first=first, stop=stop, stride=stride, size=size), False
         return self._block
@@ -168,7 +174,7 @@ class DrawPlanner:
         low, high, num_strata = rates.stratum_n.min(), rates.stratum_n.max(), len(rates.rate_k)
         if low < 0 or high >= num_strata:
             raise ConfigError(f"strata must lie in 0 … {num_strata - 1}, these reach from {low} to {high}")
-        size_k = np.bincount(rates.stratum_n, minlength=num_strata)
+        size_k = stratum_sizes(rates)
         self._member_probability_k = _member_probability(rates.rate_k, size_k)
         if not np.array_equal(rates.stratum_n, self._stratum_n):
             rng = generator(Stream.STRATA, seed=self._seed, epoch=epoch, position=position)
@@ -179,6 +185,14 @@ class DrawPlanner:
     def _check_length(self, length: int) -> None:
         if length != self._num_examples:
             raise ConfigError(f"rates are for {length} examples, the run has {self._num_examples}")
+
+
+def stratum_sizes(rates: StratifiedDraw) -> Int64:
+    """N_k (k,), the examples of each stratum that there are. O(n)."""
+    size_k = np.bincount(rates.stratum_n, minlength=len(rates.rate_k))
+    if rates.alive:
+        size_k[-1] = 0
+    return size_k
 
 
 def _member_probability(rate_k: Float64, size_k: Int64) -> Float64:

@@ -47,6 +47,12 @@ class Planner:
         self._edge_t = np.zeros(1, dtype=np.int64)
         self._skip = self._batch = self._global_batch = self._world = 0
 
+    def resize(self, num_examples: int) -> None:
+        """Have so many examples from the next epoch on; what draws have seen is kept."""
+        if num_examples != self._num_examples:
+            self._num_examples, self._order = num_examples, None
+            self._draws.resize(num_examples)
+
     @property
     def num_steps(self) -> int:
         """Steps that `start_epoch` promised for the (rest of the) present epoch."""
@@ -83,7 +89,7 @@ class Planner:
             self._order, size_t = self._rest(self._sweep_order(rates))
         else:
             self.mode, self._order = "draw", None
-            size_t = self._draw_sizes()
+            size_t = self._draw_sizes(rates.over)
         self._edge_t = np.concatenate(([0], np.cumsum(size_t)))
         return self.num_steps
 
@@ -144,8 +150,8 @@ class Planner:
                 rest = _pad(rest, self._world)
         return rest, batch_sizes(len(rest), self._global_batch, self._drop_last, self._world)
 
-    def _draw_sizes(self) -> Int64:
-        left = self._num_examples - self._skip
+    def _draw_sizes(self, total: int) -> Int64:
+        left = max(0, total - self._skip)
         steps = left // self._global_batch if self._drop_last else -(-left // self._global_batch)
         if not self._skip:
             steps = max(steps, 1)  # draws fill a batch whatever the number of examples

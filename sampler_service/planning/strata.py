@@ -27,6 +27,12 @@ class StrataCursors:
         self._member_n = np.empty(0, dtype=np.int64)  # examples, stratum after stratum
         self._start_k = self._cursor_k = self._end_k = self._stop_k = np.empty(0, dtype=np.int64)
 
+    def resize(self, num_examples: int) -> None:
+        """Have so many examples; new ones are unseen. New strata must follow."""
+        seen_n = np.zeros(num_examples, dtype=bool)
+        seen_n[: len(self.seen_n)] = self.seen_n[:num_examples]
+        self.seen_n = seen_n
+
     def restratify(self, stratum_n: Int32, num_strata: int, rng: np.random.Generator) -> None:
         """Take new strata, ids 0 … num_strata - 1. Costs one sort of n small integers."""
         # Code 2 k for an unseen member of stratum k, 2 k + 1 for a seen one: sorting puts the unseen first.

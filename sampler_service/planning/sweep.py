@@ -17,7 +17,7 @@ def epoch_order(rates: Sweep, *, seed: int, epoch: int) -> Rows:
     else.
 
     Returns:
-        m rows; `probabilities` are keep_i / n, `weights` those of the rates.
+        m rows; `probabilities` are keep_i over the number of examples that there are, `weights` those of the rates.
     """
     num_examples = len(rates.keep_n)
     id_m = generator(Stream.ORDER, seed=seed, epoch=epoch).permutation(num_examples)
@@ -27,7 +27,7 @@ def epoch_order(rates: Sweep, *, seed: int, epoch: int) -> Rows:
     return Rows(
         example_ids=id_m,
         weights=rates.weight_n[id_m],
-        probabilities=rates.keep_n[id_m] / num_examples,
+        probabilities=rates.keep_n[id_m] / rates.over,
     )
 
 

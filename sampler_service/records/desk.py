@@ -10,7 +10,7 @@ from sampler_service.records.looks import look_of
 from sampler_service.records.manifest import MANIFEST
 from sampler_service.records.reading import RecordReader
 from sampler_service.records.store import RecordStore
-from sampler_service.types import Decoding
+from sampler_service.types import Decoding, Recorded
 
 
 class RecordDesk:
@@ -24,10 +24,21 @@ class RecordDesk:
     def __init__(self, directory: DataDirectory, bring: Callable[[str], None] | None = None) -> None:
         self._directory = directory
         self._bring = bring
+        self._seen: dict[str, int] = {}
 
-    def describe(self, dataset: str) -> tuple[int, bytes]:
+    def describe(self, dataset: str) -> Recorded:
         store = self._store(dataset)
-        return store.num_examples, store.schema.serialize().to_pybytes()
+        schema = store.schema.serialize().to_pybytes()
+        return Recorded(num_examples=store.num_examples, deleted=store.deleted, schema=schema)
+
+    def generation(self, dataset: str) -> int:
+        store = self._directory.open(dataset)
+        # A look at the file's time instead of into it: this is asked for before each batch.
+        changed = (store.path / MANIFEST).stat().st_mtime_ns
+        if self._seen.get(dataset) != changed:
+            store.refresh()
+            self._seen[dataset] = changed
+        return store.generation
 
     def reader(self, dataset: str, columns: Sequence[str], decode: Sequence[Decoding]) -> RecordReader:
         return RecordReader(self._store(dataset), columns, decode)

@@ -37,7 +37,9 @@ class Store(Protocol):
         """Ids of examples that are no more, ascending."""
         ...
 
-    def take(self, example_ids: Int64, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    def take(
+        self, example_ids: Int64, columns: Sequence[str] | None = None, *, also_deleted: bool = False
+    ) -> pa.RecordBatch:
         """Their records, in the order of the ids."""
         ...
 
@@ -83,7 +85,8 @@ class RecordReader:
         Raises:
             ConfigError: an image that does not decode, or is of another size; the message names its example.
         """
-        records = self._store.take(example_ids, self._columns)
+        # Whoever lends batches knows what was deleted; one that was planned before is none the less whole.
+        records = self._store.take(example_ids, self._columns, also_deleted=True)
         if not self._decoders:
             return records
         arrays = [

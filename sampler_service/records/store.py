@@ -67,12 +67,15 @@ class RecordStore:
         """Deleted example_ids, int64, ascending; not to be written to."""
         return self._opened.deleted
 
-    def take(self, example_ids: np.ndarray, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    def take(
+        self, example_ids: np.ndarray, columns: Sequence[str] | None = None, *, also_deleted: bool = False
+    ) -> pa.RecordBatch:
         """Records in the order asked for; an id may come more than once.
 
         Args:
             example_ids: (n,) integers.
             columns: which, in which order; None: all.
+            also_deleted: read deleted ones too, instead of refusing them: of a batch that was on its way.
 
         Returns:
             n records, copied out of the map.
@@ -81,7 +84,7 @@ class RecordStore:
             NotFound: an id is deleted, or there is none such.
             ConfigError: a column that there is not, or ids that are no integers.
         """
-        return self._opened.take(example_ids, columns)
+        return self._opened.take(example_ids, columns, also_deleted=also_deleted)
 
     def ids_of(self, keys: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
         """The example_id of each key, int64; deleted examples keep theirs.
@@ -119,8 +122,8 @@ class _Opened:
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._flat)], dtype=np.int64)
         self._columns: dict[str, Column] = {}
 
-    def take(self, example_ids: np.ndarray, columns: Sequence[str] | None) -> pa.RecordBatch:
-        ids = self._checked(example_ids)
+    def take(self, example_ids: np.ndarray, columns: Sequence[str] | None, *, also_deleted: bool) -> pa.RecordBatch:
+        ids = self._checked(example_ids, also_deleted=also_deleted)
         batch_of = np.searchsorted(self._starts, ids, side="right") - 1
         rows = (ids - self._starts[batch_of]).tolist()
         batches = batch_of.tolist()
@@ -128,7 +131,7 @@ class _Opened:
         arrays = [self._column(name).take(batches, rows) for name in schema.names]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    def _checked(self, example_ids: np.ndarray) -> np.ndarray:
+    def _checked(self, example_ids: np.ndarray, *, also_deleted: bool) -> np.ndarray:
         ids = np.asarray(example_ids)
         if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
             raise ConfigError(f"example ids must be integers (n,), got {ids.dtype} {ids.shape}")
@@ -137,7 +140,7 @@ class _Opened:
         if ids.size and (ids.min() < 0 or ids.max() >= count):
             beyond = ids[(ids < 0) | (ids >= count)]
             raise NotFound(f"data set {name!r} has ids 0 to {count - 1}, and none {_shown(beyond)}")
-        if self.deleted.size:
+        if self.deleted.size and not also_deleted:
             places = np.minimum(np.searchsorted(self.deleted, ids), self.deleted.size - 1)
             gone = ids[self.deleted[places] == ids]
             if gone.size:

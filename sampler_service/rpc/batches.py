@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import grpc
 
@@ -17,7 +18,7 @@ from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service.errors import Busy, ConfigError, SamplerError
 from sampler_service.leases import run_of
 from sampler_service.replies import Taken
-from sampler_service.rpc.records import Reader, Records, decodings
+from sampler_service.rpc.records import FollowedRecords, Records
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
 from sampler_service.types import Batch, Int64
@@ -107,10 +108,12 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         stream = self._displace(session, context)
         try:
             self._service.connect(session, hello.hello.last_batch_id, list(hello.hello.held))
-            reader = self._reader(session, hello.hello.records) if hello.hello.HasField("records") else None
-            if reader is not None:
-                yield pb.BatchReply(record_schema=reader.schema_message)
-            yield from self._answer(session, stream, inbox, None if reader is None else reader.encode)
+            records = None
+            if hello.hello.HasField("records"):
+                dataset = self._service.config_of(run_of(session)).dataset
+                records = FollowedRecords(self._service, self._records, dataset, hello.hello.records)
+                yield pb.BatchReply(record_schema=records.schema_message)
+            yield from self._answer(session, stream, inbox, records)
         finally:
             self._disconnect(session, stream)
 
@@ -126,32 +129,23 @@ class BatchesServicer(pb_grpc.BatchesServicer):
             former.context.cancel()  # it may be sending to a trainer that no longer reads: its thread is needed
         return stream
 
-    def _reader(self, session: str, asked: pb.RecordsRequest) -> Reader:
-        dataset = self._service.config_of(run_of(session)).dataset
-        return self._records.reader(dataset, list(asked.columns), decodings(asked))
-
     def _answer(
-        self, session: str, stream: _Stream, inbox: Inbox, records_of: RecordsOf | None
+        self, session: str, stream: _Stream, inbox: Inbox, records: FollowedRecords | None
     ) -> Iterator[pb.BatchReply]:
         """Turn credit into batches until the requests end."""
         # A stream that was opened again goes on with its epoch: credit for it comes with no other request.
         credit, epoch, inside, acked, waited_s = 0, 0, True, [], 0.0
         while (request := self._request(session, stream, inbox, wait=not (credit and inside))) is not None:
             kind = request.WhichOneof("request")
+            if records is not None and kind is not None:
+                records.follow()
             if kind == "epoch":
                 asked = request.epoch
                 started = self._service.start_epoch(
-                    session, asked.epoch, asked.skip_examples, asked.first_step, asked.progress
+                    session, asked.epoch, asked.skip_examples, asked.first_step, asked.progress, asked.population
                 )
                 credit, epoch, inside = 0, started.epoch, True
-                yield pb.BatchReply(
-                    epoch_start=pb.EpochStart(
-                        epoch=started.epoch,
-                        num_steps=started.num_steps,
-                        policy=started.policy,
-                        reason=started.reason,
-                    )
-                )
+                yield pb.BatchReply(epoch_start=pb.EpochStart(**asdict(started)))
             elif kind == "credit":
                 credit += request.credit.count
                 acked.extend(request.credit.acked)
@@ -163,7 +157,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                     return
                 acked, waited_s = [], 0.0
                 credit -= len(taken.batches)
-                yield from encode_batches(taken.batches, self._message_bytes, records_of)
+                yield from encode_batches(taken.batches, self._message_bytes, records.encode if records else None)
                 if taken.ended and inside and credit > 0:
                     yield pb.BatchReply(epoch_end=pb.EpochEnd(epoch=epoch))
                     inside = False

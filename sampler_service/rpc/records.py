@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from sampler_client._pb import sampler_pb2 as pb
-from sampler_service.errors import NotFound
-from sampler_service.types import Decoding, Int64
+from sampler_service.errors import Conflict, NotFound
+from sampler_service.service import Service
+from sampler_service.types import Decoding, Int64, Recorded
 
 
 class Reader(Protocol):
@@ -24,12 +25,16 @@ class Reader(Protocol):
 class Records(Protocol):
     """Records of all datasets that have some."""
 
-    def describe(self, dataset: str) -> tuple[int, bytes]:
-        """Number of records, and their schema as an Arrow IPC message.
+    def describe(self, dataset: str) -> Recorded:
+        """What there is now.
 
         Raises:
-            NotFound: there are none.
+            NotFound: there are no records.
         """
+        ...
+
+    def generation(self, dataset: str) -> int:
+        """Rises when examples are appended or deleted; cheap to ask."""
         ...
 
     def reader(self, dataset: str, columns: Sequence[str], decode: Sequence[Decoding]) -> Reader:
@@ -48,6 +53,9 @@ class NoRecords:
     def describe(self, dataset: str) -> NoReturn:
         raise no_records(dataset)
 
+    def generation(self, dataset: str) -> NoReturn:
+        raise no_records(dataset)
+
     def reader(self, dataset: str, columns: Sequence[str], decode: Sequence[Decoding]) -> NoReturn:  # noqa: ARG002
         raise no_records(dataset)
 
@@ -58,9 +66,53 @@ def no_records(dataset: str) -> NotFound:
     )
 
 
-def decodings(request: pb.RecordsRequest) -> list[Decoding]:
-    """What a request says of images."""
-    return [
-        Decoding(column=how.column, mode=how.mode or "RGB", height=how.height, width=how.width)
-        for how in request.decode
-    ]
+def follow(service: Service, records: Records, dataset: str) -> Recorded:
+    """Have the service know of a dataset what its records are by now: how many, and which of them were deleted.
+
+    Raises:
+        NotFound: there are no records.
+        Conflict: there are fewer than the service knows of: other data under the same name.
+    """
+    found = records.describe(dataset)
+    try:
+        service.register_dataset(dataset, found.num_examples)
+    except Conflict:
+        service.grow_dataset(dataset, found.num_examples)
+    if len(found.deleted):
+        service.delete_examples(dataset, found.deleted)
+    return found
+
+
+class FollowedRecords:
+    """The records that one stream reads. What is appended or deleted meanwhile, the service hears of here.
+
+    Args:
+        service: it lends the batches.
+        records: of all datasets.
+        dataset: the run's.
+        asked: what the trainer wants of its records.
+
+    Raises:
+        NotFound, ConfigError: see `Records.reader`.
+    """
+
+    def __init__(self, service: Service, records: Records, dataset: str, asked: pb.RecordsRequest) -> None:
+        self._service, self._records, self._dataset = service, records, dataset
+        decode = [
+            Decoding(column=how.column, mode=how.mode or "RGB", height=how.height, width=how.width)
+            for how in asked.decode
+        ]
+        self._reader = records.reader(dataset, list(asked.columns), decode)
+        self._generation = -1
+        self.schema_message = self._reader.schema_message
+
+    def follow(self) -> None:
+        """Have the service know of what was appended and deleted; cheap while nothing was."""
+        generation = self._records.generation(self._dataset)
+        if generation != self._generation:
+            follow(self._service, self._records, self._dataset)
+            self._generation = generation
+
+    def encode(self, example_ids: Int64) -> bytes:
+        """Records of the ids (b,), in their order, as an Arrow IPC record batch message."""
+        return self._reader.encode(example_ids)

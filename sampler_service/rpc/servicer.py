@@ -18,11 +18,12 @@ from sampler_client._pb import sampler_pb2 as pb
 from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service import __version__
 from sampler_service.config import RunConfig
+from sampler_service.datasets import Dataset
 from sampler_service.errors import Busy, ConfigError, Unavailable
 from sampler_service.leases import Group
 from sampler_service.policies import POLICIES
 from sampler_service.reports import policy_of
-from sampler_service.rpc.records import Records
+from sampler_service.rpc.records import Records, follow
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
 from sampler_service.types import Evidence, Report, Stage
@@ -56,8 +57,21 @@ class DatasetsServicer(pb_grpc.DatasetsServicer):
 
     def Describe(self, request: pb.DescribeDatasetRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
-            num_examples, schema = self._records.describe(request.dataset)
-            return pb.DescribeDatasetResponse(num_examples=num_examples, schema=schema)
+            found = follow(self._service, self._records, request.dataset)
+            return pb.DescribeDatasetResponse(num_examples=found.num_examples, schema=found.schema)
+
+    def Grow(self, request: pb.GrowDatasetRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            return _state(self._service.grow_dataset(request.dataset, request.num_examples))
+
+    def Delete(self, request: pb.DeleteExamplesRequest, context: grpc.ServicerContext):  # noqa: N802
+        with errors_as_status(context):
+            ids = _array(request.example_ids, "i8", "example_ids")
+            return _state(self._service.delete_examples(request.dataset, ids))
+
+
+def _state(dataset: Dataset) -> pb.DatasetState:
+    return pb.DatasetState(num_examples=dataset.size, deleted=dataset.deleted)
 
 
 class RunsServicer(pb_grpc.RunsServicer):
@@ -67,7 +81,7 @@ class RunsServicer(pb_grpc.RunsServicer):
 
     def Open(self, request: pb.OpenRunRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
-            config = _run_config(request, self._service.dataset_size(request.dataset))
+            config = _run_config(request, request.num_examples or self._service.dataset_size(request.dataset))
             if config.policy not in POLICIES:
                 raise ConfigError(f"unknown policy {config.policy!r}; choose one of {sorted(POLICIES)}")
             created = self._service.open_run(config)
@@ -88,7 +102,9 @@ class RunsServicer(pb_grpc.RunsServicer):
                 )
             place = request.rank + group.world_size * request.worker
             name = f"{request.trainer or 'a trainer'} at {unquote(context.peer())}"
-            joined = self._service.join(request.run, group, place, request.lead, name, request.token)
+            joined = self._service.join(
+                request.run, group, place, request.lead, name, request.token, request.num_examples
+            )
             return pb.JoinResponse(**asdict(joined))
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext):  # noqa: N802

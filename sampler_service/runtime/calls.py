@@ -16,7 +16,7 @@ LOOKS = "looks"
 """those for people who look, which may take long: shards are asked, arrays are read"""
 
 GROUP_OF: dict[str, str] = {
-    **dict.fromkeys(("report", "fence", "set_target", "published", "to_score", "take_scores"), REPORTS),
+    **dict.fromkeys(("report", "fence", "set_target", "follow", "published", "to_score", "take_scores"), REPORTS),
     **dict.fromkeys(("statistics", "explain", "examples"), LOOKS),
 }
 """by method of the Sampler; all others have the threads that are left"""

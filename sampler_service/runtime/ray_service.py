@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ray.actor import ActorHandle
 
 from sampler_service.config import RunConfig
-from sampler_service.errors import Unavailable
+from sampler_service.datasets import Dataset
+from sampler_service.errors import NotFound, Stale, Unavailable
 from sampler_service.leases import Group, run_of
 from sampler_service.replies import EpochStarted, Joined, Published, ReportSummary, Taken
 from sampler_service.runtime.calls import answer, call_run
@@ -41,6 +43,12 @@ class RayService:
     def dataset_size(self, dataset: str) -> int:
         return self._ask("dataset_size", dataset)
 
+    def grow_dataset(self, dataset: str, num_examples: int) -> Dataset:
+        return self._tell(*self._ask("grow_dataset", dataset, num_examples))
+
+    def delete_examples(self, dataset: str, example_ids: Int64) -> Dataset:
+        return self._tell(*self._ask("delete_examples", dataset, example_ids))
+
     def open_run(self, config: RunConfig) -> bool:
         # Starting a run's actors takes longer than a call to one.
         return self._ask("open_run", config, timeout_s=4 * self._call_s)
@@ -56,8 +64,10 @@ class RayService:
     def runs(self) -> list[str]:
         return self._ask("runs")
 
-    def join(self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "") -> Joined:
-        return self._call(run, "join", group, rank, lead, name, token)
+    def join(
+        self, run: str, group: Group, rank: int, lead: int, name: str, token: str = "", num_examples: int = 0
+    ) -> Joined:
+        return self._call(run, "join", group, rank, lead, name, token, num_examples)
 
     def connect(self, session: str, last_batch_id: int, held: Sequence[int]) -> None:
         self._call(run_of(session), "connect", session, last_batch_id, held)
@@ -72,9 +82,17 @@ class RayService:
         self._call(run_of(session), "leave", session, returns=returns)
 
     def start_epoch(
-        self, session: str, epoch: int, skip_examples: int, first_step: int, progress: float = 0.0
+        self,
+        session: str,
+        epoch: int,
+        skip_examples: int,
+        first_step: int,
+        progress: float = 0.0,
+        population: str = "",
     ) -> EpochStarted:
-        return self._call(run_of(session), "start_epoch", session, epoch, skip_examples, first_step, progress)
+        return self._call(
+            run_of(session), "start_epoch", session, epoch, skip_examples, first_step, progress, population
+        )
 
     def take(self, session: str, count: int, acked: Sequence[int], waited_s: float = 0.0) -> Taken:
         return self._call(run_of(session), "take", session, count, acked, waited_s)
@@ -115,6 +133,14 @@ class RayService:
 
     def stop(self) -> None:
         self._on_stop()
+
+    def _tell(self, dataset: Dataset, runs: Sequence[str]) -> Dataset:
+        """Have runs follow a change of their dataset. One that can't be reached raises: it may lend old batches, and
+        the caller's next try tells it again."""
+        for run in runs:
+            with suppress(NotFound, Stale):  # closed meanwhile
+                self._call(run, "follow", dataset)
+        return dataset
 
     def _ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         reference = getattr(self._registry, method).remote(*args)

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from sampler_service.index.neighbours import Neighbours, merge
 from sampler_service.index.statistics import ClusterStatistics
 from sampler_service.runtime.calls import answer, finished
 from sampler_service.shard import Refined
-from sampler_service.shards import CHUNK_ROWS, Columns, Stock, relay, sample_shares, total
+from sampler_service.shards import CHUNK_ROWS, Columns, Stock, gather, gather_columns, relay, sample_shares, total
 from sampler_service.sketch import routing
-from sampler_service.types import NEVER, NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
+from sampler_service.types import NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
 from sampler_service.views import ShardView
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,19 @@ class RayShards:
     def dim(self) -> int:
         return self._dim
 
+    def grow(self, num_examples: int) -> None:
+        self._num_examples = num_examples
+
+    def delete(self, example_ids: Int64, timeout_s: float | None = None, *, partial: bool = False) -> None:
+        until = self._until(timeout_s)
+        told = [
+            (shard, self._actors[shard].delete.remote(own))
+            for shard, own in routing.split_ids(example_ids, self.num_shards)
+        ]
+        for shard, reference in told:
+            with suppress(Unavailable) if partial else nullcontext():
+                self._answer(reference, shard, until - time.monotonic())
+
     def update(self, block: ReportBlock) -> int:
         lost, until = 0, time.monotonic() + min(HELD_UP_S, self._call_s / 2)
         full: list[tuple[int, Any]] = []
@@ -80,7 +93,7 @@ class RayShards:
                 if len(waiting) > UPDATES_IN_FLIGHT and shard in self._away:
                     lost += len(part)
                     continue
-                waiting.append((self._actors[shard].update.remote(part), len(part)))
+                waiting.append((self._actors[shard].update.remote(part, self._num_examples), len(part)))
                 if len(waiting) > UPDATES_IN_FLIGHT:
                     full.append((shard, waiting[0][0]))
         # Every shard has its part by now: one that is away keeps nothing from the others, nor do two wait in turn.
@@ -138,18 +151,11 @@ class RayShards:
         return total(self._each("statistics", timeout_s))
 
     def clusters(self, timeout_s: float | None = None) -> Int32:
-        cluster_n = np.full(self._num_examples, NO_CLUSTER, dtype=np.int32)
-        for shard, own in enumerate(self._each("clusters", timeout_s)):
-            cluster_n[shard :: self.num_shards] = own
-        return cluster_n
+        return gather(self._each("clusters", timeout_s), self._num_examples, NO_CLUSTER)
 
     def columns(self, timeout_s: float | None = None, *, partial: bool = False) -> Columns:
-        n, step = self._num_examples, self.num_shards
-        loss_n, norm_n = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
-        step_n = np.full(n, NEVER, np.int64)
-        for shard, own in self._here("columns", timeout_s, partial):
-            loss_n[shard::step], norm_n[shard::step], step_n[shard::step] = own
-        return Columns(loss_n=loss_n, norm_n=norm_n, step_n=step_n)
+        here = dict(self._here("columns", timeout_s, partial))
+        return gather_columns([here.get(shard) for shard in range(self.num_shards)], self._num_examples)
 
     def forget_gradients(self, timeout_s: float | None = None, *, partial: bool = False) -> None:
         self._here("forget_gradients", timeout_s, partial)
@@ -178,13 +184,13 @@ class RayShards:
         return row_rd
 
     def dots(self, vector_d: Float32, timeout_s: float | None = None) -> Float32:
-        dot_n = np.empty(self._num_examples, np.float32)
-        rows, until = routing.num_rows(self._num_examples, 0, self.num_shards), self._until(timeout_s)
-        for start in range(0, rows, NEAREST_ROWS):
-            found = self._each("dots", until - time.monotonic(), vector_d, start, start + NEAREST_ROWS)
-            for shard, dot_r in enumerate(found):
-                dot_n[shard :: self.num_shards][start : start + NEAREST_ROWS] = dot_r
-        return dot_n
+        n, until = self._num_examples, self._until(timeout_s)
+        rows = routing.num_rows(n, 0, self.num_shards)
+        found = [
+            self._each("dots", until - time.monotonic(), vector_d, start, start + NEAREST_ROWS)
+            for start in range(0, rows, NEAREST_ROWS)
+        ]
+        return gather([np.concatenate(parts) for parts in zip(*found, strict=True)], n, np.nan)
 
     def balance(self, place_n: Float64, timeout_s: float | None = None) -> Float64:
         def call(shard: int, method: str, *args: Any) -> Any:
@@ -197,18 +203,20 @@ class RayShards:
         limit_s = min(STOCK_S, self._call_s if timeout_s is None else timeout_s)
         here, _ = ray.wait(references, num_returns=len(references), timeout=limit_s)
         each: list[ShardView] = []
+        told = 0
         for shard, reference in enumerate(references):
             try:
                 if reference not in here:
                     raise Unavailable(f"shard {shard} did not answer within {limit_s:g} s")
-                life, rows, size = self._answer(reference, shard, timeout_s)
+                life, rows, size, num_examples = self._answer(reference, shard, timeout_s)
             except Unavailable as error:
                 log.warning("%s", error)
                 each.append(ShardView(shard=shard, away=True, sketched=0, memory_bytes=0))
                 continue
             each.append(ShardView(shard=shard, away=False, sketched=rows, memory_bytes=size))
             self._note_life(shard, life)
-        return Stock(each=each, lost=self._lost)
+            told = max(told, num_examples)
+        return Stock(each=each, lost=self._lost, num_examples=told)
 
     def _note_life(self, shard: int, life: str) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,7 @@ import ray
 from ray.actor import ActorHandle
 
 from sampler_service.config import RunConfig, ServiceConfig
+from sampler_service.datasets import Dataset
 from sampler_service.errors import Conflict, SamplerError, Stale, Unavailable
 from sampler_service.reports import policy_of
 from sampler_service.runtime import kept, names, placement
@@ -30,6 +32,7 @@ from sampler_service.runtime.run_actors import (
 )
 from sampler_service.scorers import MakeScorer
 from sampler_service.service import Catalog
+from sampler_service.types import Int64
 from sampler_service.weights import NO_SCORERS
 
 log = logging.getLogger(__name__)
@@ -110,6 +113,25 @@ class Registry:
     def dataset_size(self, dataset: str) -> int:
         self._settled()
         return self._catalog.dataset_size(dataset)
+
+    def grow_dataset(self, dataset: str, num_examples: int) -> tuple[Dataset, list[str]]:
+        """A dataset as it is now, and the runs that are to be told."""
+        return self._change(dataset, lambda: self._catalog.grow_dataset(dataset, num_examples))
+
+    def delete_examples(self, dataset: str, example_ids: Int64) -> tuple[Dataset, list[str]]:
+        """The same without some of its examples."""
+        return self._change(dataset, lambda: self._catalog.delete_examples(dataset, example_ids))
+
+    def _change(self, dataset: str, change: Callable[[], Dataset]) -> tuple[Dataset, list[str]]:
+        with self._lock:
+            self._settled()
+            for run in self._coming_back:  # it may be of this dataset
+                self._settled(run)
+            # A run that is told of is looked up by who tells it, and that waits until it has started. One that begins
+            # or comes back from now on reads what is kept.
+            changed = change()
+            self._keep()
+            return changed, self._catalog.runs_over(dataset)
 
     def open_run(self, config: RunConfig) -> bool:
         policy_of(config)  # its errors, before any actor
@@ -295,7 +317,7 @@ class Registry:
                 return
             with suppress(Conflict):  # a trainer was quicker to register it, with another size: its run will not open
                 self._catalog.register_dataset(config.dataset, config.num_examples)
-            self._catalog.open_run(config)
+            self._catalog.open_run(config, there=True)
             self._hosts[run] = Future()
             self._hosts[run].set_result(host)
             self._coming_back.discard(run)

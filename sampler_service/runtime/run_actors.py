@@ -16,11 +16,12 @@ from ray.util.placement_group import PlacementGroup
 
 from sampler_service.config import RunConfig, ServiceConfig
 from sampler_service.errors import SamplerError, Unavailable
-from sampler_service.runtime import names, placement
+from sampler_service.runtime import kept, names, placement
 from sampler_service.runtime.calls import LOOKS, REPORTS, answer
 from sampler_service.runtime.ray_scorers import ONE_THREAD
 from sampler_service.runtime.ray_shards import RayShards
 from sampler_service.sampler import Sampler
+from sampler_service.service import Catalog
 from sampler_service.shard import Shard
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class RunHost:
     def __init__(self, config: RunConfig, service: ServiceConfig, shards: list[str], group: str) -> None:
         quiet_logging()
         self._config = config
+        self._namespace = service.name
         self._group = group
         inner_s = INNER_SHARE * service.call_s
         actors = [ray.get_actor(name, service.name) for name in shards]
@@ -92,7 +94,9 @@ class RunHost:
         while not self._recovered.is_set():
             try:
                 late = time.monotonic() > until
-                self._sampler.recover(partial=late)  # of shards that are new, nothing
+                # The data set as it is by now, whatever this actor was made with.
+                dataset = Catalog(**kept.kept(self._namespace)).dataset(self._config.dataset)
+                self._sampler.recover(dataset, partial=late)  # of shards that are new, nothing
                 self._recovered.set()
                 if late:
                     log.warning("the run goes on without shards that are away: %s", self._missing)

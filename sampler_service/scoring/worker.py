@@ -28,7 +28,7 @@ def make_scorer(factory: str, dataset: str, num_examples: int, sketch_dim: int) 
     if not isinstance(scoring, Scoring):
         raise ConfigError(f"{factory} returned a {type(scoring).__name__}, expected a Scoring or None")
     known = len(scoring.records) if hasattr(scoring.records, "__len__") else num_examples
-    if known != num_examples:
+    if known < num_examples:  # they may have grown since the run was opened
         raise ConfigError(
             f"the records of {factory} are {known}, dataset {dataset!r} has {num_examples} examples; record i must be "
             "example i of the trainer's dataset"

@@ -38,6 +38,12 @@ def split(block: ReportBlock, num_shards: int) -> list[tuple[int, ReportBlock]]:
     return [(int(shard), take(block, np.flatnonzero(shard_r == shard))) for shard in np.unique(shard_r)]
 
 
+def split_ids(id_r: Int64, num_shards: int) -> list[tuple[int, Int64]]:
+    """Ids by shard: (shard, ids) pairs in shard order, only for shards that get one."""
+    shard_r = shard_of(id_r, num_shards)
+    return [(int(shard), id_r[shard_r == shard]) for shard in np.unique(shard_r)]
+
+
 def take(block: ReportBlock, index: Int64) -> ReportBlock:
     """The block's rows at `index`, in that order."""
     return ReportBlock(

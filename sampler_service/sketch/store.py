@@ -93,6 +93,19 @@ class SketchStore:
             everything = known_r.all()  # as nearly always: then nothing has to be picked out
             self._write(row_r if everything else row_r[known_r], block.sketches[... if everything else known_r])
 
+    def resize(self, num_rows: int) -> None:
+        """Have so many rows, at least as many as before."""
+        more = SketchStore(num_rows - len(self), self.dim, self._mantissa_nd.dtype.name)
+        for name in ("_mantissa_nd", "_exponent_n", "_sketched_n", "step_n", "loss_n", "norm_n"):
+            setattr(self, name, np.concatenate((getattr(self, name), getattr(more, name))))
+
+    def delete(self, row_r: Int64) -> None:
+        """Forget all that was reported of these rows."""
+        self._sketched_n[row_r] = False
+        self._mantissa_nd[row_r], self._exponent_n[row_r] = 0, 0
+        self.step_n[row_r] = NEVER
+        self.loss_n[row_r] = self.norm_n[row_r] = np.nan
+
     def forget_gradients(self) -> None:
         """No row has a norm or a sketch any more; losses stay."""
         self._sketched_n[:] = False

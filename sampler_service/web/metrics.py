@@ -38,7 +38,8 @@ _COUNTERS = {
 }
 
 _GAUGES = {
-    "sampler_dataset_examples": ("num_examples", "examples of the run's dataset"),
+    "sampler_dataset_examples": ("num_examples", "examples that the run has of its dataset, deleted ones among them"),
+    "sampler_deleted_examples": ("deleted", "of them, those that were deleted"),
     "sampler_epoch": ("epoch", "latest epoch started"),
     "sampler_run_progress_ratio": ("progress", "share of the steps of the planned epochs that was handed out"),
     "sampler_sketch_coverage_ratio": ("sketch_coverage", "share of the examples that have a sketch"),

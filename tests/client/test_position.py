@@ -59,7 +59,7 @@ def test_what_was_not_received_comes_after_restoring(attach, steps, workers):
     first.close()
     second = attach(state)
     assert sorted(before + ids_of(second)) == EVERYTHING
-    assert saved(second) == {**state, "epoch": 1, "examples": 0}
+    assert saved(second) == {"version": 1, "run": "r", "epoch": 1, "examples": 0}
 
 
 def test_a_position_at_the_end_is_the_start_of_the_next_epoch(attach):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sampler_client as sampler
 from sampler_service.embedded import RunningService, running_service
@@ -37,11 +37,19 @@ def service() -> Iterator[RunningService]:
 
 @pytest.fixture
 def attach(service: RunningService) -> Iterator[Callable[..., sampler.SampledLoader]]:
-    """Attach a loader over `examples` numbers; its run is closed in the end."""
+    """Attach a loader over `examples` numbers, or another data set; its run is closed in the end."""
     opened: list[tuple[str, sampler.SampledLoader]] = []
 
-    def make(run: str, *, examples: int = 64, batch_size: int = 16, address: str = service, **options):
-        plain = DataLoader(TensorDataset(torch.arange(examples)), batch_size=batch_size)
+    def make(
+        run: str,
+        *,
+        examples: int = 64,
+        over: Dataset | None = None,
+        batch_size: int = 16,
+        address: str = service,
+        **options,
+    ):
+        plain = DataLoader(over or TensorDataset(torch.arange(examples)), batch_size=batch_size)
         options = {"timeouts": PATIENT, **options}
         opened.append((run, sampler.attach(plain, str(address), run=run, **options)))
         return opened[-1][1]

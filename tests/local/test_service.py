@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from sampler_client import Phase, RemoteBatchSampler, TimeBudget, TwoStage
@@ -368,3 +369,15 @@ def test_leaving_the_block_closes_loaders_and_runs():
     with pytest.raises(sampler.SamplerError):
         ids_of(loader)
     loader.close()
+
+
+def test_a_data_set_grows_and_loses_examples(service: LocalService) -> None:
+    data = list(range(12))
+    loader = service.attach(DataLoader(data, batch_size=4), run="grows", policy="shuffle")
+    seen = [sorted(i for batch, _ in loader for i in batch.tolist())]
+    data += range(12, 20)
+    loader.grow()
+    seen.append(sorted(i for batch, _ in loader for i in batch.tolist()))
+    loader.delete([0, 19])
+    seen.append(sorted(i for batch, _ in loader for i in batch.tolist()))
+    assert seen == [list(range(12)), list(range(20)), list(range(1, 19))]

@@ -19,10 +19,22 @@ import numpy as np
 import pytest
 
 from sampler_client.pytorch.two_stage.choose import chances
+from sampler_service.datasets import Dataset
 from sampler_service.planning import Planner, draws
 from sampler_service.planning.randomness import Stream
 from sampler_service.policies import POLICIES, make_policy
-from sampler_service.types import NO_CLUSTER, NO_ROW, Nearby, Rates, StratifiedDraw, Sweep, TableView, WeightedDraw
+from sampler_service.types import (
+    NO_CLUSTER,
+    NO_ROW,
+    Batch,
+    Nearby,
+    Rates,
+    Rows,
+    StratifiedDraw,
+    Sweep,
+    TableView,
+    WeightedDraw,
+)
 from tests.choices import expected_coefficients_of_choice
 
 
@@ -220,6 +232,65 @@ def test_the_expected_weighted_gradient_is_the_mean_gradient(case, monkeypatch):
     rates = make_policy(name, options).rates(table(num_examples, **columns), progress=0)
     expected = expected_coefficients(rates, monkeypatch, num_examples=num_examples, batch=batch, steps=steps)
     np.testing.assert_allclose(expected, 1 / num_examples, rtol=1e-6)  # weights are float32
+
+
+LEFT = {
+    # each: policy, its options, batch size; of four examples the second is deleted
+    "shuffle": ("shuffle", {}, 3),
+    "equal": ("gradient_clustering", {"alpha": 0.5}, 2),
+    "neyman": ("gradient_clustering", {"allocation": "neyman", "alpha": 0.3}, 3),
+    "importance": ("importance", {"gate": 1, "alpha": 0.2}, 2),
+    "infobatch": ("infobatch", {"prune_ratio": 0.4}, 2),
+}
+GONE = Dataset((4,)).without("data", np.array([1]))
+
+
+@pytest.mark.parametrize("case", LEFT.values(), ids=LEFT.keys())
+def test_without_deleted_examples_it_is_the_mean_gradient_of_the_others(case, monkeypatch):
+    name, options, batch = case
+    population = GONE.population(4)
+    rates = population.spread(make_policy(name, options).rates(population.view(table(4)), progress=0))
+    expected = expected_coefficients(rates, monkeypatch, num_examples=4, batch=batch, steps=1)
+    share = 1 / 4 if isinstance(rates, Sweep) else 1 / 3  # of a sweep the epoch's sum over 4, see above
+    np.testing.assert_allclose(expected, [[share, 0, share, share]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case in LEFT.values() if case[0] in ("importance", "gradient_clustering")])
+def test_a_batch_that_was_planned_before_a_deletion_is_unbiased_after_it(case, monkeypatch):
+    """Rows of the deleted example are taken out, and the sum over the others is divided by the rows that were drawn."""
+    name, options, batch = case
+    rates, population = make_policy(name, options).rates(table(4), progress=0), GONE.population(4)
+
+    def left_of(rows: Rows) -> np.ndarray:
+        planned = Batch(
+            batch_id=1,
+            epoch=0,
+            step=0,
+            table_version=0,
+            policy=name,
+            rows=rows,
+            cluster_ids=np.zeros(len(rows), np.int32),
+            lease_deadline=0.0,
+            lead=0,
+            global_batch_size=len(rows),
+            world_size=1,
+            size=4,
+            alive=4,
+            drawn=True,
+        )
+        left = population.left_of(planned)
+        assert left is not None
+        share_r = np.zeros(len(rows))
+        kept_r = rows.example_ids != 1
+        if kept_r.any():
+            assert left.rows.example_ids.tolist() == rows.example_ids[kept_r].tolist()
+            share_r[kept_r] = left.rows.weights / planned.global_batch_size
+        else:
+            assert not left.rows.weights.any()
+        return share_r
+
+    expected = expected_coefficients(rates, monkeypatch, num_examples=4, batch=batch, steps=1, keep=left_of)
+    np.testing.assert_allclose(expected, [[1 / 3, 0, 1 / 3, 1 / 3]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES.values() if case[0] == "importance"])

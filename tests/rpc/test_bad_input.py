@@ -214,6 +214,7 @@ def test_a_stream_that_begins_wrongly_is_refused_in_words(service_address: str, 
         ([CREDIT], ConfigError, "ask for an epoch before asking for batches"),
         ([START, hello("again")], ConfigError, "one hello"),
         ([pb.BatchRequest(epoch=pb.StartEpoch(skip_examples=N + 1))], ConfigError, "skip_examples is 41, outside"),
+        ([pb.BatchRequest(epoch=pb.StartEpoch(population="all"))], ConfigError, "population 'all' was never given"),
     ],
 )
 def test_a_stream_that_goes_on_wrongly_is_refused_in_words(service_address: str, requests, kind, words):

@@ -29,7 +29,13 @@ UNITS = (
 )
 COUNTED = (  # gauges whose unit is what they are named after
     *("sampler_up", "sampler_epoch", "sampler_clusters", "sampler_trainers", "sampler_shards", "sampler_shards_away"),
-    *("sampler_scorers", "sampler_dataset_examples", "sampler_never_drawn_examples", "sampler_weight_table_version"),
+    *(
+        "sampler_scorers",
+        "sampler_dataset_examples",
+        "sampler_deleted_examples",
+        "sampler_never_drawn_examples",
+        "sampler_weight_table_version",
+    ),
     *(
         "sampler_runs_unanswered",
         "sampler_leases_outstanding",

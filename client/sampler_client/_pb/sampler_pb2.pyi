@@ -6,6 +6,30 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class GrowDatasetRequest(_message.Message):
+    __slots__ = ("dataset", "num_examples")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    num_examples: int
+    def __init__(self, dataset: _Optional[str] = ..., num_examples: _Optional[int] = ...) -> None: ...
+
+class DeleteExamplesRequest(_message.Message):
+    __slots__ = ("dataset", "example_ids")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    example_ids: bytes
+    def __init__(self, dataset: _Optional[str] = ..., example_ids: _Optional[bytes] = ...) -> None: ...
+
+class DatasetState(_message.Message):
+    __slots__ = ("num_examples", "deleted")
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    deleted: int
+    def __init__(self, num_examples: _Optional[int] = ..., deleted: _Optional[int] = ...) -> None: ...
+
 class RegisterDatasetRequest(_message.Message):
     __slots__ = ("dataset", "num_examples", "protocol")
     DATASET_FIELD_NUMBER: _ClassVar[int]
@@ -39,7 +63,7 @@ class DescribeDatasetResponse(_message.Message):
     def __init__(self, num_examples: _Optional[int] = ..., schema: _Optional[bytes] = ...) -> None: ...
 
 class OpenRunRequest(_message.Message):
-    __slots__ = ("run", "dataset", "policy", "policy_options", "seed", "sketch_dim", "sketch_dtype", "num_clusters", "max_lead", "lease_seconds", "on_lost", "epochs", "candidates", "by_budget")
+    __slots__ = ("run", "dataset", "policy", "policy_options", "seed", "sketch_dim", "sketch_dtype", "num_clusters", "max_lead", "lease_seconds", "on_lost", "epochs", "candidates", "by_budget", "num_examples")
     class PolicyOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +85,7 @@ class OpenRunRequest(_message.Message):
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     BY_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     run: str
     dataset: str
     policy: str
@@ -75,7 +100,8 @@ class OpenRunRequest(_message.Message):
     epochs: int
     candidates: int
     by_budget: bool
-    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., policy: _Optional[str] = ..., policy_options: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., sketch_dim: _Optional[int] = ..., sketch_dtype: _Optional[str] = ..., num_clusters: _Optional[int] = ..., max_lead: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., on_lost: _Optional[str] = ..., epochs: _Optional[int] = ..., candidates: _Optional[int] = ..., by_budget: bool = ...) -> None: ...
+    num_examples: int
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., policy: _Optional[str] = ..., policy_options: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., sketch_dim: _Optional[int] = ..., sketch_dtype: _Optional[str] = ..., num_clusters: _Optional[int] = ..., max_lead: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., on_lost: _Optional[str] = ..., epochs: _Optional[int] = ..., candidates: _Optional[int] = ..., by_budget: bool = ..., num_examples: _Optional[int] = ...) -> None: ...
 
 class OpenRunResponse(_message.Message):
     __slots__ = ("created", "unbiased", "policies")
@@ -88,7 +114,7 @@ class OpenRunResponse(_message.Message):
     def __init__(self, created: bool = ..., unbiased: bool = ..., policies: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("run", "rank", "world_size", "batch_size", "drop_last", "lead", "trainer", "token", "worker", "workers")
+    __slots__ = ("run", "rank", "world_size", "batch_size", "drop_last", "lead", "trainer", "token", "worker", "workers", "num_examples")
     RUN_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +125,7 @@ class JoinRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     run: str
     rank: int
     world_size: int
@@ -109,7 +136,8 @@ class JoinRequest(_message.Message):
     token: str
     worker: int
     workers: int
-    def __init__(self, run: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., batch_size: _Optional[int] = ..., drop_last: bool = ..., lead: _Optional[int] = ..., trainer: _Optional[str] = ..., token: _Optional[str] = ..., worker: _Optional[int] = ..., workers: _Optional[int] = ...) -> None: ...
+    num_examples: int
+    def __init__(self, run: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., batch_size: _Optional[int] = ..., drop_last: bool = ..., lead: _Optional[int] = ..., trainer: _Optional[str] = ..., token: _Optional[str] = ..., worker: _Optional[int] = ..., workers: _Optional[int] = ..., num_examples: _Optional[int] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("session", "steps_per_epoch", "max_lead")
@@ -276,16 +304,18 @@ class ImageDecoding(_message.Message):
     def __init__(self, column: _Optional[str] = ..., mode: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class StartEpoch(_message.Message):
-    __slots__ = ("epoch", "skip_examples", "first_step", "progress")
+    __slots__ = ("epoch", "skip_examples", "first_step", "progress", "population")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SKIP_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    POPULATION_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     skip_examples: int
     first_step: int
     progress: float
-    def __init__(self, epoch: _Optional[int] = ..., skip_examples: _Optional[int] = ..., first_step: _Optional[int] = ..., progress: _Optional[float] = ...) -> None: ...
+    population: str
+    def __init__(self, epoch: _Optional[int] = ..., skip_examples: _Optional[int] = ..., first_step: _Optional[int] = ..., progress: _Optional[float] = ..., population: _Optional[str] = ...) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("count", "acked", "waited")
@@ -352,16 +382,22 @@ class Batch(_message.Message):
     def __init__(self, batch_id: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., table_version: _Optional[int] = ..., policy: _Optional[str] = ..., example_ids: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., probabilities: _Optional[bytes] = ..., cluster_ids: _Optional[bytes] = ..., lease_deadline: _Optional[float] = ..., lead: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., world_size: _Optional[int] = ..., keep: _Optional[int] = ..., choice_seed: _Optional[int] = ..., records: _Optional[bytes] = ...) -> None: ...
 
 class EpochStart(_message.Message):
-    __slots__ = ("epoch", "num_steps", "policy", "reason")
+    __slots__ = ("epoch", "num_steps", "policy", "reason", "population", "num_examples", "epoch_steps")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    POPULATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_STEPS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     num_steps: int
     policy: str
     reason: str
-    def __init__(self, epoch: _Optional[int] = ..., num_steps: _Optional[int] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    population: str
+    num_examples: int
+    epoch_steps: int
+    def __init__(self, epoch: _Optional[int] = ..., num_steps: _Optional[int] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ..., population: _Optional[str] = ..., num_examples: _Optional[int] = ..., epoch_steps: _Optional[int] = ...) -> None: ...
 
 class EpochEnd(_message.Message):
     __slots__ = ("epoch",)
@@ -479,7 +515,7 @@ class GetStatisticsRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., detail: bool = ...) -> None: ...
 
 class GetStatisticsResponse(_message.Message):
-    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes", "shards", "shards_away", "shards_lost", "candidates", "stage_ratio", "stage_cost", "uniform_share", "median_age_steps", "p99_age_steps", "median_lead", "p99_lead", "scorers", "scored_rows", "weights_version", "weights_step", "scorer_error", "progress", "epoch_coverage", "window_coverage", "never_drawn", "leases", "batches_by_policy", "waited_seconds", "ranks", "shard", "detail", "trained_ratio", "median_rates_age_steps", "p99_rates_age_steps")
+    __slots__ = ("run", "dataset", "num_examples", "policy", "active_policy", "reason", "unbiased", "table_version", "epoch", "batches", "examples", "reported_rows", "rejected_rows", "sketch_coverage", "variance_ratio", "effective_sample_ratio", "num_clusters", "refreshes", "mean_age_steps", "lead", "max_lead", "trainers", "leases_expired", "memory_bytes", "shards", "shards_away", "shards_lost", "candidates", "stage_ratio", "stage_cost", "uniform_share", "median_age_steps", "p99_age_steps", "median_lead", "p99_lead", "scorers", "scored_rows", "weights_version", "weights_step", "scorer_error", "progress", "epoch_coverage", "window_coverage", "never_drawn", "leases", "batches_by_policy", "waited_seconds", "ranks", "shard", "detail", "trained_ratio", "median_rates_age_steps", "p99_rates_age_steps", "deleted")
     class RejectedRowsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -547,6 +583,7 @@ class GetStatisticsResponse(_message.Message):
     TRAINED_RATIO_FIELD_NUMBER: _ClassVar[int]
     MEDIAN_RATES_AGE_STEPS_FIELD_NUMBER: _ClassVar[int]
     P99_RATES_AGE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
     run: str
     dataset: str
     num_examples: int
@@ -600,7 +637,8 @@ class GetStatisticsResponse(_message.Message):
     trained_ratio: float
     median_rates_age_steps: float
     p99_rates_age_steps: float
-    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: bool = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., shards_away: _Optional[int] = ..., shards_lost: _Optional[int] = ..., candidates: _Optional[int] = ..., stage_ratio: _Optional[float] = ..., stage_cost: _Optional[float] = ..., uniform_share: _Optional[float] = ..., median_age_steps: _Optional[float] = ..., p99_age_steps: _Optional[float] = ..., median_lead: _Optional[float] = ..., p99_lead: _Optional[float] = ..., scorers: _Optional[int] = ..., scored_rows: _Optional[int] = ..., weights_version: _Optional[int] = ..., weights_step: _Optional[int] = ..., scorer_error: _Optional[str] = ..., progress: _Optional[float] = ..., epoch_coverage: _Optional[float] = ..., window_coverage: _Optional[float] = ..., never_drawn: _Optional[int] = ..., leases: _Optional[int] = ..., batches_by_policy: _Optional[_Mapping[str, int]] = ..., waited_seconds: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[RankStatistics, _Mapping]]] = ..., shard: _Optional[_Iterable[_Union[ShardStatistics, _Mapping]]] = ..., detail: _Optional[_Union[StatisticsDetail, _Mapping]] = ..., trained_ratio: _Optional[float] = ..., median_rates_age_steps: _Optional[float] = ..., p99_rates_age_steps: _Optional[float] = ...) -> None: ...
+    deleted: int
+    def __init__(self, run: _Optional[str] = ..., dataset: _Optional[str] = ..., num_examples: _Optional[int] = ..., policy: _Optional[str] = ..., active_policy: _Optional[str] = ..., reason: _Optional[str] = ..., unbiased: bool = ..., table_version: _Optional[int] = ..., epoch: _Optional[int] = ..., batches: _Optional[int] = ..., examples: _Optional[int] = ..., reported_rows: _Optional[int] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., sketch_coverage: _Optional[float] = ..., variance_ratio: _Optional[float] = ..., effective_sample_ratio: _Optional[float] = ..., num_clusters: _Optional[int] = ..., refreshes: _Optional[int] = ..., mean_age_steps: _Optional[float] = ..., lead: _Optional[int] = ..., max_lead: _Optional[int] = ..., trainers: _Optional[int] = ..., leases_expired: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., shards_away: _Optional[int] = ..., shards_lost: _Optional[int] = ..., candidates: _Optional[int] = ..., stage_ratio: _Optional[float] = ..., stage_cost: _Optional[float] = ..., uniform_share: _Optional[float] = ..., median_age_steps: _Optional[float] = ..., p99_age_steps: _Optional[float] = ..., median_lead: _Optional[float] = ..., p99_lead: _Optional[float] = ..., scorers: _Optional[int] = ..., scored_rows: _Optional[int] = ..., weights_version: _Optional[int] = ..., weights_step: _Optional[int] = ..., scorer_error: _Optional[str] = ..., progress: _Optional[float] = ..., epoch_coverage: _Optional[float] = ..., window_coverage: _Optional[float] = ..., never_drawn: _Optional[int] = ..., leases: _Optional[int] = ..., batches_by_policy: _Optional[_Mapping[str, int]] = ..., waited_seconds: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[RankStatistics, _Mapping]]] = ..., shard: _Optional[_Iterable[_Union[ShardStatistics, _Mapping]]] = ..., detail: _Optional[_Union[StatisticsDetail, _Mapping]] = ..., trained_ratio: _Optional[float] = ..., median_rates_age_steps: _Optional[float] = ..., p99_rates_age_steps: _Optional[float] = ..., deleted: _Optional[int] = ...) -> None: ...
 
 class RankStatistics(_message.Message):
     __slots__ = ("rank", "trainer", "connected", "epoch", "held", "lead", "batches", "examples", "waited_seconds")

@@ -46,6 +46,16 @@ class DatasetsStub(object):
                 request_serializer=sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetRequest.SerializeToString,
                 response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetResponse.FromString,
                 _registered_method=True)
+        self.Grow = channel.unary_unary(
+                '/sampler.v1.Datasets/Grow',
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.GrowDatasetRequest.SerializeToString,
+                response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.DatasetState.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/sampler.v1.Datasets/Delete',
+                request_serializer=sampler__client_dot___pb_dot_sampler__pb2.DeleteExamplesRequest.SerializeToString,
+                response_deserializer=sampler__client_dot___pb_dot_sampler__pb2.DatasetState.FromString,
+                _registered_method=True)
 
 
 class DatasetsServicer(object):
@@ -54,7 +64,7 @@ class DatasetsServicer(object):
     """
 
     def Register(self, request, context):
-        """Names a set of examples. Idempotent.
+        """Names a set of examples. Idempotent; of one that has grown, any number from its first to its present one is accepted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +72,23 @@ class DatasetsServicer(object):
 
     def Describe(self, request, context):
         """What the service holds of a dataset's records; one of which it has none is NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Grow(self, request, context):
+        """Examples were appended. A run takes them in with an epoch that begins when all its trainers have joined, or joined
+        again with the same token, with at least so many. Idempotent; a smaller number than it has is ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Examples are no more: when this answers, no batch that is sent has one of them. For good; their ids are never used
+        again. Idempotent; an unknown id, or all that are left, is INVALID_ARGUMENT, and nothing is deleted. UNAVAILABLE: a
+        run could not be told yet, repeat it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +106,16 @@ def add_DatasetsServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetRequest.FromString,
                     response_serializer=sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetResponse.SerializeToString,
+            ),
+            'Grow': grpc.unary_unary_rpc_method_handler(
+                    servicer.Grow,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.GrowDatasetRequest.FromString,
+                    response_serializer=sampler__client_dot___pb_dot_sampler__pb2.DatasetState.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=sampler__client_dot___pb_dot_sampler__pb2.DeleteExamplesRequest.FromString,
+                    response_serializer=sampler__client_dot___pb_dot_sampler__pb2.DatasetState.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +174,60 @@ class Datasets(object):
             '/sampler.v1.Datasets/Describe',
             sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetRequest.SerializeToString,
             sampler__client_dot___pb_dot_sampler__pb2.DescribeDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Grow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sampler.v1.Datasets/Grow',
+            sampler__client_dot___pb_dot_sampler__pb2.GrowDatasetRequest.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.DatasetState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sampler.v1.Datasets/Delete',
+            sampler__client_dot___pb_dot_sampler__pb2.DeleteExamplesRequest.SerializeToString,
+            sampler__client_dot___pb_dot_sampler__pb2.DatasetState.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -211,6 +212,37 @@ class SampledLoader:
             ConfigError: none, another width than the run's, or one that is not finite.
         """
         return self.sampler.source.set_target(np.asarray(getattr(sketches, "sketches", sketches)))
+
+    def grow(self, num_examples: int | None = None) -> None:
+        """Train on what was appended to the dataset, too, from the next epoch on that begins when all ranks said so.
+
+        Args:
+            num_examples: that there are now in all, at least as many as before; default: the length of the dataset.
+
+        Raises:
+            ConfigError: fewer than before; or workers that stay have a copy of the dataset as it was.
+        """
+        if self.loader.persistent_workers:
+            raise ConfigError(
+                "the DataLoader has persistent_workers=True, and they keep the dataset as it was when they started; "
+                "attach one without, whose workers start anew with each epoch"
+            )
+        size = len(cast(Sized, self.loader.dataset)) if num_examples is None else num_examples
+        self.sampler.source.grow(size)
+
+    def delete(self, example_ids: ArrayLike) -> None:
+        """Never train on these examples again, in this run or another one over the same data set.
+
+        Batches that the service sends from now on have none of them; those that have arrived, up to `ahead` and what
+        the DataLoader's workers prefetch, may. Their reports count as rejected for the reason "deleted".
+
+        Args:
+            example_ids: (r,) whole numbers, the places of records in the dataset; they are not used again.
+
+        Raises:
+            ConfigError: an id that there is not, or all that are left; nothing was deleted.
+        """
+        self.sampler.source.delete(example_ids)
 
     def close(self) -> None:
         """Send what is queued and give the rank back."""

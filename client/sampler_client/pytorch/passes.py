@@ -16,18 +16,23 @@ from sampler_client.session import STATE_VERSION
 MOST_WORKERS = 1024
 
 # Columns of what somebody has set, in row 0, and of each worker, in row 1 + its number.
-_ORDER, _EPOCH, _EXAMPLES, _RECEIVED, _WORKERS, _NEXT = range(6)
+_ORDER, _EPOCH, _EXAMPLES, _RECEIVED, _OF, _WORKERS, _NEXT = range(7)
+_POSITION = slice(_EPOCH, _OF + 1)
+
+_NAME_BYTES = 64
+"""of the name of the examples that an epoch began with"""
 
 
 class Passes:
     """Begins passes, worker by worker. Each row of the memory is written by one process at a time."""
 
     def __init__(self) -> None:
-        self._rows = torch.zeros((1 + MOST_WORKERS, 6), dtype=torch.int64).share_memory_()
+        self._rows = torch.zeros((1 + MOST_WORKERS, 7), dtype=torch.int64).share_memory_()
+        self._names = torch.zeros((1 + MOST_WORKERS, _NAME_BYTES), dtype=torch.uint8).share_memory_()
 
-    def begin(self, worker: int, workers: int) -> tuple[int, int, int]:
-        """The epoch of a worker's next pass, the examples of it that come before, over all ranks, and the batches that
-        this worker has received behind those.
+    def begin(self, worker: int, workers: int) -> dict[str, Any]:
+        """Where a worker's next pass begins: the `epoch`, the `examples` of it that come before, over all ranks, and
+        the batches that this worker has `received` behind those.
 
         Raises:
             ConfigError: it is one of another number of workers than before, and nobody has said which epoch that is.
@@ -37,45 +42,63 @@ class Passes:
         said, row = self._rows[0], self._rows[1 + worker]
         if row[_ORDER] < said[_ORDER]:
             row[_ORDER] = said[_ORDER]
-            row[_EPOCH : _RECEIVED + 1] = said[_EPOCH : _RECEIVED + 1]
+            row[_POSITION], self._names[1 + worker] = said[_POSITION], self._names[0]
         elif self._rows[1, _WORKERS] not in (0, workers):
             raise ConfigError(
                 f"this DataLoader has {workers} workers, the one before had {int(self._rows[1, _WORKERS])}: call "
                 "set_epoch(n) to say which epoch this is"
             )
         elif row[_NEXT]:
-            row[_EPOCH], row[_EXAMPLES], row[_RECEIVED] = row[_NEXT], 0, 0
+            self._place(1 + worker, {"epoch": int(row[_NEXT]), "examples": 0})
         row[_WORKERS], row[_NEXT] = workers, row[_EPOCH] + 1
-        return int(row[_EPOCH]), int(row[_EXAMPLES]), int(row[_RECEIVED])
+        return self._placed(1 + worker)
+
+    def began(self, worker: int, population: str, num_examples: int) -> None:
+        """What the service said of the examples of a worker's pass."""
+        row = self._placed(1 + worker)
+        self._place(1 + worker, {**row, "population": population, "num_examples": num_examples})
 
     def end(self, worker: int) -> None:
         """A worker's pass is through."""
-        row = self._rows[1 + worker]
-        row[_EPOCH], row[_EXAMPLES], row[_RECEIVED] = row[_NEXT], 0, 0
+        self._place(1 + worker, {"epoch": int(self._rows[1 + worker, _NEXT]), "examples": 0})
 
-    def set(self, epoch: int, examples: int, received: int = 0) -> None:
-        """What the next pass of every worker is."""
-        said = self._rows[0]
-        said[_EPOCH], said[_EXAMPLES], said[_RECEIVED] = epoch, examples, received
-        said[_ORDER] += 1  # last: it makes the others count
+    def set(self, position: Mapping[str, Any]) -> None:
+        """Where the next pass of every worker begins."""
+        self._place(0, position)
+        self._rows[0, _ORDER] += 1  # last: it makes the others count
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next pass of every worker is. A position inside this very epoch is kept."""
         said = self._rows[0]
         waits = self._rows[1, _ORDER] < said[_ORDER]
         if not (waits and epoch == said[_EPOCH]):
-            self.set(epoch, 0)
+            self.set({"epoch": epoch, "examples": 0})
 
     def state(self, worker: int, received: int) -> dict[str, Any]:
-        """JSON-safe position of one worker, so many batches behind where its pass would begin at `epoch` and
-        `examples`."""
-        row = self._rows[1 + worker]
-        where = {"epoch": int(row[_EPOCH]), "examples": int(row[_EXAMPLES]), "received": received}
-        return {"version": STATE_VERSION, **where, "workers": int(row[_WORKERS])}
+        """JSON-safe position of one worker: where its pass began, and so many batches behind that."""
+        position = self._placed(1 + worker)
+        return {"version": STATE_VERSION, **position, "received": received}
 
-    def restore(self, worker: int, state: Mapping[str, Any]) -> None:
+    def restore(self, worker: int, position: Mapping[str, Any]) -> None:
         """Give a worker its position back; its next pass goes on there."""
         row = self._rows[1 + worker]
-        row[_ORDER] = self._rows[0, _ORDER]
-        row[_EPOCH], row[_EXAMPLES], row[_RECEIVED] = state["epoch"], state["examples"], state["received"]
-        row[_NEXT] = 0
+        row[_ORDER], row[_NEXT] = self._rows[0, _ORDER], 0
+        self._place(1 + worker, position)
+
+    def _place(self, at: int, position: Mapping[str, Any]) -> None:
+        name = position.get("population", "").encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
+        self._names[at] = torch.tensor(list(name), dtype=torch.uint8)
+        numbers = (
+            position["epoch"],
+            position["examples"],
+            position.get("received", 0),
+            position.get("num_examples", 0),
+        )
+        self._rows[at, _POSITION] = torch.tensor(numbers)
+
+    def _placed(self, at: int) -> dict[str, Any]:
+        epoch, examples, received, of = self._rows[at, _POSITION].tolist()
+        found: dict[str, Any] = {"epoch": epoch, "examples": examples, "received": received}
+        if of:
+            found |= {"population": bytes(self._names[at].tolist()).rstrip(b"\0").decode(), "num_examples": of}
+        return found

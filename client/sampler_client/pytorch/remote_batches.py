@@ -137,26 +137,24 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         # Now, and not with the first batch: each worker counts the passes that the DataLoader begins.
-        epoch, examples, received = self._passes.begin(worker, workers)
-        return self._pass(worker, workers, epoch, examples, received, forwards=info is not None)
+        return self._pass(worker, workers, self._passes.begin(worker, workers), forwards=info is not None)
 
-    def _pass(
-        self, worker: int, workers: int, epoch: int, examples: int, received: int, *, forwards: bool
-    ) -> Iterator[tuple[Any, Batch]]:
+    def _pass(self, worker: int, workers: int, start: dict[str, Any], *, forwards: bool) -> Iterator[tuple[Any, Batch]]:
         stream = self._connected(worker, workers, forwards=forwards)
-        state = {"version": STATE_VERSION, "run": self.run, "epoch": epoch, "examples": examples}
-        stream.load_state_dict({**state, "received": received})
-        self._yielded = received
+        stream.load_state_dict({"version": STATE_VERSION, "run": self.run, **start})
+        self._yielded = start["received"]
         for batch in stream:
+            if self._yielded == start["received"]:
+                self._passes.began(worker, *stream.reader.population)
             full = batch.padded(self._batch_size) if self._last == "fill" and len(batch) < self._batch_size else batch
             data = self._data(full, repeated=full is not batch)
             if forwards:
                 forward = forwarding.Forward(
                     self.address, self._timeouts, self.run, stream.session.token, worker, self._queue
                 )
-                full = full.forwarded(forward, self._behind(batch, state, stream.num_examples))
+                full = full.forwarded(forward, self._behind(batch, start, stream))
             else:
-                full.position = self._behind(batch, state, stream.num_examples)
+                full.position = self._behind(batch, start, stream)
             self._yielded += 1
             yield data, full
         self._passes.end(worker)
@@ -193,12 +191,16 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
                 ) from error
         return self._collate(items)
 
-    def _behind(self, batch: Batch, state: Mapping[str, Any], num_examples: int) -> dict[str, Any]:
-        """The position behind a batch of the pass that began at `state`."""
-        if batch.epoch != state["epoch"]:  # of an earlier epoch: another trainer was lost with it
-            return dict(state)
-        examples = state["examples"] + (batch.step + 1) * self._global_batch
-        return {**state, "examples": min(num_examples, examples)}
+    def _behind(self, batch: Batch, start: Mapping[str, Any], stream: RecordStream) -> dict[str, Any]:
+        """The position behind a batch of the pass that began at `start`."""
+        population, of = stream.reader.population
+        whole = {"version": STATE_VERSION, "run": self.run, "epoch": start["epoch"]}
+        # A batch of an earlier epoch counts for nothing: another trainer was lost with it.
+        steps = batch.step + 1 if batch.epoch == start["epoch"] else 0
+        examples = start["examples"] + steps * self._global_batch
+        if examples >= of:
+            return {**whole, "epoch": start["epoch"] + 1, "examples": 0}
+        return {**whole, "examples": examples, "population": population, "num_examples": of}
 
     @property
     def reports(self) -> ReportCounts:
@@ -247,7 +249,7 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
             )
         info = get_worker_info()
         if info is None:
-            self._passes.set(int(state["epoch"]), int(state["examples"]), int(state.get("received", 0)))
+            self._passes.set(state)
         else:
             self._passes.restore(info.id, state)
 

@@ -83,7 +83,7 @@ export class Clusters {
 
   mapped(clusters, s) {
     const { of, low, high } = this.range(clusters, s);
-    const total = s.num_examples;
+    const total = s.num_examples - s.deleted;
     return {
       clusters,
       picked: this.picked,
@@ -100,7 +100,7 @@ export class Clusters {
 
   range(clusters, s) {
     const { of, format } = SHADES[this.shade];
-    const values = clusters.map((c) => of(c, s.num_examples)).filter((value) => value != null);
+    const values = clusters.map((c) => of(c, s.num_examples - s.deleted)).filter((value) => value != null);
     return { of, format, low: Math.min(...values), high: Math.max(...values), known: values.length > 0 };
   }
 
@@ -178,7 +178,7 @@ export class Clusters {
                 <button class="link" aria-pressed=${c.cluster === this.picked} aria-label="cluster ${c.cluster}, show on the map"
                   @click=${() => this.pick(c.cluster)}>${c.cluster}</button>
               </td>
-              <td title="${whole(c.size)} examples">${percent(c.size / s.num_examples, 1)}</td>
+              <td title="${whole(c.size)} examples">${percent(c.size / (s.num_examples - s.deleted), 1)}</td>
               <td>${percent(c.draw_share, 1)}</td>
               <td>${short(c.loss)}</td>
               <td>${short(c.scatter)}</td>

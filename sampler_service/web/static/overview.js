@@ -83,7 +83,7 @@ function card(run) {
       <div class="bar" title="share of the examples that this epoch has handed out">
         <i style="width:${100 * (run.epoch_coverage ?? 0)}%"></i>
       </div>
-      <p class="dim small">${percent(run.epoch_coverage)} of ${short(run.num_examples)} examples this epoch</p>
+      <p class="dim small">${percent(run.epoch_coverage)} of ${short(run.num_examples == null ? null : run.num_examples - run.deleted)} examples this epoch</p>
     </a>
   </li>`;
 }

@@ -177,7 +177,8 @@ export class RunView {
         ${panel("leads", "Leads", `Batches a trainer held when it got another; at most ${s.max_lead}`)}
       </div>
       <p class="dim">
-        ${whole(s.never_drawn)} of ${whole(s.num_examples)} examples were never handed out. Batches by policy:
+        ${whole(s.never_drawn)} of ${whole(s.num_examples - s.deleted)} examples were never handed
+        out${s.deleted ? `, ${whole(s.deleted)} others were deleted` : ""}. Batches by policy:
         ${Object.entries(s.batches_by_policy)
           .map(([policy, count]) => `${policy} ${whole(count)}`)
           .join(", ") || DASH}.
