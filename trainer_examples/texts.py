@@ -99,8 +99,9 @@ def sequence_losses(logits: Tensor, text: Tensor) -> Tensor:
 
 def _descriptions() -> list[str]:
     """Lines of the descriptions that come with scikit-learn's data sets."""
-    files = sorted(file for file in resources.files("sklearn.datasets.descr").iterdir() if file.name.endswith(".rst"))
-    return [line for file in files for line in _long_enough(file.read_text(encoding="utf-8"))]
+    folder = resources.files("sklearn.datasets.descr")
+    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".rst"))
+    return [line for name in names for line in _long_enough((folder / name).read_text(encoding="utf-8"))]
 
 
 def _lines(file: Path) -> list[str]:

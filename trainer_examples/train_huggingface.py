@@ -75,8 +75,15 @@ def main(
         report_to="none",
     )
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **shape))
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=LENGTH,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    model = GPTNeoXForCausalLM(config)
     trainer = SampledTrainer(
         model,
         arguments,

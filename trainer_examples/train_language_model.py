@@ -52,7 +52,7 @@ def train(texts: TextData, address: str, run: str, policy: str, steps: int, seed
                 step += 1
                 if step == steps:
                     break
-            print(f"step {step:5d}  loss of the last batch {losses.mean().item() / math.log(2):.3f}  {loader.reason}")
+            print(f"step {step:5d}  {loader.reason}")
 
     model.eval()
     with torch.no_grad():

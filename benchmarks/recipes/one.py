@@ -57,14 +57,15 @@ class OwnLoader(SampledLoader):
 
     def __init__(self, plain: DataLoader[Any]) -> None:
         together = torch.distributed.is_initialized()
-        chosen = {"sampler": DistributedSampler(cast(Any, plain.dataset))} if together else {"shuffle": True}
+        sampler = DistributedSampler(cast(Any, plain.dataset)) if together else None
         self.loader = DataLoader(
             plain.dataset,
             batch_size=plain.batch_size,
             num_workers=plain.num_workers,
             collate_fn=plain.collate_fn,
             drop_last=plain.drop_last,
-            **chosen,
+            sampler=sampler,
+            shuffle=sampler is None,
         )
 
     def __iter__(self) -> Iterator[tuple[Any, Batch]]:
@@ -114,11 +115,11 @@ def install(variant: str) -> None:
             _starts.append(time.perf_counter())
             yield from batches(loader)
 
-        SampledLoader._batches = timed
+        cast(Any, SampledLoader)._batches = timed
     if variant != "sketches":
         sampler_client.GradientSketcher = cast(Any, NoSketcher)  # pyright: ignore[reportPrivateImportUsage]
         report = Batch.report
-        Batch.report = lambda batch, losses, _=None: report(batch, losses)
+        cast(Any, Batch).report = lambda batch, losses, _=None: report(batch, losses)
 
 
 def seconds() -> list[float]:
@@ -209,7 +210,11 @@ def measured(variant: str, out: Path, *, first: bool) -> Iterator[None]:
 
 
 def main(recipe: str, variant: str, address: str, data: str, epochs: str, out: str) -> None:
-    given = {"address": address, "run": f"{recipe}-{variant}-{time.time_ns()}", "policy": _POLICY[variant]}
+    given: dict[str, Any] = {
+        "address": address,
+        "run": f"{recipe}-{variant}-{time.time_ns()}",
+        "policy": _POLICY[variant],
+    }
     if recipe == "ddp":
         given["run"] = None  # rank 0 names it
     if recipe == "ray":

@@ -66,7 +66,8 @@ class SamplerCallback(Callback):
         handle.report(losses, self._sketcher)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        trainer.train_dataloader.end_epoch()
+        if isinstance(trainer.train_dataloader, SampledLoader):
+            trainer.train_dataloader.end_epoch()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         _close(trainer)

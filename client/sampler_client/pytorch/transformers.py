@@ -94,10 +94,10 @@ class SampledTrainer(Trainer):
             self._attached = None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        self._batch = inputs.pop(HANDLE)
+        self._batch = batch = inputs.pop(HANDLE)
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
-            self._batch.report(self._losses, self._sketcher)
+            batch.report(self._losses, self._sketcher)
         finally:
             self._batch = self._losses = None
         return loss
@@ -124,7 +124,7 @@ class SampledPosition(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"position": self.position}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._loader = kwargs["train_dataloader"].sampled
+        self._loader = loader = kwargs["train_dataloader"].sampled
         saved = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step and saved is None:
             raise ConfigError(
@@ -132,7 +132,7 @@ class SampledPosition(TrainerCallback, ExportableState):
                 "model alone, without resume_from_checkpoint"
             )
         if state.global_step:
-            self._loader.load_state_dict(saved["attributes"]["position"])
+            loader.load_state_dict(saved["attributes"]["position"])
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if self._loader is not None:
