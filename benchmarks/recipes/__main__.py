@@ -59,7 +59,10 @@ def measure(recipe: str, variant: str, address: str, folder: Path) -> list[float
     )
     if done.returncode or not out.exists():
         raise SystemExit(f"{recipe}, {variant}: exit code {done.returncode}\n{done.stderr[-3000:]}")
-    return jsonlib.loads(out.read_text())
+    noted = jsonlib.loads(out.read_text())
+    if set(noted["steps"]) != {STEPS}:
+        raise SystemExit(f"{recipe}, {variant}: epochs of {noted['steps']} steps, not of {STEPS}: no comparison")
+    return noted["seconds"]
 
 
 def rows_of(recipe: str, taken: dict[str, list[float]]) -> dict[str, Any]:

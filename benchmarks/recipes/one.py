@@ -3,7 +3,7 @@
     python -m benchmarks.recipes.one RECIPE VARIANT ADDRESS DATA EPOCHS OUT
 
 Variants: "loader" is the plain DataLoader, shuffled, or with a DistributedSampler; "losses" attaches it and reports
-losses; "sketches" is the whole recipe. OUT gets the seconds of each epoch but the first, as JSON.
+losses; "sketches" is the whole recipe. OUT gets the seconds and steps of each epoch but the first and last, as JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,7 @@ WORKERS = {"ddp": 2, "ray": 2}
 _POLICY = {"loader": "shuffle", "losses": "shuffle", "sketches": "gradient_clustering"}
 
 _starts: list[float] = []
+_steps: list[int] = []
 
 
 class Unweighted:
@@ -72,8 +73,7 @@ class OwnLoader(SampledLoader):
         return self._batches()
 
     def _batches(self) -> Iterator[tuple[Any, Batch]]:
-        _starts.append(time.perf_counter())
-        for item in self.loader:
+        for item in _counted(self.loader):
             first = next(iter(item.values() if isinstance(item, dict) else item))
             yield item, cast(Batch, Unweighted(len(first)))
 
@@ -112,8 +112,7 @@ def install(variant: str) -> None:
         batches = SampledLoader._batches
 
         def timed(loader: SampledLoader) -> Iterator[tuple[Any, Batch]]:
-            _starts.append(time.perf_counter())
-            yield from batches(loader)
+            yield from _counted(batches(loader))
 
         cast(Any, SampledLoader)._batches = timed
     if variant != "sketches":
@@ -122,9 +121,21 @@ def install(variant: str) -> None:
         cast(Any, Batch).report = lambda batch, losses, _=None: report(batch, losses)
 
 
-def seconds() -> list[float]:
+def _counted(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches of an epoch, whose beginning and number are noted."""
+    _starts.append(time.perf_counter())
+    _steps.append(0)
+    for batch in batches:
+        _steps[-1] += 1
+        yield batch
+
+
+def noted() -> dict[str, list[float]]:
     """Of each epoch but the first, in which things are made, and the last, whose end is not seen."""
-    return [later - earlier for earlier, later in pairwise(_starts[1:])]
+    return {
+        "seconds": [later - earlier for earlier, later in pairwise(_starts[1:])],
+        "steps": [float(steps) for steps in _steps[1:-1]],
+    }
 
 
 def pytorch(data: Path, **given: Any) -> None:
@@ -206,7 +217,7 @@ def measured(variant: str, out: Path, *, first: bool) -> Iterator[None]:
     install(variant)
     yield
     if first:
-        out.write_text(json.dumps(seconds()))
+        out.write_text(json.dumps(noted()))
 
 
 def main(recipe: str, variant: str, address: str, data: str, epochs: str, out: str) -> None:
