@@ -44,11 +44,11 @@ test-hosts: setup  ## only the test across hosts, which are namespaces of this m
 pictures: setup  ## the pictures of the page in docs/images, taken anew; needs Chromium
 	$(BIN)/python -m docs.pictures
 
-BENCHMARKS := variance gradient_variance convex sketching serving staleness scorers draws monitoring
+BENCHMARKS := variance gradient_variance convex sketching serving staleness scorers draws monitoring recipes
 
 bench: $(BENCHMARKS:%=bench-%)  ## every benchmark but training and hosts
 
-bench-%: setup  ## one benchmark: bench-variance, -gradient_variance, -convex, -sketching, -serving, -staleness, -scorers, -draws, -monitoring, -hosts (as root)
+bench-%: setup  ## one benchmark: bench-variance, -gradient_variance, -convex, -sketching, -serving, -staleness, -scorers, -draws, -monitoring, -recipes, -hosts (as root)
 	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json
 
 bench-training: setup  ## samplers against shuffled epochs, about 3 hours; DATA=folder with mnist/ and cifar10/

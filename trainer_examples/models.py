@@ -1,15 +1,18 @@
-"""Small models: two classifiers, and the encoders of a pair's sides.
+"""Small models: two classifiers, the encoders of a pair's sides, and a language model.
 
 None has BatchNorm, whose statistics would tie an example's gradient to its batch.
 
-Shapes: n images or pairs, c channels, h x w pixels, t subwords, d features.
+Shapes: n images, pairs or texts, c channels, h x w pixels, t subwords or tokens, d features.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 MLP_PIXELS = 28 * 28
 """grey images of at most so many pixels go to the MLP"""
@@ -86,3 +89,50 @@ class BagOfSubwords(nn.Module):
         there = numbers > 0
         lengths = there.sum(1)
         return self.bag(numbers[there], lengths.cumsum(0) - lengths)
+
+
+class CausalTransformer(nn.Module):
+    """A decoder from tokens (n, t) to logits (n, t, vocabulary), normalised before each part, as GPT-2.
+
+    Its attention is made of nn.Linear, whose gradients can be sketched; nn.MultiheadAttention's can't.
+    """
+
+    def __init__(self, vocabulary: int, length: int, *, width: int = 64, depth: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # The places of each text, not one row for all: a gradient belongs to an example.
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return self.head(self.norm(self.blocks(self.tokens(tokens) + self.places(places))))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._attention(self.before_attention(x))
+        return x + self.mlp(self.before_mlp(x))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        query, key, value = self.inward(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.outward(seen.transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: TensorDataset) -> float:
+    """Share of images (n, c, h, w) with labels (n,) whose class a model finds."""
+    x, y = images.tensors
+    device = next(model.parameters()).device
+    model.eval()
+    return (model(x.to(device)).argmax(1) == y.to(device)).float().mean().item()

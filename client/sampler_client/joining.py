@@ -110,4 +110,19 @@ def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
     torch = sys.modules.get("torch.distributed")  # who has not imported it has no process group
     if torch is not None and torch.is_available() and torch.is_initialized():
         return torch.get_rank(), torch.get_world_size()
+    return environment_place()
+
+
+def environment_place() -> tuple[int, int]:
+    """Rank and world size of the environment; (0, 1) where it says nothing.
+
+    Raises:
+        ConfigError: it has a world size without a rank, as a process has that is to join a group later.
+    """
+    if "RANK" not in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but RANK is not set and torch.distributed not initialised, so "
+            "this trainer's rank is not known yet: call attach later (Lightning: in train_dataloader()), or pass rank "
+            "and world_size"
+        )
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

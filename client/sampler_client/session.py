@@ -292,6 +292,19 @@ def join_request(
     )
 
 
+class _Count:
+    """Examples of an epoch up to which its steps have come: of each the whole global batch, once."""
+
+    def __init__(self, examples: int = 0) -> None:
+        self.examples = examples
+        self._next_step = 0
+
+    def add(self, batch: Batch) -> None:
+        if batch.step >= self._next_step:
+            self.examples += batch.global_batch_size
+            self._next_step = batch.step + 1
+
+
 class EpochReader:
     """Epochs and position over a source: which epoch is next, what the training loop has received of it.
 
@@ -331,32 +344,39 @@ class EpochReader:
         self._population, self._of = "", num_examples
         self._epoch_steps = 0
         self.epoch = 0
-        self._examples = 0
-        self._next_step = 0
+        self._received, self._given = _Count(), _Count()
         self._first_step = 0  # of the epoch; the service counts steps from where the epoch was begun
+        self._missing = 0  # batches of the epoch that the loop has not received
         self._over = True
         self._exhausted = False
         self._iteration = 0
         self.num_steps: int | None = None
+        """of the epoch under way, when it was begun at its start"""
         self.reason = ""
         self.next_step = 0
         """steps of the run up to the batch that the loop received last, or up to a restored position"""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start the next epoch and hand out its batches. An iteration that is still under way is over with that."""
-        self.end_if_exhausted()
+        """The batches of the next epoch. It starts when the first is asked for; an iteration under way is then over."""
+        self.num_steps = None
+        return self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
+        self.end_if_complete()
         self._iteration += 1
         iteration = self._iteration
         self._handed, self._current = [], None
-        self.epoch, self._examples, population = self._next_epoch, self._next_skip, self._next_population
-        received = self._next_received
+        self.epoch, skip, population = self._next_epoch, self._next_skip, self._next_population
+        before = self._next_received
         self._next_epoch, self._next_skip, self._next_received, self._next_population = self.epoch + 1, 0, 0, ""
-        self._over, self._exhausted, self._next_step = False, False, 0
-        started = self._source.start_epoch(self.epoch, min(self._examples, self._of), population, received)
-        self.num_steps, self.reason = started.num_steps, started.reason
+        self._over, self._exhausted = False, False
+        self._received, self._given = _Count(skip), _Count(skip)
+        started = self._source.start_epoch(self.epoch, min(skip, self._of), population, before)
+        self._missing, self.reason = started.num_steps, started.reason
+        self.num_steps = None if skip or before else started.num_steps
         self._population, self._of = started.population, started.num_examples or self._of
         self._epoch_steps = max(started.epoch_steps, self._source.steps_per_epoch)
-        self._first_step = self._steps(self._examples, self._epoch_steps)
+        self._first_step = self._steps(skip, self._epoch_steps)
         while True:
             if iteration != self._iteration:
                 raise ConfigError("another iteration of this loader was started; only the newest can go on")
@@ -374,18 +394,25 @@ class EpochReader:
             clock = self._source.steps_per_epoch, first_step, self._epoch_steps
             batch = Batch(message, self._source.put, *clock, record_schema=self._record_schema())
             self._handed.append(batch)
+            if batch.epoch == self.epoch:
+                self._given.add(batch)
             yield batch
 
     def received(self) -> Batch:
         """The handle of the batch that the loop got just now; the one before it is finished."""
         self.finished()
+        if not self._iteration:
+            raise ConfigError(
+                "received() was called, but no DataLoader has asked for a batch: the one in use was built without this "
+                "sampler, as Ray Train's prepare_data_loader and others do; iterate the DataLoader that has it"
+            )
         if not self._handed:
             raise ConfigError("received() was called without a batch: call it once for each batch of the loader")
         self._current = self._handed.pop(0)
         self.next_step = self._current.run_step + 1
-        if self._current.epoch == self.epoch and self._current.step >= self._next_step:
-            self._examples += self._current.global_batch_size
-            self._next_step = self._current.step + 1
+        self._missing -= 1
+        if self._current.epoch == self.epoch:
+            self._received.add(self._current)
         return self._current
 
     def finished(self) -> None:
@@ -405,6 +432,11 @@ class EpochReader:
         if self._exhausted and not self._handed:
             self.end_epoch()
 
+    def end_if_complete(self) -> None:
+        """The same where the loop counted its batches and never asked for one too many; it is done with the last."""
+        if not self._over and (self._exhausted or self._missing <= 0) and not self._handed:
+            self.end_epoch()
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is. A position restored inside this very epoch is kept."""
         if epoch < 0:
@@ -412,13 +444,22 @@ class EpochReader:
         if epoch != self._next_epoch:
             self._next_epoch, self._next_skip, self._next_received, self._next_population = epoch, 0, 0, ""
 
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-safe position: what the loop received. Restorable with any world size and number of workers."""
-        epoch, examples = (self._next_epoch, self._next_skip) if self._over else (self.epoch, self._examples)
+    def state_dict(self, *, given: bool = False) -> dict[str, Any]:
+        """JSON-safe position: what the loop received. Restorable with any world size and number of workers.
+
+        With the last batch of an epoch the position is the start of the next.
+
+        Args:
+            given: count what was handed out instead, received or not.
+        """
+        # An epoch of which all was received must not be left to a loop that resumes: it would be an empty pass.
+        ended = self._over or self._missing <= (len(self._handed) if given else 0)
+        counted = self._given if given else self._received
+        epoch, examples = (self._next_epoch, self._next_skip) if ended else (self.epoch, counted.examples)
         state = {"version": STATE_VERSION, "run": self._run, "epoch": epoch, "examples": examples}
         if not examples:  # a whole epoch is begun with what there is by then
             return state
-        population = self._next_population if self._over else self._population
+        population = self._next_population if ended else self._population
         return {**state, "population": population, "num_examples": self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def test_a_loader_that_prefetches_more_than_was_said_is_an_error_that_names_it(c
 
 
 def test_received_without_a_batch_is_an_error(connect):
-    with pytest.raises(sampler.ConfigError, match="without a batch"):
+    with pytest.raises(sampler.ConfigError, match="no DataLoader has asked for a batch"):
         connect().received()
 
 
@@ -166,9 +166,40 @@ def test_closing_after_a_whole_pass_leaves_nothing_to_the_others(connect):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_inside_its_last_batch_a_loop_is_still_in_its_epoch(served, plain_loader, workers):
+def test_with_the_last_batch_of_an_epoch_the_position_is_the_start_of_the_next(served, plain_loader, workers):
     plain = plain_loader(num_workers=workers)
     with sampler.attach(plain, served.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
         states = [loader.state_dict() for _ in loader]
-        assert (states[-1]["epoch"], states[-1]["examples"]) == (0, N)
-        assert (loader.state_dict()["epoch"], loader.state_dict()["examples"]) == (1, 0)
+        assert [(state["epoch"], state["examples"]) for state in states[-2:]] == [(0, (STEPS - 1) * BATCH), (1, 0)]
+        assert loader.state_dict() == states[-1]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_loop_that_counts_its_batches_gets_whole_epochs_and_may_say_that_one_is_over(served, plain_loader, drop_last):
+    """As frameworks have it: they take len(loader) batches, and never ask for one too many."""
+    plain = plain_loader(drop_last=drop_last)
+    with sampler.attach(plain, served.address, run="r", policy="shuffle", timeouts=QUICK) as loader:
+        for epoch in range(3):
+            batches = [batch for _, (_, batch) in zip(range(len(loader)), loader, strict=False)]
+            assert [(batch.epoch, batch.step) for batch in batches] == [(epoch, step) for step in range(len(loader))]
+            if epoch == 1:
+                loader.end_epoch()
+                deadline = time.monotonic() + 5
+                while served.service.statistics("r").lead and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                assert served.service.statistics("r").lead == 0, "the last batch is done"
+
+
+def test_the_end_of_an_epoch_is_not_believed_while_batches_are_to_come(attached):
+    for _ in attached:
+        attached.end_epoch()
+        break
+    assert attached.state_dict()["examples"] == BATCH
+
+
+def test_the_length_of_a_resumed_epoch_is_that_of_a_whole_one(attached):
+    """Frameworks count the batches of an epoch from its start, also where they go on inside of it."""
+    state = {"version": 1, "run": "r", "epoch": 0, "examples": 4 * BATCH}
+    attached.load_state_dict(state)
+    lengths = [len(attached), *(len(attached) for _ in attached), len(attached)]
+    assert lengths == [STEPS] * (2 + STEPS - 4)

@@ -200,8 +200,9 @@ def test_another_number_of_workers_needs_an_epoch(recorded: ServedService) -> No
     with remote(recorded) as records:
         list(loader_over(records))
         two = loader_over(records, num_workers=2, multiprocessing_context="forkserver")
-        with pytest.raises(sampler.ConfigError, match=r"2 workers, the one before had 1: call set_epoch"):
+        with pytest.raises(sampler.ConfigError, match=r"2 workers, the one before had 1: call set_epoch") as raised:
             list(two)
+        del raised  # and with it the iterator, which ends its workers
         records.close()
         records.set_epoch(1)
         assert len(list(two)) == STEPS

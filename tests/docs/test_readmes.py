@@ -37,6 +37,7 @@ DOCUMENTS = [
         "docs/local.md",
         "docs/methods.md",
         "docs/data.md",
+        "docs/frameworks.md",
         "trainer_examples/README.md",
     ),
 ]
@@ -61,6 +62,11 @@ BLOCKS = [
 ]
 
 
+FRAGMENTED = ("docs/methods.md", "docs/frameworks.md")
+"""documents whose code takes for granted what comes before it in a script"""
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
 @pytest.mark.parametrize(("name", "number"), BLOCKS)
 def test_a_block_of_python_runs(name: str, number: int, served: ServedService, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # one writes figures for TensorBoard
@@ -74,7 +80,7 @@ def test_a_block_of_python_runs(name: str, number: int, served: ServedService, t
     }
     code = code_of(name, "python")[number].replace("localhost:50051", served.address)
     code = code.replace("TimeBudget(600)", "TimeBudget(1)")
-    with fragments(namespace, served, code) if name == "docs/methods.md" else nullcontext():
+    with fragments(namespace, served, code) if name in FRAGMENTED else nullcontext():
         exec(code, namespace)
     if name == "README.md" and "attach(" in code:
         namespace["loader"].close()
@@ -85,8 +91,11 @@ def test_a_block_of_python_runs(name: str, number: int, served: ServedService, t
 
 @contextmanager
 def fragments(namespace: dict[str, Any], served: ServedService, code: str) -> Iterator[None]:
-    """What the fragments on methods take for granted."""
+    """What the fragments take for granted."""
     x = torch.randn(40, 1, 4, 4)
+    dataset = namespace["loader"].dataset
+    namespace |= {"DataLoader": DataLoader, "dataset": dataset, "state": None}
+    namespace |= {"rows": [{"x": image, "labels": label} for image, label in dataset]}
     model, sketcher = namespace["model"], sampler.GradientSketcher(namespace["model"], dim=64)
     namespace |= {
         "torch": torch,
@@ -105,7 +114,7 @@ def fragments(namespace: dict[str, Any], served: ServedService, code: str) -> It
     if "attach" not in code:
         namespace["loader"] = fake_attach(namespace["loader"])
     yield
-    if "attach" in code:
+    if isinstance(namespace["loader"], sampler.SampledLoader):
         namespace["loader"].close()
     namespace["client"].close()
     sketcher.close()
@@ -145,7 +154,7 @@ def test_there_is_code_to_run() -> None:
         "sampler_service/README.md",
         "deploy/README.md",
         "docs/local.md",
-        "docs/methods.md",
+        *FRAGMENTED,
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sized
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from torch.utils.data import (
 
 from sampler_client.batch import Batch
 from sampler_client.config import check_whole
-from sampler_client.errors import ConfigError
-from sampler_client.joining import DEFAULT_POLICY, join
+from sampler_client.errors import ConfigError, Stale
+from sampler_client.joining import DEFAULT_POLICY, join, place_of
 from sampler_client.publisher import PublishCounts
+from sampler_client.pytorch import frameworks
 from sampler_client.pytorch.two_stage.scorer import Scorer
 from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
 from sampler_client.pytorch.weights import Snapshot
@@ -47,11 +49,23 @@ class RemoteBatchSampler(Sampler[list[int]]):
         run: name of the run, kept in saved positions.
         num_examples: of the dataset.
         lead: batches that may be unfinished at once; num_workers x prefetch_factor + 2.
+        found_place: (rank, world size) that nobody gave: they are looked up again when a pass begins.
     """
 
-    def __init__(self, source: Source, *, run: str, num_examples: int, lead: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        run: str,
+        num_examples: int,
+        lead: int,
+        found_place: tuple[int, int] | None = None,
+    ) -> None:
         self.source = source
         self.reader = EpochReader(source, run=run, num_examples=num_examples, lead=lead)
+        self.open = True
+        """whether an iteration may begin; that of an attached loader only inside of its loop"""
+        self._found_place = found_place
 
     @classmethod
     def connect(  # noqa: PLR0913 - keyword-only settings, each with a default
@@ -70,14 +84,30 @@ class RemoteBatchSampler(Sampler[list[int]]):
         """Join a run. `options` are those of `attach`."""
         lead = num_workers * prefetch_factor + ahead
         session = join(address, run, num_examples, batch_size, policy, lead, ahead, **options)
-        return cls(session, run=run, num_examples=num_examples, lead=lead)
+        return cls(session, run=run, num_examples=num_examples, lead=lead, found_place=_found_place(options))
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.reader:
-            yield batch.example_ids.tolist()
+        """The ids of the next epoch, batch by batch.
+
+        The first one raises ConfigError where a framework's wrapper asks, which would hand on other batches than it was
+        given, or where this trainer's rank is another than the one it joined with.
+        """
+        try:
+            self.check_open()
+            frameworks.refuse_rewriting("a RemoteBatchSampler")
+            if self._found_place is not None:
+                frameworks.check_place(self._found_place)
+        except ConfigError as error:
+            return _refusing(error)
+        return _Ids(self.reader)
+
+    def check_open(self) -> None:
+        """Raise ConfigError unless an iteration may begin."""
+        if not self.open:
+            frameworks.refuse_stranger("the batches of an attached loader")
 
     def __len__(self) -> int:
-        """Batches of the present epoch, or of one that keeps every example before the first."""
+        """Batches of the present epoch; of one that keeps every example before it starts, or if it was resumed."""
         known = self.reader.num_steps
         return self.source.steps_per_epoch if known is None else known
 
@@ -101,6 +131,40 @@ class RemoteBatchSampler(Sampler[list[int]]):
         self.source.close()
 
 
+class _Ids(Iterator[list[int]]):
+    """The ids of one pass. Its position counts what was handed out: torchdata keeps that of each batch it yields."""
+
+    def __init__(self, reader: EpochReader) -> None:
+        self._reader = reader
+        self._batches = iter(reader)
+
+    def __next__(self) -> list[int]:
+        return next(self._batches).example_ids.tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._reader.state_dict(given=True)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._reader.load_state_dict(state)
+
+
+def _refusing(error: ConfigError) -> Iterator[Any]:
+    """Raises with the first item: who is still making an iterator, as DataLoaders and Lightning are, can't undo it."""
+    raise error
+    yield
+
+
+class _Beneath(DataLoader[Any]):
+    """The DataLoader of an attached one, which begins iterations for that one alone."""
+
+    def __iter__(self) -> Any:
+        try:
+            cast(RemoteBatchSampler, self.batch_sampler).check_open()  # before there are workers
+        except ConfigError as error:
+            return _refusing(error)
+        return super().__iter__()
+
+
 class SampledLoader:
     """What `attach` returns: yields (what the loader yielded, the batch's handle).
 
@@ -117,10 +181,17 @@ class SampledLoader:
         self.sampler = sampler
         self.second_stage = second_stage
         """chooses each batch out of candidates; None in runs of one stage"""
+        sampler.open = False
 
     def __iter__(self) -> Iterator[tuple[Any, Batch]]:
+        frameworks.refuse_rewriting("what attach returned")
+        self.sampler.reader.num_steps = None  # the length is a whole epoch's until this one has started
+        return self._batches()
+
+    def _batches(self) -> Iterator[tuple[Any, Batch]]:
         reader, second_stage = self.sampler.reader, self.second_stage
-        data = iter(self.loader)
+        with self._open():
+            data = iter(self.loader)
         while True:
             reader.finished()
             asked = time.perf_counter()
@@ -136,6 +207,15 @@ class SampledLoader:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                f"what attach returned has no {name!r}: it yields (data, batch) and is no DataLoader. Frameworks that "
+                "build DataLoaders anew must leave it alone: no prepare_data_loader (Ray Train), no skip_first_batches "
+                "(Accelerate, the Trainer without ignore_data_skip=True)"
+            )
 
     @property
     def dataset(self) -> Any:
@@ -179,12 +259,42 @@ class SampledLoader:
         """Which epoch the next iteration is; without it each iteration is the next one."""
         self.sampler.set_epoch(epoch)
 
+    def end_epoch(self) -> None:
+        """The loop is done with the epoch, which it left with the last batch and not by asking for one more.
+
+        For frameworks that count batches; their callbacks call it. It does nothing while batches are still to come.
+        """
+        self.sampler.reader.end_if_complete()
+
     def state_dict(self) -> dict[str, Any]:
-        """JSON-safe position, counting what the loop received and not what was prefetched."""
-        return self.sampler.reader.state_dict()  # the loop may be inside its last batch: the epoch is not over yet
+        """JSON-safe position, counting what the loop received and not what was prefetched.
+
+        With the last batch of an epoch it is the start of the next. Over a StatefulDataLoader it has that one's state
+        too, as "loader".
+        """
+        state = self.sampler.reader.state_dict()
+        if frameworks.is_stateful(self.loader):
+            with self._open():  # it may begin an iteration for it
+                inner = cast(Any, self.loader).state_dict()
+            state |= {"loader": inner, "num_workers": self.loader.num_workers}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position with the next iteration, whatever the world size or number of workers."""
+        """Continue at a saved position with the next iteration, whatever the world size or number of workers.
+
+        Raises:
+            Stale: the position is of another run or of a newer client, or has the state of a StatefulDataLoader with
+                another number of workers; without its "loader" it fits.
+        """
+        inner = state.get("loader")
+        if inner is not None and frameworks.is_stateful(self.loader):
+            if state["num_workers"] != self.loader.num_workers:
+                raise Stale(
+                    f"the saved StatefulDataLoader has num_workers={state['num_workers']}, this one "
+                    f"{self.loader.num_workers}: what its workers' datasets kept does not fit. To go on without that, "
+                    'take "loader" out of the state'
+                )
+            cast(Any, self.loader).load_state_dict(inner)
         self.sampler.load_state_dict(state)
 
     def flush(self, timeout_s: float | None = None) -> None:
@@ -243,6 +353,14 @@ class SampledLoader:
             ConfigError: an id that there is not, or all that are left; nothing was deleted.
         """
         self.sampler.source.delete(example_ids)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        self.sampler.open = True
+        try:
+            yield
+        finally:
+            self.sampler.open = False
 
     def close(self) -> None:
         """Send what is queued and give the rank back."""
@@ -304,14 +422,16 @@ def attach(
         settings = two_stage if isinstance(two_stage, TwoStage) else TwoStage(two_stage)
         second_stage, options["candidates"] = SecondStage(settings), settings.candidates
     session = join(address, run, size, batch_size, policy, lead, ahead, drop_last=loader.drop_last, **options)
-    return over(loader, RemoteBatchSampler(session, run=run, num_examples=size, lead=lead), second_stage)
+    batches = RemoteBatchSampler(session, run=run, num_examples=size, lead=lead, found_place=_found_place(options))
+    return over(loader, batches, second_stage)
 
 
 def over(
     loader: DataLoader[Any], sampler: RemoteBatchSampler, second_stage: SecondStage | None = None
 ) -> SampledLoader:
     """The same DataLoader with another batch sampler."""
-    rebuilt = DataLoader(
+    kind = type(loader) if frameworks.is_stateful(loader) else _Beneath
+    rebuilt = kind(
         loader.dataset,
         batch_sampler=sampler,
         num_workers=loader.num_workers,
@@ -340,6 +460,7 @@ def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[in
     Raises:
         ConfigError: its batches can't come from a service.
     """
+    frameworks.refuse_wrapper(loader)
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigError("attach needs a map-style dataset (with __getitem__ and __len__), got an IterableDataset")
     if loader.batch_size is None:
@@ -348,6 +469,11 @@ def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[in
         )
     if not getattr(loader, "in_order", True):
         raise ConfigError("attach needs in_order=True: batches are matched to their handles by order")
+    if (interval := getattr(loader, "snapshot_every_n_steps", 1)) != 1:
+        raise ConfigError(
+            f"attach needs snapshot_every_n_steps=1, got {interval}: a StatefulDataLoader would go on at its last "
+            "snapshot, and load the batches since then a second time"
+        )
     plain = (SequentialSampler, RandomSampler, DistributedSampler)
     if not isinstance(loader.sampler, plain) and not replace_sampler:
         raise ConfigError(
@@ -355,3 +481,8 @@ def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[in
             "pass replace_sampler=True if that is meant"
         )
     return len(cast(Sized, loader.dataset)), loader.batch_size
+
+
+def _found_place(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The place that was not given but found."""
+    return place_of(None, None) if options.get("rank") is None else None

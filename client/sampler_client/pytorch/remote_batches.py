@@ -19,6 +19,7 @@ from sampler_client.client import SamplerClient
 from sampler_client.config import DecodeImage, Timeouts, check_whole
 from sampler_client.errors import ConfigError, Conflict, RecordError, Stale
 from sampler_client.joining import DEFAULT_POLICY, place_of
+from sampler_client.pytorch import frameworks
 from sampler_client.pytorch.passes import Passes
 from sampler_client.pytorch.tensors import columns_of
 from sampler_client.record_stream import AHEAD, RecordStream
@@ -134,6 +135,7 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         self._yielded = 0
 
     def __iter__(self) -> Iterator[tuple[Any, Batch]]:
+        frameworks.refuse_rewriting("a RemoteBatches")
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         # Now, and not with the first batch: each worker counts the passes that the DataLoader begins.

@@ -1,0 +1,112 @@
+"""Ray Train's workers share every batch, and are told what to write where they would not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.served import ServedService
+from trainer_examples.data import load
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of much that is its own
+
+
+def wrong_lines(config: dict[str, Any]) -> None:
+    """What each worker is told, and then the example as it is."""
+    import ray.train
+    from ray.train.torch import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    import sampler_client as sampler
+    from tests.frameworks.conftest import BATCH, N, numbers
+    from trainer_examples import train_ray
+
+    def batches(run: str, **options: Any) -> sampler.RemoteBatchSampler:
+        return sampler.RemoteBatchSampler.connect(
+            config["address"], run=run, num_examples=N, batch_size=BATCH, **options
+        )
+
+    def attached(run: str) -> sampler.SampledLoader:
+        return sampler.attach(DataLoader(numbers(), batch_size=BATCH), config["address"], run=run)
+
+    def replaced() -> None:
+        ours = batches("replaced")
+        for _ in prepare_data_loader(DataLoader(numbers(), batch_sampler=ours)):
+            ours.received()
+
+    def moved() -> None:
+        ours = batches("moved", ahead=4)
+        list(prepare_data_loader(DataLoader(numbers(), batch_sampler=ours), add_dist_sampler=False))
+
+    cases = {
+        "replaced": replaced,
+        "moved": moved,
+        "prepared": lambda: prepare_data_loader(attached("prepared")),
+        "prefetched": lambda: list(prepare_data_loader(attached("prefetched"), add_dist_sampler=False)),
+        "attached after": lambda: sampler.attach(
+            prepare_data_loader(DataLoader(numbers(), batch_size=BATCH)), config["address"], run="after"
+        ),
+    }
+    said: dict[str, str] = {}
+    for case, act in cases.items():
+        try:
+            act()
+            said[case] = "nothing"
+        except Exception as error:
+            said[case] = f"{type(error).__name__}: {error}"
+    rank = ray.train.get_context().get_world_rank()
+    Path(config["folder"], f"rank{rank}.json").write_text(json.dumps(said))
+    train_ray.train(config)
+
+
+SAYS = {
+    "replaced": "ConfigError: received.* was built without this sampler.*prepare_data_loader",
+    "moved": r"ConfigError: ray\.train\..*prepare_data_loader",
+    "prepared": "AttributeError: .* no prepare_data_loader",
+    "prefetched": r"ConfigError: ray\.train\..*prepare_data_loader",
+    "attached after": "ConfigError: attach needs a plain DataLoader, got a ray.*Leave it out",
+}
+
+
+def test_two_workers_share_every_batch_and_are_told_what_to_write_where_they_would_not(
+    served: ServedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    )
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        config = {
+            "data": None,
+            "address": served.address,
+            "run": "ray",
+            "policy": "shuffle",
+            "epochs": 2,
+            "folder": str(tmp_path),
+        }
+        trainer = TorchTrainer(
+            wrong_lines,
+            train_loop_config=config,
+            scaling_config=ScalingConfig(num_workers=2),
+            run_config=RunConfig(name="recipe", storage_path=str(tmp_path)),
+        )
+        result = trainer.fit()
+    finally:
+        ray.shutdown()
+    assert result.error is None
+    for rank in range(2):
+        told = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        for case, says in SAYS.items():
+            assert re.search(says, told[case], re.DOTALL), f"{case}: {told[case]}"
+    statistics = served.service.statistics("ray")
+    assert (statistics.examples, statistics.reported_rows) == (2 * len(load().train),) * 2
+    assert result.metrics["accuracy"] > 0.7
