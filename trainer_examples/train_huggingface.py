@@ -96,7 +96,8 @@ def main(
     model.eval()
     with torch.no_grad():
         test = losses(model, {"input_ids": texts.test.to(model.device)}).mean().item() / math.log(2)
-    print(f"test loss {test:.3f} bits a byte")
+    if trainer.is_world_process_zero():
+        print(f"test loss {test:.3f} bits a byte")
     return test
 
 

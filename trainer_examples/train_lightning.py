@@ -86,7 +86,8 @@ def main(  # noqa: PLR0913 - the options of a command line
     trainer.fit(module, ckpt_path=resume)
     sketcher.close()
     found = accuracy(module.model, images.test)
-    print(f"accuracy on {len(images.test):,} test images: {found:.1%}")
+    if trainer.is_global_zero:
+        print(f"accuracy on {len(images.test):,} test images: {found:.1%}")
     return found
 
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
-from transformers import Trainer, TrainingArguments
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Trainer, TrainingArguments
 
 import sampler_client as sampler
 from sampler_client.pytorch.transformers import SampledTrainer
 from tests.frameworks.conftest import BATCH, SKETCH_DIM, STEPS, N, assert_each_once, losses_of
+from trainer_examples import train_huggingface
+from trainer_examples.texts import VOCABULARY, tokens
 
 EPOCHS = 3
 
@@ -133,3 +135,12 @@ def test_a_plain_trainer_is_told_what_to_write(attach, tmp_path, returned, error
         with pytest.raises(error, match=says):
             first.train()
             Own(Model(), arguments(tmp_path)).train(resume_from_checkpoint=True)
+
+
+def test_a_gpt_neox_is_sketched_as_a_whole():
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, **shape))
+    with sampler.GradientSketcher(model, dim=SKETCH_DIM) as sketcher:
+        train_huggingface.losses(model, {"input_ids": tokens(["one text", "another text"])}).sum().backward()
+        assert sketcher.take([1.0, 1.0]).usable.all()
+        assert sketcher.skipped == {}
