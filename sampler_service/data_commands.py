@@ -64,11 +64,11 @@ def ingest(  # noqa: PLR0913 - the options of a command line
         **_on(address),
     )
     new, megabytes = store.num_examples - before, store.manifest.bytes / 1e6
-    console.print(f"{name}: {new:,} new examples, {store.num_examples:,} in all, {megabytes:,.1f} MB")
+    console.print(f"{name}: {new:,} new examples, {store.num_examples:,} in all, {megabytes:,.1f} MB", highlight=False)
     skipped = [bad for shard in store.manifest.shards for bad in shard.skipped]
     if skipped:
         console.print(f"[yellow]{len(skipped)} bad records are left out, the first is {skipped[0]}[/yellow]")
-    console.print(f"generation {store.generation}, in {store.path}", style="dim")
+    console.print(f"generation {store.generation}, in {store.path}", style="dim", highlight=False)
 
 
 def datasets(data_dir: DataDir = "") -> None:
@@ -111,7 +111,10 @@ def verify(
     """Read a data set wholly, and say whether it and its sources are still what was registered."""
     store = _one(data_dir, name)
     _records().verify(store, sources=not no_sources, storage_options=_pairs("--storage-option", storage_option))
-    console.print(f"{name}: {len(store.manifest.shards)} shards, {store.num_examples:,} examples, all as registered")
+    console.print(
+        f"{name}: {len(store.manifest.shards)} shards, {store.num_examples:,} examples, all as registered",
+        highlight=False,
+    )
 
 
 def delete(
@@ -131,7 +134,9 @@ def delete(
     else:
         chosen = _numbers("--ids", ids)
     count = _records().delete(store, chosen)
-    console.print(f"{name}: {count} examples deleted, {store.num_examples - store.deleted.size:,} left")
+    console.print(
+        f"{name}: {count} examples deleted, {store.num_examples - store.deleted.size:,} left", highlight=False
+    )
 
 
 def _one(data_dir: str, name: str) -> RecordStore:
