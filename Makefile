@@ -44,12 +44,15 @@ test-hosts: setup  ## only the test across hosts, which are namespaces of this m
 pictures: setup  ## the pictures of the page in docs/images, taken anew; needs Chromium
 	$(BIN)/python -m docs.pictures
 
-BENCHMARKS := variance gradient_variance convex sketching serving staleness scorers draws monitoring recipes
+BENCHMARKS := variance gradient_variance convex sketching serving staleness scorers draws monitoring recipes records
+
+# Those that take real data where DATA says where it is.
+WITH_DATA := variance gradient_variance records
 
 bench: $(BENCHMARKS:%=bench-%)  ## every benchmark but training and hosts
 
-bench-%: setup  ## one benchmark: bench-variance, -gradient_variance, -convex, -sketching, -serving, -staleness, -scorers, -draws, -monitoring, -recipes, -hosts (as root)
-	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json
+bench-%: setup  ## one benchmark: bench-variance, -gradient_variance, -convex, -sketching, -serving, -staleness, -scorers, -draws, -monitoring, -recipes, -records, -hosts (as root); DATA=folder where it takes real data
+	$(BIN)/python -m benchmarks.$* --json benchmarks/results/$*.json $(if $(and $(DATA),$(filter $*,$(WITH_DATA))),--data $(DATA))
 
 bench-training: setup  ## samplers against shuffled epochs, about 3 hours; DATA=folder with mnist/ and cifar10/
 	$(BIN)/python -m benchmarks.training $(if $(DATA),--data $(DATA))

@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from sampler_service.cli import app
 from sampler_service.records import DataDirectory
+from sampler_service.records.desk import RecordDesk
 from tests.records.support import table_of
+from tests.served import ServedService
 
 TEXT = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 
@@ -44,15 +46,20 @@ def test_the_page_runs_from_top_to_bottom(bucket, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     namespace: dict[str, Any] = {}
+    served = ServedService(records=RecordDesk(DataDirectory()))
     for language, code in re.findall(r"^```(python|sh)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL):
         if language == "python":
-            exec(code, namespace)
+            exec(code.replace("localhost:50051", served.address), namespace)
             continue
         for line in code.splitlines():
             program, *arguments = shlex.split(line)
             assert program == "sampler-service"
             shown = CliRunner().invoke(app, arguments, catch_exceptions=False)
             assert shown.exit_code == 0, (line, shown.output)
+    seen = served.service.statistics("digits-mlp")
+    assert (seen.examples, seen.reported_rows) == (1797, 1797)
+    assert served.service.statistics("digits-arrow").examples == 1797
+    served.stop()
     stores = DataDirectory().open_all()
     assert {name: store.num_examples for name, store in stores.items()} == {
         "digits": 1802,

@@ -37,6 +37,7 @@ DOCUMENTS = [
         "docs/local.md",
         "docs/methods.md",
         "docs/data.md",
+        "docs/growing.md",
         "docs/frameworks.md",
         "trainer_examples/README.md",
     ),
@@ -54,11 +55,14 @@ def code_of(name: str, language: str) -> list[str]:
 OF_SCORERS = ("Scoring(", "publish(")
 """what the blocks of code hold that belong together"""
 
+RUN_ELSEWHERE = ("docs/data.md", "docs/growing.md")
+"""documents of which tests of their own run the code, as a whole"""
+
 BLOCKS = [
     (name, number)
     for name in DOCUMENTS
     for number, code in enumerate(code_of(name, "python"))
-    if not any(word in code for word in OF_SCORERS) and name != "docs/data.md"  # which `test_data` runs as a whole
+    if not any(word in code for word in OF_SCORERS) and name not in RUN_ELSEWHERE
 ]
 
 
