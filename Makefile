@@ -47,7 +47,7 @@ pictures: setup  ## the pictures of the page in docs/images, taken anew; needs C
 BENCHMARKS := variance gradient_variance convex sketching serving staleness scorers draws monitoring recipes records
 
 # Those that take real data where DATA says where it is.
-WITH_DATA := variance gradient_variance records
+WITH_DATA := gradient_variance records
 
 bench: $(BENCHMARKS:%=bench-%)  ## every benchmark but training and hosts
 
