@@ -37,6 +37,7 @@ DOCUMENTS = [
         "docs/local.md",
         "docs/methods.md",
         "docs/data.md",
+        "docs/results.md",
         "docs/growing.md",
         "docs/frameworks.md",
         "trainer_examples/README.md",
