@@ -187,7 +187,7 @@ class Membership:
         self._run = run
         self._of_rank: dict[int, Trainer] = {}
         self._gone: deque[str] = deque(maxlen=1024)
-        self._left: deque[Trainer] = deque(maxlen=64)  # those who left of themselves, and may still report
+        self._left: deque[Trainer] = deque(maxlen=1024)  # those who left of themselves, and may still report
         self.group: Group | None = None
         self.waited_s = 0.0
         """that trainers waited for batches, those that left among them"""
@@ -267,11 +267,6 @@ class Membership:
         self._gone.append(trainer.session)
         if left:
             self._left.append(trainer)
-
-    def away(self, trainer: Trainer, now: float) -> None:
-        """A trainer is gone for the one that comes in its place; it may still have reports under way."""
-        trainer.disconnected(now)
-        self._left.append(trainer)
 
     def reporter(self, session: str) -> Trainer:
         """Whose reports these are; it may have left.

@@ -163,20 +163,12 @@ class Sampler:
         with self._lock:
             self._members.find(session).disconnected(self._clock())
 
-    def leave(self, session: str, *, returns: bool = False) -> None:
-        """A trainer is done; what it still held goes to the others at once. A repeat changes nothing.
-
-        Args:
-            session: its own.
-            returns: another session of its place comes soon; what it held waits for that, as long as its lease.
-        """
+    def leave(self, session: str) -> None:
+        """A trainer is done; what it still held goes to the others at once. A repeat changes nothing."""
         with self._lock:
             if self._members.has_ended(session):
                 return
             trainer = self._members.find(session)
-            if returns:
-                self._members.away(trainer, self._clock())
-                return
             self._of(trainer).give_back(trainer)
             self._members.remove(trainer, left=True)
 

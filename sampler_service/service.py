@@ -67,9 +67,7 @@ class Service(Protocol):
 
     def disconnect(self, session: str) -> None: ...
 
-    def leave(self, session: str, *, returns: bool = False) -> None:
-        """A trainer is done; `returns`: another session of its place comes soon."""
-        ...
+    def leave(self, session: str) -> None: ...
 
     def start_epoch(
         self,
@@ -280,8 +278,8 @@ class InProcessService:
     def disconnect(self, session: str) -> None:
         self._of(session).disconnect(session)
 
-    def leave(self, session: str, *, returns: bool = False) -> None:
-        self._of(session).leave(session, returns=returns)
+    def leave(self, session: str) -> None:
+        self._of(session).leave(session)
 
     def start_epoch(
         self,

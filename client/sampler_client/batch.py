@@ -184,7 +184,7 @@ class Batch:
 
     @property
     def records(self) -> RecordBatch:
-        """The examples' records, (b,) rows in the order of `example_ids`, read without a copy.
+        """The examples' records, (b,) rows in the order of `example_ids`; their memory is this batch's alone.
 
         Raises:
             ConfigError: batches of this stream come without.
@@ -261,6 +261,8 @@ class Batch:
         self._message.ClearField("records")  # in place: they would be copied otherwise
         batch = Batch(self._message, report, self._steps_per_epoch, self._first_step, self._epoch_steps)
         batch.position = position
+        batch.example_ids, batch.weights = self.example_ids, self.weights
+        batch.probabilities, batch.cluster_ids = self.probabilities, self.cluster_ids
         return batch
 
     def padded(self, size: int) -> Batch:
@@ -271,6 +273,8 @@ class Batch:
         batch.example_ids, batch.cluster_ids = self.example_ids[index], self.cluster_ids[index]
         batch.probabilities = self.probabilities[index]
         batch.weights = np.where(np.arange(size) < len(self), self.weights[index], np.float32(0))
+        for array in (batch.example_ids, batch.cluster_ids, batch.probabilities, batch.weights):
+            array.flags.writeable = False
         return batch
 
     def __reduce__(self) -> tuple[Any, ...]:

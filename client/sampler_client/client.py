@@ -196,9 +196,9 @@ class SamplerClient:
         what = f"join run {request.run!r} as rank {request.rank}"
         return self._call(pb_grpc.RunsStub(self.channel()).Join, request, what)
 
-    def leave(self, session: str, *, returns: bool = False) -> None:
-        """Give a rank back; `returns`: another session takes it soon, and what this one held waits for it."""
-        request = pb.LeaveRequest(session=session, returns=returns)
+    def leave(self, session: str) -> None:
+        """Give a rank back."""
+        request = pb.LeaveRequest(session=session)
         self._call(pb_grpc.RunsStub(self.channel()).Leave, request, "leave the run", pauses_s=())
 
     def set_reference(self, run: str, losses: NDArray[np.float32]) -> int:

@@ -52,6 +52,7 @@ def join(  # noqa: PLR0913 - keyword-only settings, each with a default
     records: pb.RecordsRequest | None = None,
     worker: int = 0,
     workers: int = 1,
+    token: str = "",
     **options: Any,
 ) -> Source:
     """Open a run, or find it, and claim a place in it.
@@ -62,6 +63,7 @@ def join(  # noqa: PLR0913 - keyword-only settings, each with a default
         lead: batches that may be held at once, `ahead` of them beside what is prefetched.
         records: batches come with these records.
         worker, workers: of the streams that share the rank's batches by turns, this one.
+        token: names the trainer, where it may join from another process.
 
     Raises:
         ConfigError: an option that there is not, or that does not fit the others or the run.
@@ -98,7 +100,7 @@ def join(  # noqa: PLR0913 - keyword-only settings, each with a default
     client = SamplerClient(address, timeouts=timeouts)
     if num_examples is None:
         request["num_examples"] = int(client.describe_dataset(request["dataset"]).num_examples)
-    return Session(client, records=records, worker=worker, workers=workers, **request)
+    return Session(client, records=records, worker=worker, workers=workers, token=token, **request)
 
 
 def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -110,7 +110,7 @@ class RecordStream:
         return self.session.fence()
 
     def close(self, *, returns: bool = False) -> None:
-        """Send what is queued and give the rank back; `returns`: another session takes its place soon."""
+        """Send what is queued, and give the rank back unless the trainer `returns`, with the same token."""
         self.session.close(returns=returns)
 
     def __enter__(self) -> RecordStream:

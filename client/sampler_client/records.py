@@ -1,4 +1,4 @@
-"""Records that come with batches: Arrow on the wire, read without a copy. The only home of pyarrow in the client."""
+"""Records that come with batches: Arrow on the wire. The only home of pyarrow in the client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ except ImportError as error:  # the client has no need of it otherwise
 
 
 def decode(message: bytes, schema: bytes) -> pa.RecordBatch:
-    """The records of one batch; its arrays lie in `message`.
+    """The records of one batch; their arrays lie in `message`, which must be nobody else's: tensors over them can be
+    written to.
 
     Raises:
         ConfigError: there are none, because nobody asked for them.

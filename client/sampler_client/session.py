@@ -94,6 +94,7 @@ class Session:
         progress: tells how far the run is, 0 … 1, when an epoch begins; of runs `by_budget`.
         records: batches come with these records.
         worker, workers: of the streams that share the rank's batches by turns, this one.
+        token: who joins with the same one is the same trainer, and displaces the one before; empty: a new one.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, what Open and Join say
@@ -115,6 +116,7 @@ class Session:
         records: pb.RecordsRequest | None = None,
         worker: int = 0,
         workers: int = 1,
+        token: str = "",
     ) -> None:
         self.client = client
         self.run = run
@@ -128,6 +130,7 @@ class Session:
             check_whole("queue", queue, 1)
             request = join_request(run, rank, world_size, batch_size, drop_last, lead, num_examples)
             request.worker, request.workers = worker, workers
+            request.token = token or request.token
             if records is not None:
                 request.num_examples = MOST_EXAMPLES  # whatever the service has it can stream
             self._request = request
@@ -247,13 +250,13 @@ class Session:
             return client.statistics(self.run)
 
     def close(self, *, returns: bool = False) -> None:
-        """Send what is queued and give the rank back, or leave it to a session that `returns`."""
+        """Send what is queued, and give the rank back unless its trainer `returns`, with the same token."""
         self.reporter.close()
         self.publisher.close()
         self._stream.close(returns=returns)
-        if self._session != self._stream.session:  # the reporter made it, the stream has not come to it
+        if self._session != self._stream.session and not returns:  # the reporter made it, the stream has not come to it
             try:
-                self.client.leave(self._session, returns=returns)
+                self.client.leave(self._session)
             except SamplerError as error:
                 log.info("leaving: %s", error)
         self.client.close()

@@ -204,14 +204,16 @@ class BatchStream:
             self._broken_since = None  # it is no wait of the epoch that comes next
 
     def close(self, *, returns: bool = False) -> None:
-        """End the stream and give the rank back, or leave it to a session that `returns`. Never raises: there is nobody
-        left to wait for."""
+        """End the stream, and give the rank back unless its trainer `returns`: then what it has waits as long as its
+        lease. Never raises: there is nobody left to wait for."""
         self._closed.set()
         if self._requests is not None:
             self._end(self._requests)
             self._requests = None
+        if returns:
+            return
         try:
-            self._client.leave(self.session, returns=returns)
+            self._client.leave(self.session)
         except SamplerError as error:
             log.info("leaving: %s", error)
 
@@ -285,8 +287,10 @@ class BatchStream:
         self._waiting_since = began = time.monotonic()
         try:
             reply = next(self._replies)
-            self._broken_since = None
-            self.record_schema = reply.record_schema or self.record_schema
+            if reply.record_schema:  # comes with every stream, also with one that then fails as the one before
+                self.record_schema = reply.record_schema
+            else:
+                self._broken_since = None
             return reply
         except StopIteration:
             raise _Ended from None

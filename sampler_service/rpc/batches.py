@@ -67,6 +67,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         self._streams: dict[str, _Stream] = {}
         self._open = 0  # streams, also those that are in nobody's name yet or any more: each holds a thread
         self._draining = threading.Event()
+        threading.Thread(target=self._renew_all, name="renew", daemon=True).start()
 
     def drain(self) -> None:
         """End every stream after the batches it is sending."""
@@ -135,7 +136,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         """Turn credit into batches until the requests end."""
         # A stream that was opened again goes on with its epoch: credit for it comes with no other request.
         credit, epoch, inside, acked, waited_s = 0, 0, True, [], 0.0
-        while (request := self._request(session, stream, inbox, wait=not (credit and inside))) is not None:
+        while (request := self._request(stream, inbox, wait=not (credit and inside))) is not None:
             kind = request.WhichOneof("request")
             if records is not None and kind is not None:
                 records.follow()
@@ -166,14 +167,11 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         if acked:  # the last word of a trainer that leaves: what it has done must not go to others
             self._take(session, stream, 0, acked, waited_s)
 
-    def _request(self, session: str, stream: _Stream, inbox: Inbox, *, wait: bool) -> pb.BatchRequest | None:
+    def _request(self, stream: _Stream, inbox: Inbox, *, wait: bool) -> pb.BatchRequest | None:
         """The next request, an empty one when there is none (yet), None when the stream shall end."""
         if self._draining.is_set() or stream.displaced:
             return None
-        request = _next(inbox, wait=wait)
-        if request is not None and request.WhichOneof("request") is None:
-            self._renew(session, stream)
-        return request
+        return _next(inbox, wait=wait)
 
     def _take(self, session: str, stream: _Stream, count: int, acked: list[int], waited_s: float) -> Taken | None:
         """Batches for this stream, or None when another has displaced it."""
@@ -182,6 +180,16 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                 return None
             stream.heard_at = time.monotonic()
             return self._service.take(session, count, acked, waited_s)
+
+    def _renew_all(self) -> None:
+        """A sign of life of every trainer whose stream is open, also while it takes in a large batch or none at all;
+        from a thread of its own, as the one that answers a stream may wait for the trainer to read."""
+        while not self._draining.wait(RENEW_S / 2):
+            with self._lock:
+                streams = list(self._streams.items())
+            for session, stream in streams:
+                if stream.context.is_active():
+                    self._renew(session, stream)
 
     def _renew(self, session: str, stream: _Stream) -> None:
         """Tell the run now and then that a silent trainer is there."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from sampler_client._pb import sampler_pb2 as pb
-from sampler_service.errors import Conflict, NotFound
+from sampler_service.errors import Conflict, Damaged, NotFound
 from sampler_service.service import Service
 from sampler_service.types import Decoding, Int64, Recorded
 
@@ -115,4 +115,9 @@ class FollowedRecords:
 
     def encode(self, example_ids: Int64) -> bytes:
         """Records of the ids (b,), in their order, as an Arrow IPC record batch message."""
-        return self._reader.encode(example_ids)
+        try:
+            return self._reader.encode(example_ids)
+        except NotFound as error:  # to a stream this would say that its session is forgotten
+            raise Damaged(
+                f"the records of dataset {self._dataset!r} here are not those of its runs: {error}"
+            ) from error

@@ -78,8 +78,8 @@ class RayService:
     def disconnect(self, session: str) -> None:
         self._call(run_of(session), "disconnect", session)
 
-    def leave(self, session: str, *, returns: bool = False) -> None:
-        self._call(run_of(session), "leave", session, returns=returns)
+    def leave(self, session: str) -> None:
+        self._call(run_of(session), "leave", session)
 
     def start_epoch(
         self,

@@ -150,12 +150,10 @@ class JoinResponse(_message.Message):
     def __init__(self, session: _Optional[str] = ..., steps_per_epoch: _Optional[int] = ..., max_lead: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("session", "returns")
+    __slots__ = ("session",)
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    RETURNS_FIELD_NUMBER: _ClassVar[int]
     session: str
-    returns: bool
-    def __init__(self, session: _Optional[str] = ..., returns: bool = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
     __slots__ = ()

@@ -76,8 +76,9 @@ class Passes:
 
     def state(self, worker: int, received: int) -> dict[str, Any]:
         """JSON-safe position of one worker: where its pass began, and so many batches behind that."""
-        position = self._placed(1 + worker)
-        return {"version": STATE_VERSION, **position, "received": received}
+        if self._rows[1 + worker, _ORDER] < self._rows[0, _ORDER]:  # it has yet to begin where somebody said
+            return {"version": STATE_VERSION, **self._placed(0)}
+        return {"version": STATE_VERSION, **self._placed(1 + worker), "received": received}
 
     def restore(self, worker: int, position: Mapping[str, Any]) -> None:
         """Give a worker its position back; its next pass goes on there."""

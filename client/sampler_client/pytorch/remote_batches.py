@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from sampler_client import forwarding
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
 from sampler_client.config import DecodeImage, Timeouts, check_whole
-from sampler_client.errors import ConfigError, Conflict, RecordError, Stale
+from sampler_client.errors import ConfigError, RecordError, Stale
 from sampler_client.joining import DEFAULT_POLICY, place_of
 from sampler_client.pytorch import frameworks
 from sampler_client.pytorch.passes import Passes
@@ -25,9 +24,6 @@ from sampler_client.pytorch.tensors import columns_of
 from sampler_client.record_stream import AHEAD, RecordStream
 from sampler_client.reporter import ReportCounts
 from sampler_client.session import STATE_VERSION
-
-HANDOVER_S = 10.0
-"""within which a worker that is being ended has left its place to the one that comes after it"""
 
 Last = Literal["partial", "drop", "fill"]
 
@@ -130,6 +126,7 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
             "queue": queue,
         }
         self._passes = Passes()
+        self._token = uuid.uuid4().hex
         self._stream: RecordStream | None = None
         self._stream_pid = 0
         self._yielded = 0
@@ -145,18 +142,21 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         stream = self._connected(worker, workers, forwards=forwards)
         stream.load_state_dict({"version": STATE_VERSION, "run": self.run, **start})
         self._yielded = start["received"]
+        furthest: dict[str, Any] = {}
         for batch in stream:
             if self._yielded == start["received"]:
                 self._passes.began(worker, *stream.reader.population)
             full = batch.padded(self._batch_size) if self._last == "fill" and len(batch) < self._batch_size else batch
             data = self._data(full, repeated=full is not batch)
+            # What a lost rank has left comes at the end, and is no step back.
+            furthest = max(furthest, self._behind(batch, start, stream), key=_place)
             if forwards:
                 forward = forwarding.Forward(
                     self.address, self._timeouts, self.run, stream.session.token, worker, self._queue
                 )
-                full = full.forwarded(forward, self._behind(batch, start, stream))
+                full = full.forwarded(forward, furthest)
             else:
-                full.position = self._behind(batch, start, stream)
+                full.position = furthest
             self._yielded += 1
             yield data, full
         self._passes.end(worker)
@@ -165,14 +165,18 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
     def _connected(self, worker: int, workers: int, *, forwards: bool) -> RecordStream:
         """The stream of this process."""
         if self._stream is None or self._stream_pid != os.getpid():
-            behind = self._prefetch_factor if forwards else 0
-            connect = partial(
-                RecordStream.connect, self.address, worker=worker, workers=workers, behind=behind, **self._options
+            self._stream = RecordStream.connect(
+                self.address,
+                worker=worker,
+                workers=workers,
+                behind=self._prefetch_factor if forwards else 0,
+                # The worker of the next pass is the same trainer in another process, and displaces one that lingers.
+                token=f"{self._token}-{worker}" if forwards else "",
+                **self._options,
             )
-            self._stream = _once_free(connect) if forwards else connect()
             self._stream_pid = os.getpid()
             if forwards:
-                # A worker's process runs no atexit; and another may begin the next pass in its place.
+                # A worker's process runs no atexit.
                 Finalize(None, self._stream.close, kwargs={"returns": True}, exitpriority=10)
         return self._stream
 
@@ -200,7 +204,8 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         # A batch of an earlier epoch counts for nothing: another trainer was lost with it.
         steps = batch.step + 1 if batch.epoch == start["epoch"] else 0
         examples = start["examples"] + steps * self._global_batch
-        if examples >= of:
+        # What does not fill a last batch is left out, or, fewer examples than ranks, was part of the one before.
+        if of - examples < (self._global_batch if self._last == "drop" else self._options["world_size"]):
             return {**whole, "epoch": start["epoch"] + 1, "examples": 0}
         return {**whole, "examples": examples, "population": population, "num_examples": of}
 
@@ -277,13 +282,5 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         return self._stream is not None and self._stream_pid == os.getpid()
 
 
-def _once_free(connect: Callable[[], RecordStream]) -> RecordStream:
-    """Connect, and wait a little for the worker of the pass before, which may have yet to end."""
-    until = time.monotonic() + HANDOVER_S
-    while True:
-        try:
-            return connect()
-        except Conflict:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
+def _place(position: Mapping[str, Any]) -> tuple[int, int]:
+    return position.get("epoch", -1), position.get("examples", -1)

@@ -1,4 +1,4 @@
-"""Arrow records as torch tensors, without a copy where their memory allows it. Shapes: b records."""
+"""Arrow records as torch tensors over the same memory, where that can be. Shapes: b records."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def columns_of(records: pa.RecordBatch) -> dict[str, Tensor | list[Any]]:
 def _column(name: str, array: pa.Array, field: pa.Field) -> Tensor | list[Any]:
     type_ = array.type
     if isinstance(type_, pa.FixedShapeTensorType):
+        _check_whole(name, array)
         return _numbers(name, array.storage.flatten(), (len(array), *type_.shape))
     if pa.types.is_fixed_size_list(type_) and _is_numeric(type_.value_type):
         _check_whole(name, array)
