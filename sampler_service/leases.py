@@ -187,7 +187,6 @@ class Membership:
         self._run = run
         self._of_rank: dict[int, Trainer] = {}
         self._gone: deque[str] = deque(maxlen=1024)
-        self._left: deque[Trainer] = deque(maxlen=1024)  # those who left of themselves, and may still report
         self.group: Group | None = None
         self.waited_s = 0.0
         """that trainers waited for batches, those that left among them"""
@@ -260,22 +259,11 @@ class Membership:
             trainer.waited_s += seconds
             self.waited_s += seconds
 
-    def remove(self, trainer: Trainer, *, left: bool = False) -> None:
-        """Forget a trainer; its session becomes stale. One that `left` may still have reports under way."""
+    def remove(self, trainer: Trainer) -> None:
+        """Forget a trainer; its session becomes stale."""
         if self._of_rank.get(trainer.rank) is trainer:
             del self._of_rank[trainer.rank]
         self._gone.append(trainer.session)
-        if left:
-            self._left.append(trainer)
-
-    def reporter(self, session: str) -> Trainer:
-        """Whose reports these are; it may have left.
-
-        Raises:
-            Stale, NotFound: see `find`.
-        """
-        left = (trainer for trainer in self._left if trainer.session == session)
-        return next(left, None) or self.find(session)
 
     def has_ended(self, session: str) -> bool:
         """Whether the session was left or taken over, of late."""

@@ -170,7 +170,7 @@ class Sampler:
                 return
             trainer = self._members.find(session)
             self._of(trainer).give_back(trainer)
-            self._members.remove(trainer, left=True)
+            self._members.remove(trainer)
 
     # --- batches ---
 
@@ -242,7 +242,7 @@ class Sampler:
         # The shards are told outside of the lock, since they may be slow, but in the order of the table.
         with self._storing:
             with self._lock:
-                trainer = self._members.reporter(session)
+                trainer = self._members.find(session)
                 trainer.reported(self._clock())
                 taken = self._intake.take_in(trainer, received, self._now)
                 version = self._table.version

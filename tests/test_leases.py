@@ -37,19 +37,6 @@ def test_a_session_that_was_taken_over_is_stale_and_one_never_heard_of_is_not_fo
         members.find("run:x")
 
 
-def test_reports_of_a_session_that_left_are_its_own_and_those_of_one_that_was_taken_over_are_stale():
-    members = Membership("run")
-    taken, _ = members.join(PAIR, 0, 4, "first", now=0.0)
-    there, _ = members.join(PAIR, 0, 4, "second", now=100.0)
-    assert members.reporter(there.session) is there
-    members.remove(there, left=True)
-    assert members.reporter(there.session) is there
-    with pytest.raises(Stale):
-        members.reporter(taken.session)
-    with pytest.raises(NotFound):
-        members.reporter("run:x")
-
-
 def test_another_geometry_is_refused_while_others_are_alive_and_taken_when_they_are_gone():
     members = Membership("run")
     first, _ = members.join(PAIR, 0, 4, "first", now=0.0)

@@ -155,6 +155,8 @@ def one_epoch(
         if batch is not None:
             batch.report(losses, PairSketches(left, right, dim=SKETCH_DIM))
         collapsed = collapsed or (loss_of.hardness == 1 and detector.collapsed(loss.item()))
+    if isinstance(loader, sampler.SampledLoader):
+        loader.flush()  # the next epoch is composed by what this one showed
     return collapsed
 
 

@@ -25,7 +25,7 @@ class Forward:
         address: "host:port" of the service.
         timeouts: deadlines.
         run: name of the run.
-        session: that of a worker; a report may still come when it has left.
+        session: that of a worker; the next worker in its place goes on with it.
         worker: its number.
         queue: reports that may wait.
     """

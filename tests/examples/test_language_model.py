@@ -79,7 +79,9 @@ def test_it_learns_and_every_text_is_reported_with_a_sketch(served: ServedServic
     for policy in found:
         said = served.service.statistics(f"texts-{policy}-0")
         assert 0.99 < said.reported_rows / (steps * train_language_model.BATCH_SIZE) <= 1, "epochs end raggedly"
-        assert (said.sketch_coverage, said.rejected_rows) == (1, {})
+        # auto may draw before its first pass is through, once it knows enough
+        assert said.sketch_coverage == 1 if policy == "shuffle" else said.sketch_coverage > 0.5
+        assert said.rejected_rows == {}
 
 
 def test_texts_come_from_lines_columns_and_descriptions(tmp_path: Path) -> None:

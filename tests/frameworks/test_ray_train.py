@@ -83,7 +83,7 @@ def test_two_workers_share_every_batch_and_are_told_what_to_write_where_they_wou
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     )
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init("local", num_cpus=2, include_dashboard=False)
     try:
         config = {
             "data": None,
