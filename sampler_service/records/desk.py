@@ -46,7 +46,15 @@ class RecordDesk:
     def look(self, dataset: str) -> Callable[[int], Any] | None:
         """What makes an example of a dataset visible, for `web.previews`; None: there are no records of it here."""
         here = (self._directory.folder(dataset) / MANIFEST).exists()
-        return look_of(self._directory.open(dataset)) if here else None
+        if not here:
+            return None
+        look = look_of(self._directory.open(dataset))
+
+        def present(example_id: int) -> Any:
+            self.generation(dataset)  # what was appended is there then, what was deleted is not
+            return look(example_id)
+
+        return present
 
     def _store(self, dataset: str) -> RecordStore:
         folder = self._directory.folder(dataset)  # its errors first: what comes over the wire is a name, or refused
