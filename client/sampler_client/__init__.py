@@ -46,7 +46,8 @@ from sampler_client.figures import FigureLogger, WandbWriter
 from sampler_client.phases import Phase
 
 if TYPE_CHECKING:
-    from sampler_client.pytorch.loader import RemoteBatchSampler, SampledLoader, attach
+    from sampler_client.pytorch.batch_sampler import RemoteBatchSampler
+    from sampler_client.pytorch.loader import SampledLoader, attach
     from sampler_client.pytorch.remote_batches import RemoteBatches
     from sampler_client.pytorch.sketcher import GradientSketcher
     from sampler_client.pytorch.tensorboard import TensorBoardWriter
@@ -93,7 +94,7 @@ __all__ = [
 _TORCH = {
     "GradientSketcher": "sampler_client.pytorch.sketcher",
     "LastLayerScorer": "sampler_client.pytorch.two_stage.scorer",
-    "RemoteBatchSampler": "sampler_client.pytorch.loader",
+    "RemoteBatchSampler": "sampler_client.pytorch.batch_sampler",
     "RemoteBatches": "sampler_client.pytorch.remote_batches",
     "SampledLoader": "sampler_client.pytorch.loader",
     "Scores": "sampler_client.pytorch.two_stage.scorer",

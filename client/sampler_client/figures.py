@@ -23,7 +23,7 @@ from sampler_client.errors import ConfigError
 
 if TYPE_CHECKING:
     from sampler_client._pb import sampler_pb2 as pb
-    from sampler_client.session import EpochReader, Source
+    from sampler_client.epochs import EpochReader, Source
 
 log = logging.getLogger(__name__)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.budget import TimeBudget, share_of
 from sampler_client.client import SamplerClient, option_texts
 from sampler_client.config import RunOptions, Timeouts
+from sampler_client.epochs import Source
 from sampler_client.errors import ConfigError
 from sampler_client.phases import Phase, schedule_of
-from sampler_client.session import Joinable, Session, Source
+from sampler_client.session import Session
 
 DEFAULT_POLICY = "auto"
 
@@ -29,6 +30,16 @@ OPTIONS = {
     *RunOptions.__slots__,
 } - {"policy"}
 """what `attach` and `connect` take beside their own arguments"""
+
+
+class Joinable(Protocol):
+    """What takes the place of an address: a service in the trainer's own process."""
+
+    def open_session(
+        self, *, dataset: str, num_examples: int, options: RunOptions, timeouts: Timeouts | None, **request: Any
+    ) -> Source:
+        """A source in a run; `request` is what `Session` takes beside these and its client."""
+        ...
 
 
 def join(  # noqa: PLR0913 - keyword-only settings, each with a default

@@ -8,9 +8,10 @@ from typing import Any, cast
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
 from sampler_client.config import DecodeImage
+from sampler_client.epochs import EpochReader
 from sampler_client.joining import DEFAULT_POLICY, join
 from sampler_client.reporter import ReportCounts
-from sampler_client.session import EpochReader, Session
+from sampler_client.session import Session
 
 AHEAD = 8
 """batches beside those that are prefetched: a call for each would take longer than most records take to send"""

@@ -82,7 +82,7 @@ class LocalService(InProcessClient):
     def open_session(
         self, *, dataset: str, num_examples: int, options: RunOptions, timeouts: Timeouts | None = None, **request: Any
     ) -> LocalSession:
-        """See `sampler_client.session.Joinable`."""
+        """See `sampler_client.joining.Joinable`."""
         place = request["run"], request["rank"]
         self.register_dataset(dataset, num_examples)
         self.open_run(request["run"], dataset, options, num_examples)

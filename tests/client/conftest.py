@@ -7,7 +7,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,11 +17,28 @@ from tests.served import ServedService
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from sampler_client import RemoteBatches
+
 N = 50
 BATCH = 8
 STEPS = 7  # of an epoch of N examples, the last one of 2
 
 QUICK = Timeouts(call_s=5, batch_s=5, report_s=5, reconnect_s=5)
+
+
+def remote(served: ServedService, **changes: Any) -> RemoteBatches:
+    """Batches with their records from the data set "numbers" that a server holds."""
+    from sampler_client import RemoteBatches  # needs torch, which the tests of the client without it lack
+
+    settings = {
+        "run": "run",
+        "dataset": "numbers",
+        "batch_size": BATCH,
+        "policy": "shuffle",
+        "rank": 0,
+        "world_size": 1,
+    }
+    return RemoteBatches(served.address, **{**settings, **changes})
 
 
 class Proxy:

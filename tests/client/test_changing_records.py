@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -13,9 +12,10 @@ from torch.utils.data import DataLoader
 import sampler_client as sampler
 from sampler_service.records import DataDirectory, delete, ingest
 from sampler_service.records.desk import RecordDesk
+from tests.client.conftest import remote
 from tests.served import ServedService
 
-N, MORE, BATCH = 40, 15, 4
+N, MORE = 40, 15
 
 
 def numbers(start: int, stop: int) -> pa.Table:
@@ -28,18 +28,6 @@ def served(tmp_path: Path) -> Iterator[ServedService]:
     served = ServedService(records=RecordDesk(DataDirectory(tmp_path)))
     yield served
     served.stop()
-
-
-def remote(served: ServedService, **changes: Any) -> sampler.RemoteBatches:
-    settings = {
-        "run": "run",
-        "dataset": "numbers",
-        "batch_size": BATCH,
-        "policy": "shuffle",
-        "rank": 0,
-        "world_size": 1,
-    }
-    return sampler.RemoteBatches(served.address, **{**settings, **changes})
 
 
 def epoch_of(loader: DataLoader) -> list[int]:

@@ -14,10 +14,9 @@ from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from sampler_client.testing import FakeSession
+from tests.client.conftest import BATCH, STEPS, N, remote
 from tests.memory_records import MemoryRecords, png, table_of
 from tests.served import ServedService
-
-N, BATCH, STEPS = 50, 8, 7
 
 # Workers of a forkserver that has imported torch start in a tenth of a second, instead of two.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["sampler_client.pytorch.remote_batches"])
@@ -37,18 +36,6 @@ def recorded() -> Iterator[ServedService]:
     served = ServedService(records=MemoryRecords("numbers", table_of(N)))
     yield served
     served.stop()
-
-
-def remote(served: ServedService, **changes: Any) -> sampler.RemoteBatches:
-    settings = {
-        "run": "run",
-        "dataset": "numbers",
-        "batch_size": BATCH,
-        "policy": "shuffle",
-        "rank": 0,
-        "world_size": 1,
-    }
-    return sampler.RemoteBatches(served.address, **{**settings, **changes})
 
 
 def loader_over(records: sampler.RemoteBatches, **workers: Any) -> DataLoader:

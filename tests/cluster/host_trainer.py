@@ -16,8 +16,9 @@ import numpy as np
 
 from sampler_client.client import SamplerClient
 from sampler_client.config import RunOptions, Timeouts
+from sampler_client.epochs import EpochReader
 from sampler_client.errors import SamplerError
-from sampler_client.session import EpochReader, Session
+from sampler_client.session import Session
 
 DIM = 16
 GROUPS = 4

@@ -1,9 +1,9 @@
-"""The DataLoader a person already has, fed by the service: `attach`, and `RemoteBatchSampler` beneath it."""
+"""The DataLoader a person already has, fed by the service: `attach`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,143 +15,20 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SequentialSampler,
 )
 
 from sampler_client.batch import Batch
 from sampler_client.config import check_whole
 from sampler_client.errors import ConfigError, Stale
-from sampler_client.joining import DEFAULT_POLICY, join, place_of
+from sampler_client.joining import DEFAULT_POLICY, Joinable, join
 from sampler_client.publisher import PublishCounts
 from sampler_client.pytorch import frameworks
+from sampler_client.pytorch.batch_sampler import AHEAD, RemoteBatchSampler, found_place_of, refusing
 from sampler_client.pytorch.two_stage.scorer import Scorer
 from sampler_client.pytorch.two_stage.stage import SecondStage, TwoStage
 from sampler_client.pytorch.weights import Snapshot
 from sampler_client.reporter import ReportCounts
-from sampler_client.session import EpochReader, Joinable, Source
-
-_AHEAD = 2
-"""batches beside the DataLoader's own prefetch: one in the loop's hands, one under way"""
-
-
-class RemoteBatchSampler(Sampler[list[int]]):
-    """A torch batch sampler whose batches the service plans: `DataLoader(dataset, batch_sampler=…)`.
-
-    It runs in the main process, so the connection never meets a fork. The DataLoader asks it for
-    num_workers x prefetch_factor batches ahead of the loop; they are planned that much earlier.
-
-    Call `received()` once for each batch that the loop gets; it returns the batch's handle. A pass that came to its
-    end is over, and its last batch done, with the next iteration, `state_dict()` or `close()`.
-
-    Args:
-        source: where batches come from; `connect` makes one.
-        run: name of the run, kept in saved positions.
-        num_examples: of the dataset.
-        lead: batches that may be unfinished at once; num_workers x prefetch_factor + 2.
-        found_place: (rank, world size) that nobody gave: they are looked up again when a pass begins.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        *,
-        run: str,
-        num_examples: int,
-        lead: int,
-        found_place: tuple[int, int] | None = None,
-    ) -> None:
-        self.source = source
-        self.reader = EpochReader(source, run=run, num_examples=num_examples, lead=lead)
-        self.open = True
-        """whether an iteration may begin; that of an attached loader only inside of its loop"""
-        self._found_place = found_place
-
-    @classmethod
-    def connect(  # noqa: PLR0913 - keyword-only settings, each with a default
-        cls,
-        address: str | Joinable,
-        *,
-        run: str,
-        num_examples: int,
-        batch_size: int,
-        policy: str = DEFAULT_POLICY,
-        num_workers: int = 0,
-        prefetch_factor: int = 2,
-        ahead: int = _AHEAD,
-        **options: Any,
-    ) -> RemoteBatchSampler:
-        """Join a run. `options` are those of `attach`."""
-        lead = num_workers * prefetch_factor + ahead
-        session = join(address, run, num_examples, batch_size, policy, lead, ahead, **options)
-        return cls(session, run=run, num_examples=num_examples, lead=lead, found_place=_found_place(options))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """The ids of the next epoch, batch by batch.
-
-        The first one raises ConfigError where a framework's wrapper asks, which would hand on other batches than it was
-        given, or where this trainer's rank is another than the one it joined with.
-        """
-        try:
-            self.check_open()
-            frameworks.refuse_rewriting("a RemoteBatchSampler")
-            if self._found_place is not None:
-                frameworks.check_place(self._found_place)
-        except ConfigError as error:
-            return _refusing(error)
-        return _Ids(self.reader)
-
-    def check_open(self) -> None:
-        """Raise ConfigError unless an iteration may begin."""
-        if not self.open:
-            frameworks.refuse_stranger("the batches of an attached loader")
-
-    def __len__(self) -> int:
-        """Batches of the present epoch; of one that keeps every example before it starts, or if it was resumed."""
-        known = self.reader.num_steps
-        return self.source.steps_per_epoch if known is None else known
-
-    def received(self) -> Batch:
-        """Handle of the batch that just came out of the DataLoader; the one before it counts as done."""
-        return self.reader.received()
-
-    def set_epoch(self, epoch: int) -> None:
-        self.reader.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the loop; after a whole pass, the start of the next."""
-        self.reader.end_if_exhausted()
-        return self.reader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.reader.load_state_dict(state)
-
-    def close(self) -> None:
-        self.reader.end_if_exhausted()
-        self.source.close()
-
-
-class _Ids(Iterator[list[int]]):
-    """The ids of one pass. Its position counts what was handed out: torchdata keeps that of each batch it yields."""
-
-    def __init__(self, reader: EpochReader) -> None:
-        self._reader = reader
-        self._batches = iter(reader)
-
-    def __next__(self) -> list[int]:
-        return next(self._batches).example_ids.tolist()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._reader.state_dict(given=True)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._reader.load_state_dict(state)
-
-
-def _refusing(error: ConfigError) -> Iterator[Any]:
-    """Raises with the first item: who is still making an iterator, as DataLoaders and Lightning are, can't undo it."""
-    raise error
-    yield
 
 
 class _Beneath(DataLoader[Any]):
@@ -161,7 +38,7 @@ class _Beneath(DataLoader[Any]):
         try:
             cast(RemoteBatchSampler, self.batch_sampler).check_open()  # before there are workers
         except ConfigError as error:
-            return _refusing(error)
+            return refusing(error)
         return super().__iter__()
 
 
@@ -381,7 +258,7 @@ def attach(
     policy: str = DEFAULT_POLICY,
     two_stage: torch.nn.Module | Scorer | TwoStage | None = None,
     replace_sampler: bool = False,
-    ahead: int = _AHEAD,
+    ahead: int = AHEAD,
     **options: Any,
 ) -> SampledLoader:
     """Let the service decide what an existing DataLoader yields.
@@ -422,7 +299,7 @@ def attach(
         settings = two_stage if isinstance(two_stage, TwoStage) else TwoStage(two_stage)
         second_stage, options["candidates"] = SecondStage(settings), settings.candidates
     session = join(address, run, size, batch_size, policy, lead, ahead, drop_last=loader.drop_last, **options)
-    batches = RemoteBatchSampler(session, run=run, num_examples=size, lead=lead, found_place=_found_place(options))
+    batches = RemoteBatchSampler(session, run=run, num_examples=size, lead=lead, found_place=found_place_of(options))
     return over(loader, batches, second_stage)
 
 
@@ -448,7 +325,7 @@ def over(
     return SampledLoader(rebuilt, sampler, second_stage)
 
 
-def lead_of(loader: DataLoader[Any], ahead: int = _AHEAD) -> int:
+def lead_of(loader: DataLoader[Any], ahead: int = AHEAD) -> int:
     """Batches that a loop over this DataLoader can have unfinished at once."""
     check_whole("ahead", ahead, 1)
     return loader.num_workers * (loader.prefetch_factor or 0) + ahead
@@ -481,8 +358,3 @@ def geometry(loader: DataLoader[Any], replace_sampler: bool = False) -> tuple[in
             "pass replace_sampler=True if that is meant"
         )
     return len(cast(Sized, loader.dataset)), loader.batch_size
-
-
-def _found_place(options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The place that was not given but found."""
-    return place_of(None, None) if options.get("rank") is None else None

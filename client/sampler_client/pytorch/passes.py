@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from sampler_client.epochs import STATE_VERSION
 from sampler_client.errors import ConfigError
-from sampler_client.session import STATE_VERSION
 
 MOST_WORKERS = 1024
 

@@ -16,6 +16,7 @@ from sampler_client import forwarding
 from sampler_client.batch import Batch
 from sampler_client.client import SamplerClient
 from sampler_client.config import DecodeImage, Timeouts, check_whole
+from sampler_client.epochs import STATE_VERSION
 from sampler_client.errors import ConfigError, RecordError, Stale
 from sampler_client.joining import DEFAULT_POLICY, place_of
 from sampler_client.pytorch import frameworks
@@ -23,7 +24,6 @@ from sampler_client.pytorch.passes import Passes
 from sampler_client.pytorch.tensors import columns_of
 from sampler_client.record_stream import AHEAD, RecordStream
 from sampler_client.reporter import ReportCounts
-from sampler_client.session import STATE_VERSION
 
 Last = Literal["partial", "drop", "fill"]
 
