@@ -66,6 +66,34 @@ def test_the_version_rises_with_each_report_and_a_fence_puts_it_into_the_next_ba
     assert trainer.take(1).batches[0].table_version >= fenced
 
 
+def test_the_first_batch_planned_after_a_fence_is_drawn_by_what_was_reported_before_it(monkeypatch):
+    monkeypatch.setattr(rates_module, "RATES_ROWS_PER_STEP", 8)  # without a fence, rates serve for some batches
+    ageless = {"gate": "1", "alpha": "0.5", "half_life": "1e6"}
+    sampler = make_sampler(N, policy="importance", policy_options=ageless)
+    (trainer,) = join_all(sampler)
+    trainer.start(0)
+    (batch,) = trainer.take(1).batches
+
+    def report(norm_n: np.ndarray) -> None:
+        columns = {"losses": np.ones(N, np.float32), "sketches": np.zeros((N, DIM), np.float32)}
+        trainer.report(batch, batch_id=0, example_ids=np.arange(N), norms=norm_n, **columns)
+
+    def assert_drawn_by(norm_n: np.ndarray) -> None:
+        rows = trainer.take(1).batches[0].rows
+        chance_n = 0.5 * norm_n / norm_n.sum() + 0.5 / N
+        np.testing.assert_allclose(rows.probabilities, chance_n[rows.example_ids], rtol=1e-5)
+
+    rising = np.arange(1, N + 1, dtype=np.float32)
+    report(rising)
+    sampler.fence()
+    trainer.start(1)
+    assert_drawn_by(rising)
+    report(rising[::-1])
+    assert_drawn_by(rising)
+    sampler.fence()
+    assert_drawn_by(rising[::-1])
+
+
 @pytest.mark.parametrize("policy", ["importance", "gradient_clustering"])
 @pytest.mark.parametrize("rows_per_step", [1 << 17, 8])
 def test_a_draw_is_planned_from_a_table_at_most_max_lead_batches_old(policy, rows_per_step, monkeypatch):

@@ -420,3 +420,39 @@ def test_a_loader_says_what_became_of_its_reports(served, plain_loader):
             batch.report(losses)
         loader.flush()
         assert loader.reports == ReportCounts(accepted=N - 1, rejected={"nan": 1})
+
+
+class NormsAlone:
+    """A sketcher whose gradients have these norms."""
+
+    def __init__(self, norms: np.ndarray) -> None:
+        self._norms = norms.astype(np.float32)
+
+    def take(self, _coefficients=None) -> SimpleNamespace:
+        usable = np.ones(len(self._norms), bool)
+        return SimpleNamespace(sketches=np.zeros((len(usable), D), np.float16), norms=self._norms, usable=usable)
+
+
+def test_after_a_fence_in_the_middle_of_an_epoch_the_next_batch_is_drawn_by_what_was_reported(
+    served, plain_loader, monkeypatch
+):
+    monkeypatch.setattr("sampler_service.rates.RATES_ROWS_PER_STEP", 8)  # without a fence, rates serve for some batches
+    norm_n = np.arange(1.0, N + 1)
+    ageless = {"gate": 1, "alpha": 0.5, "half_life": 1e6}
+    settings = {"policy": "importance", "policy_options": ageless, "sketch_dim": D, "timeouts": QUICK}
+    # One batch at a time: the next one is planned after the fence.
+    with sampler.attach(plain_loader(), served.address, run="r", ahead=1, **settings) as loader:
+        for _ in range(8):
+            for _, batch in loader:
+                batch.report(np.ones(len(batch)), NormsAlone(norm_n[batch.example_ids]))
+        loader.flush()
+        assert np.isfinite(served.service._samplers["r"]._table.norm_n).all(), "every example was drawn"
+        epoch = iter(loader)
+        _, batch = next(epoch)
+        norm_n[batch.example_ids] += 1000
+        batch.report(np.ones(len(batch)), NormsAlone(norm_n[batch.example_ids]))
+        version = loader.fence()
+        _, batch = next(epoch)
+    assert (batch.policy, batch.lead) == ("importance", 0) and batch.table_version >= version
+    expected_n = 0.5 * norm_n / norm_n.sum() + 0.5 / N
+    np.testing.assert_allclose(batch.probabilities, expected_n[batch.example_ids], rtol=1e-4)
