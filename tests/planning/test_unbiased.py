@@ -360,6 +360,23 @@ def test_both_stages_together_are_unbiased(fresh_n, batch, world, candidates, pr
     np.testing.assert_allclose(expected, 1 / 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("wrong", ["the proposal's weight", "the largest scores"])
+def test_the_enumeration_can_tell_a_wrong_second_stage(wrong, monkeypatch):
+    """Weights that forget the choice, and the largest scores taken for certain with the weights of a fair choice."""
+
+    def keep(rows: Rows) -> np.ndarray:
+        weight_c, chance_c = rows.weights.astype(np.float64), chances(EVEN[rows.example_ids], rows.weights, 1, mix=0.2)
+        if wrong == "the proposal's weight":
+            return chance_c * weight_c
+        largest_c = np.zeros(len(rows))
+        largest_c[np.argmax(EVEN[rows.example_ids])] = 1
+        return largest_c * weight_c / (len(rows) * chance_c)
+
+    rates = make_policy("two_stage", {"alpha": 0.2, "propose": "norm"}).rates(table(3), progress=0)
+    expected = expected_coefficients(rates, monkeypatch, num_examples=3, batch=1, steps=1, candidates=3, keep=keep)
+    assert not np.allclose(expected, 1 / 3, rtol=1e-2)
+
+
 def test_a_dominating_candidate_is_kept_for_certain():
     assert chances(DOMINATED[[0, 1, 2, 2]], np.ones(4), 2, mix=0.2)[1] == 1
 

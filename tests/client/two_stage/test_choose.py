@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,15 @@ def test_the_choice_keeps_the_estimate_of_all_candidates(case, mix):
     score_c, weight_c, keep = np.array(case[0]), np.array(case[1]), case[2]
     expected = expected_coefficients_of_choice(score_c, weight_c, keep, mix=mix)
     np.testing.assert_allclose(expected, weight_c / len(weight_c), rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_it_does_so_in_every_order_by_itself(case):
+    """Neighbours in an order of likeness are no matter of chance: nothing may depend on an average over orders."""
+    score_c, weight_c, keep = np.array(case[0]), np.array(case[1]), case[2]
+    for order in itertools.permutations(range(len(score_c))):
+        expected = expected_coefficients_of_choice(score_c, weight_c, keep, mix=0.2, orders=[order])
+        np.testing.assert_allclose(expected, weight_c / len(weight_c), rtol=1e-9)
 
 
 def test_chances_follow_the_scores_are_capped_and_sum_to_the_batch():
