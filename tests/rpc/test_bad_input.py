@@ -117,6 +117,7 @@ OPTIONS = [
     ({"sketch_dim": 5000}, r"sketch_dim must be 1 to 4096, got 5000"),
     ({"sketch_dtype": "int8"}, r"sketch_dtype must be 'float16' or 'float32', got 'int8'"),
     ({"max_lead": 100_000}, r"max_lead must be 1 to 65536 batches, got 100000"),
+    ({"candidates": 65}, r"candidates must be 1 to 64 for each example of a batch, got 65"),
     ({"lease_s": -1.0}, r"lease_s must be positive seconds, got -1"),
     ({"lease_s": float("nan")}, r"lease_s must be positive seconds, got nan"),
     ({"on_lost": "panic"}, r"on_lost must be 'redeliver' or 'drop', got 'panic'"),

@@ -294,7 +294,7 @@ def test_sketches_of_another_shape_are_named(served, wrong):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: TwoStage(by_id, candidates=0), "candidates must be .*at least 1|candidates"),
+        (lambda: TwoStage(by_id, candidates=0), "candidates must be at least 1, got 0"),
         (lambda: TwoStage(by_id, mix=0.0), r"mix must lie in \(0, 1\], got 0"),
         (lambda: TwoStage(by_id, order="sorted"), "order must be 'random' or 'similar', got 'sorted'"),  # pyright: ignore[reportArgumentType]
     ],
