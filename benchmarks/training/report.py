@@ -6,7 +6,7 @@ Shapes: s seeds of one method.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -47,21 +47,25 @@ def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, Any]]
     `final_loss`, `…_to_loss…`, `fitted_accuracy_gap`), and by the rest at those that are best for accuracy.
     What is reached is over shuffle's whole run (`…_to_loss`, its final training loss; `…_of_run`) or over what
     shuffle itself needs to get there (`…_to_accuracy`); `seconds`, `forwarded` and `backpropagated` are of whole runs.
-    Seconds of runs that were made in another session than shuffle's are left out.
+    Seconds of runs that were made in another session than shuffle's are left out. `same_runs_as` names the method whose
+    runs these are, step by step, where one stood aside throughout: the two are one measurement.
     """
     baseline, fitted_baseline = (results.of(task, BASELINE, seeds, merit) for merit in (for_accuracy, for_loss))
     if not baseline:
         return []
-    rows = []
+    rows, first_with = [], dict[tuple[Any, ...], str]()
     for method in results.methods(task):
         curves, fitted = (results.of(task, method, seeds, merit) for merit in (for_accuracy, for_loss))
         if curves:
             rates = results.searched(task, method, seeds)
+            first = first_with.setdefault(_course(rates), method)
             about = {
                 "task": task,
                 "method": method,
                 "hyper_parameters": hyper_parameters(method),
                 "seeds": len(curves),
+                "rates": sorted(rates),
+                "same_runs_as": "" if first == method else first,
                 "learning_rate": curves[0].learning_rate,
                 "rate_at_edge": _at_edge(curves[0].learning_rate, rates),
                 "loss_rate": fitted[0].learning_rate,
@@ -72,6 +76,13 @@ def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, Any]]
             compared = by_loss | _by_accuracy(curves, baseline)
             rows.append(about | {key: _finite(value) for key, value in compared.items()})
     return rows
+
+
+def _course(rates: Mapping[float, Sequence[Curve]]) -> tuple[Any, ...]:
+    """What runs went through, clocks aside."""
+    return tuple(
+        (rate, tuple(curve.losses), tuple(curve.accuracies)) for rate in sorted(rates) for curve in rates[rate]
+    )
 
 
 def _at_edge(rate: float, rates: Collection[float]) -> bool:
@@ -163,6 +174,8 @@ _COLUMNS = {
     "steps_to_loss_least": "least",
     "steps_to_loss_most": "most",
     "seconds_to_loss": "seconds to it",
+    "seconds_to_loss_opened": "with opening",
+    "fitted_accuracy_gap": "points over shuffle's accuracy",
     "learning_rate": "lr",
     "accuracy": "test accuracy",
     "accuracy_spread": "±",
@@ -181,6 +194,8 @@ _EDGES = {"loss_rate": "loss_rate_at_edge", "learning_rate": "rate_at_edge"}
 
 def _markdown(task: str, rows: list[dict[str, Any]]) -> str:
     seeds = {row["seeds"] for row in rows}
+    rates = sorted({rate for row in rows for rate in row["rates"]})
+    same = [f"{row['method']} and {row['same_runs_as']}" for row in rows if row["same_runs_as"]]
     lines = [
         f"# {task}",
         "",
@@ -190,8 +205,12 @@ def _markdown(task: str, rows: list[dict[str, Any]]) -> str:
         "lowest or highest of more than two). Steps and seconds to shuffle's final training loss are over its whole",
         "run, those to its accuracy (0.2 points below its final one) over its own. Seconds, forwarded and",
         "backprops: whole runs over shuffle's, examples over those it trains on. A dash was never reached, or are",
-        "seconds of another session than shuffle's.",
+        "seconds of another session than shuffle's. Accuracies are means over the classes. Opening a run through the",
+        "service counts only where it says so.",
         "",
+        f"Learning rates tried: {', '.join(f'{rate:g}' for rate in rates)}.",
+        "",
+        *([f"Step by step the same runs, since the method stood aside: {'; '.join(same)}.", ""] if same else []),
         "| " + " | ".join(_COLUMNS.values()) + " |",
         "| --- |" + " ---: |" * (len(_COLUMNS) - 2) + " --- |",
     ]
@@ -209,6 +228,8 @@ def _cell(row: dict[str, Any], key: str) -> str:
         return f"{value:.2%}"
     if key == "accuracy_spread":
         return f"{100 * value:.2f}"
+    if key == "fitted_accuracy_gap":
+        return f"{100 * value:+.2f}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

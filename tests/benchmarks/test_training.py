@@ -200,6 +200,8 @@ def test_runs_go_on_where_they_stopped_each_method_at_its_own_best_rate(tmp_path
     assert (tmp_path / "out" / "digits_mlp-clean.png").stat().st_size > 10_000
     table = (tmp_path / "out" / "digits_mlp-clean.md").read_text()
     assert "| two_stage | 0.1 |" in table and "| 0.2 | 50.00% |" in table, "no edge of two rates"
+    assert "Learning rates tried: 0.1, 0.2." in table
+    assert "| +40.00 | 0.2 | 50.00% |" in table, "accuracy where the training loss is lowest"
     assert json.loads((tmp_path / "training.json").read_text())["rows"]
 
 
@@ -234,6 +236,22 @@ def test_the_best_of_three_rates_is_marked_where_it_is_the_last_one(tmp_path):
             results.add(curve)
     edge = {row["method"]: row["rate_at_edge"] for row in task_rows(results, "digits_mlp-clean", range(1))}
     assert edge == {"shuffle": False, "two_stage": True}
+
+
+def test_methods_that_stood_aside_throughout_are_named_as_one_measurement(tmp_path):
+    results = Results(tmp_path / "runs.jsonl")
+    for method, final in (("shuffle", 1.0), ("two_stage", 0.5), ("importance", 1.0)):
+        for seed in range(2):
+            results.add(curve_of(method, 0.1, seed, final=final))
+    rows = task_rows(results, "digits_mlp-clean", range(2))
+    assert {row["method"]: row["same_runs_as"] for row in rows} == {
+        "shuffle": "",
+        "two_stage": "",
+        "importance": "shuffle",
+    }
+    write_report(results, tmp_path / "out", tmp_path / "training.json", range(2))
+    table = (tmp_path / "out" / "digits_mlp-clean.md").read_text()
+    assert "the same runs, since the method stood aside: importance and shuffle." in table
 
 
 def test_seconds_of_different_sessions_are_not_compared(tmp_path):
