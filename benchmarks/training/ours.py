@@ -1,6 +1,7 @@
 """The service's policies, through a real service in processes of its own, as a user's three lines have them.
 
-Its `rho_loss` is not among them: with the same reference losses it chooses what the peer of that name does.
+Its `rho_loss` is not among them: it needs the reference losses of the peer of that name, and goes by reported losses
+where that one scores candidates afresh. Nor are the policies for pairs, targets, orders, phases and time budgets.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ class InfoBatch(_Peer):
     """Qin et al., ICLR 2024, arXiv 2303.04947: each epoch drops half of what is below the mean loss, and weighs the
     rest.
 
-    Its budget are epochs, as in the paper. Those that begin in the last eighth of it are full ones: of five, none.
+    Its budget are epochs, as in the paper. Those that begin in the last eighth of it are full ones: of five, none. (The
+    authors' code counts one further, and has the last of five full.)
     """
 
     hyper = ("prune_ratio", "delta")

@@ -25,7 +25,7 @@ VALIDATION = 5000
 """examples behind the training set's on which learning rates are compared; at most a sixth of the source's"""
 
 NOISE_RATES = (0.02, 0.05, 0.1)
-"""learning rates with wrong labels, where lower ones do better for every method"""
+"""learning rates with wrong labels, where lower ones give better accuracy, but for rho_loss"""
 
 CONDITIONS = ("clean", "dup50", "dup90", "longtail", "noise20", "noise40")
 
@@ -218,7 +218,7 @@ def faulty(
 
 
 def with_condition(setting: Setting, condition: str) -> Setting:
-    """The setting under a condition. With wrong labels lower rates do better, for every method."""
+    """The setting under a condition, with the learning rates of that."""
     if condition.startswith("noise"):
         return replace(setting, condition=condition, learning_rates=NOISE_RATES)
     return replace(setting, condition=condition)
