@@ -8,10 +8,11 @@ from sampler_service.config import ServiceConfig
 from sampler_service.factories import find_factory
 from sampler_service.records import DataDirectory
 from sampler_service.records.desk import RecordDesk
+from sampler_service.records.nodes import NodeRecords
 from sampler_service.rpc.server import Server, check_free
 from sampler_service.runtime.cluster import Cluster
 from sampler_service.runtime.ending import down
-from sampler_service.runtime.node_records import NodeRecords
+from sampler_service.runtime.node_records import RayNodes
 from sampler_service.scoring.installed import check_installed
 from sampler_service.scoring.worker import make_scorer
 from sampler_service.service import Service
@@ -22,7 +23,8 @@ __all__ = ["down", "serve", "serve_page", "start"]
 
 def serve(service: Service, config: ServiceConfig) -> Server:
     """A gRPC server in front of a service, in a gateway's process."""
-    return Server(service, config, RecordDesk(DataDirectory(config.data_dir), NodeRecords(config.data_dir).bring))
+    nodes = NodeRecords(config.data_dir, RayNodes(config.name))
+    return Server(service, config, RecordDesk(DataDirectory(config.data_dir), nodes.bring))
 
 
 def serve_page(service: str, config: ServiceConfig) -> WebServer:

@@ -177,6 +177,8 @@ class ServiceConfig:
 
     data_dir: str = field(default_factory=default_data_dir)
     """folder of the registered data sets, on each node that serves them"""
+    follow_s: float = 5.0
+    """seconds between two looks at what was appended to records and deleted from them, here and on other nodes"""
 
     def __post_init__(self) -> None:
         check_name("service", self.name)
@@ -192,6 +194,8 @@ class ServiceConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.follow_s < float("inf"):
+            raise ConfigError(f"follow_s must be positive seconds, got {self.follow_s}")
         for name in ("gpus_per_shard", "scorers", "scorer_gpus"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -68,7 +68,8 @@ def ingest(  # noqa: PLR0913 - the options of a command line
     skipped = [bad for shard in store.manifest.shards for bad in shard.skipped]
     if skipped:
         console.print(f"[yellow]{len(skipped)} bad records are left out, the first is {skipped[0]}[/yellow]")
-    console.print(f"generation {store.generation}, in {store.path}", style="dim", highlight=False)
+    registered = f"registered as {store.version.uid[:8]}, generation {store.generation}, in {store.path}"
+    console.print(registered, style="dim", highlight=False)
 
 
 def datasets(data_dir: DataDir = "") -> None:

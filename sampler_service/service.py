@@ -43,6 +43,21 @@ class Service(Protocol):
         """These examples (r,) are no more; when this returns, no run lends a batch with one of them."""
         ...
 
+    def follow_records(self, dataset: str, uid: str, num_examples: int, deleted: Int64) -> Dataset:
+        """A dataset, registered or not, is by now what its records are; its runs are told as of the two above.
+
+        Args:
+            dataset: its name.
+            uid: of the records' registration; another than at first is refused.
+            num_examples: deleted ones among them.
+            deleted: ids (r,), those that were deleted before among them.
+        """
+        ...
+
+    def datasets(self) -> list[str]:
+        """Datasets that open runs are over."""
+        ...
+
     def open_run(self, config: RunConfig) -> bool:
         """Create a run, True, or find it opened alike, False."""
         ...
@@ -115,11 +130,18 @@ class Catalog:
     """Names of datasets and the configurations of runs: what a registry remembers. Not thread-safe.
 
     Args:
-        datasets: the state of each, and
-        closed: runs that have ended, as an earlier one knew them.
+        datasets: the state of each,
+        closed: runs that have ended, and
+        uids: of the records of datasets that have some, as an earlier one knew them.
     """
 
-    def __init__(self, datasets: Mapping[str, Sequence[int | str]] | None = None, closed: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        datasets: Mapping[str, Sequence[int | str]] | None = None,
+        closed: Iterable[str] = (),
+        uids: Mapping[str, str] | None = None,
+    ) -> None:
+        self._uids = dict(uids or {})
         self._datasets = {name: Dataset.of(state) for name, state in (datasets or {}).items()}
         self.runs: dict[str, RunConfig] = {}
         self._closed: deque[str] = deque(closed, maxlen=4096)
@@ -127,7 +149,7 @@ class Catalog:
     def state(self) -> dict[str, Any]:
         """What another is made of that knows the same, but for open runs."""
         datasets = {name: dataset.state() for name, dataset in self._datasets.items()}
-        return {"datasets": datasets, "closed": list(self._closed)}
+        return {"datasets": datasets, "closed": list(self._closed), "uids": dict(self._uids)}
 
     def register_dataset(self, dataset: str, num_examples: int) -> None:
         check_name("dataset", dataset)
@@ -156,9 +178,28 @@ class Catalog:
         self._datasets[dataset] = self.dataset(dataset).without(dataset, example_ids)
         return self._datasets[dataset]
 
+    def follow_records(self, dataset: str, uid: str, num_examples: int, deleted: Int64) -> Dataset:
+        check_name("dataset", dataset)
+        check_size(dataset, num_examples)
+        if (known := self._uids.get(dataset, uid)) != uid:
+            raise Conflict(
+                f"dataset {dataset!r} stands for the records that were registered as {known[:8]}, and there are others "
+                f"under its name now, {uid[:8]}: ingest other data under another name, or restart the service"
+            )
+        now = self._datasets.get(dataset, Dataset((num_examples,)))
+        if num_examples not in now.sizes:  # a node's copy may be as it was before the dataset grew
+            now = now.grown(dataset, num_examples)
+        self._datasets[dataset] = now.without(dataset, deleted) if len(deleted) else now
+        self._uids[dataset] = uid
+        return self._datasets[dataset]
+
     def runs_over(self, dataset: str) -> list[str]:
         """Open runs of a dataset."""
         return [run for run, config in self.runs.items() if config.dataset == dataset]
+
+    def datasets(self) -> list[str]:
+        """Those that open runs are over."""
+        return sorted({config.dataset for config in self.runs.values()})
 
     def open_run(self, config: RunConfig, *, there: bool = False) -> bool:
         """Enter a run, True, or find it opened alike, False; one that is `there` was opened before."""
@@ -237,6 +278,13 @@ class InProcessService:
 
     def delete_examples(self, dataset: str, example_ids: Int64) -> Dataset:
         return self._change(dataset, lambda: self._catalog.delete_examples(dataset, example_ids))
+
+    def follow_records(self, dataset: str, uid: str, num_examples: int, deleted: Int64) -> Dataset:
+        return self._change(dataset, lambda: self._catalog.follow_records(dataset, uid, num_examples, deleted))
+
+    def datasets(self) -> list[str]:
+        with self._lock:
+            return self._catalog.datasets()
 
     def open_run(self, config: RunConfig) -> bool:
         with self._lock:

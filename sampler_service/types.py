@@ -391,10 +391,24 @@ class Decoding:
     """what images are scaled to; both 0: all must be of the size of the first one"""
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Which data is registered under a name, and which state of it."""
+
+    uid: str
+    """of the registration: data that is registered anew under the same name has another"""
+    generation: int
+    """1 at first, and one more after each change"""
+    content: str
+    """checksum of all that it holds: two nodes may each have changed their copy"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
     """What there is of a dataset."""
 
+    uid: str
+    """see `Version`"""
     num_examples: int
     """deleted ones among them"""
     deleted: Int64

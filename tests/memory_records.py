@@ -11,7 +11,7 @@ from PIL import Image
 
 from sampler_service.records.reading import RecordReader
 from sampler_service.rpc.records import no_records
-from sampler_service.types import Decoding, Int64, Recorded
+from sampler_service.types import Decoding, Int64, Recorded, Version
 
 
 class TableStore:
@@ -35,14 +35,18 @@ class MemoryRecords:
     def __init__(self, dataset: str, table: pa.Table) -> None:
         self._dataset, self._store = dataset, TableStore(table)
 
-    def generation(self, dataset: str) -> int:
+    def bring(self, dataset: str) -> bool:
         self._check(dataset)
-        return 1
+        return True
+
+    def version(self, dataset: str) -> Version:
+        self._check(dataset)
+        return Version("uid", 1, "")
 
     def describe(self, dataset: str) -> Recorded:
         self._check(dataset)
         schema = self._store.schema.serialize().to_pybytes()
-        return Recorded(num_examples=self._store.num_examples, deleted=self._store.deleted, schema=schema)
+        return Recorded(uid="uid", num_examples=self._store.num_examples, deleted=self._store.deleted, schema=schema)
 
     def reader(self, dataset: str, columns: Sequence[str], decode: Sequence[Decoding]) -> RecordReader:
         self._check(dataset)

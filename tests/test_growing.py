@@ -525,6 +525,36 @@ def test_a_catalog_knows_what_a_data_set_was_and_is():
     assert again.state() == catalog.state()
 
 
+def test_a_data_set_follows_its_records_and_no_others_that_come_under_its_name():
+    catalog = Catalog()
+    assert catalog.follow_records("data", "uid-of-one", 10, np.empty(0, np.int64)).size == 10
+    grown = catalog.follow_records("data", "uid-of-one", 12, np.array([3]))
+    assert (grown.size, grown.deleted_ids().tolist()) == (12, [3])
+    assert catalog.follow_records("data", "uid-of-one", 12, np.array([3])).version == grown.version
+    older = catalog.follow_records("data", "uid-of-one", 10, np.empty(0, np.int64))
+    assert older.version == grown.version, "the copy of a node that has yet to hear"
+    catalog = Catalog(**catalog.state())
+    for number in (10, 12, 30):
+        with pytest.raises(Conflict, match=r"'data' stands for .* registered as uid-of-o, .* others .* now, another-"):
+            catalog.follow_records("data", "another-uid", number, np.empty(0, np.int64))
+    assert catalog.dataset_size("data") == 12
+    catalog.register_dataset("ids", 5)
+    assert catalog.follow_records("ids", "uid", 6, np.empty(0, np.int64)).sizes == range(5, 7)
+    with pytest.raises(Conflict, match="has 6 examples, asked to grow to 4"):
+        catalog.follow_records("ids", "uid", 4, np.empty(0, np.int64))
+
+
+def test_data_sets_in_use_are_those_of_open_runs():
+    service = InProcessService()
+    for dataset in ("one", "two", "three"):
+        service.register_dataset(dataset, 10)
+    for run, dataset in (("a", "two"), ("b", "one"), ("c", "two")):
+        service.open_run(config_over(dataset, run, 10))
+    assert service.datasets() == ["one", "two"]
+    service.close_run("b")
+    assert service.datasets() == ["two"]
+
+
 def config_over(dataset: str, run: str, num_examples: int) -> RunConfig:
     return replace(make_config(num_examples), dataset=dataset, run=run)
 

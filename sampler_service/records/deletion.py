@@ -28,6 +28,7 @@ def delete(store: RecordStore, example_ids: Sequence[int] | np.ndarray) -> int:
 
     Raises:
         NotFound: an id that there is not; nothing is deleted then.
+        Conflict: other data is registered under the name since the store was opened.
         ConfigError: all that is left would be deleted, or ids that are no integers.
         Busy: another process is changing the data set.
         Unavailable: the disk is full.

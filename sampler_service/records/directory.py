@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sampler_service.config import check_name, default_data_dir
-from sampler_service.errors import Busy, ConfigError, NotFound, SamplerError
+from sampler_service.errors import Busy, ConfigError, Conflict, NotFound, SamplerError
 from sampler_service.records.manifest import MANIFEST
 from sampler_service.records.store import RecordStore
 
@@ -49,8 +49,15 @@ class DataDirectory:
             raise ConfigError(f"dataset name {name!r} must not have a part that is empty, . or ..")
         return self.path / name
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a data set of this name."""
+        try:
+            return (self.folder(name) / MANIFEST).exists()
+        except ConfigError:
+            return False
+
     def open(self, name: str) -> RecordStore:
-        """A data set; the same object each time.
+        """A data set; the same object each time, until other data is seen under its name.
 
         Raises:
             NotFound: none of this name is registered; the message says which are.
@@ -67,6 +74,22 @@ class DataDirectory:
                     ) from error
             return self._open[name]
 
+    def newest(self, name: str) -> RecordStore:
+        """A data set as it is by now; another object than before where other data is registered under its name.
+
+        Raises:
+            NotFound, Damaged: see `open`.
+        """
+        store = self.open(name)
+        try:
+            store.refresh()
+        except Conflict:  # who reads the old one goes on with it
+            with self._lock:
+                if self._open.get(name) is store:
+                    del self._open[name]
+            return self.open(name)
+        return store
+
     def open_all(self) -> dict[str, RecordStore]:
         """All data sets by name."""
         return {name: self.open(name) for name in self.names()}
@@ -81,13 +104,11 @@ class DataDirectory:
         with self._lock:
             known = {name: self._open[name] for name in names if name in self._open}
             self._open = dict(known)
+        before = {name: store.version for name, store in known.items()}
         changed, failed = [], None
         for name in names:
             try:
-                if name not in known:
-                    self.open(name)
-                    changed.append(name)
-                elif known[name].refresh():
+                if self.newest(name).version != before.get(name):
                     changed.append(name)
             except SamplerError as error:
                 failed = failed or error

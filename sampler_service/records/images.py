@@ -1,4 +1,4 @@
-"""Folders of images, and whether images decode."""
+"""Folders of images, and whether images decode: those of more pixels than MOST_PIXELS do not."""
 
 from __future__ import annotations
 
@@ -32,22 +32,59 @@ LOOK = 8
 READERS = 8
 """files read at once: those of an object store take long to begin"""
 
+MOST_PIXELS = 8192 * 8192
+"""of an image, by its header: decoded they take four bytes each, out of a file that may have been made to have few"""
+
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""what Pillow raises for bytes that are no image, or a broken one, or one of too many pixels"""
+
+
+def open_image(data: bytes | pa.Buffer) -> Image.Image:
+    """An image of which the header was read, and nothing is decoded yet.
+
+    Raises:
+        Image.DecompressionBombError: it has more than MOST_PIXELS.
+        OSError, SyntaxError, ValueError, EOFError: it is no image that Pillow knows.
+    """
+    image = Image.open(io.BytesIO(data))
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError(
+            f"it has {image.width} x {image.height} pixels, and at most {MOST_PIXELS} are decoded"
+        )
+    return image
+
 
 def why_not(data: bytes | pa.Buffer) -> str:
     """Why bytes are no image that decodes; empty when they are one."""
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.format == "JPEG":
-            # Pillow verifies no JPEG, but decodes one at an eighth of its size in little time.
-            image.draft(None, (1, 1))
-            image.load()
-        else:
-            image.verify()
+        _try(data)
     except UnidentifiedImageError:
         return "it is no image that Pillow knows"
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         return str(error) or type(error).__name__
     return ""
+
+
+def _try(data: bytes | pa.Buffer) -> None:
+    """Raise one of UNDECODABLE unless bytes are an image that decodes."""
+    image = open_image(data)
+    if image.format == "JPEG":
+        # Pillow verifies no JPEG, but decodes one at an eighth of its size in little time.
+        image.draft(None, (1, 1))
+        image.load()
+    else:
+        image.verify()
+
+
+def _holds_image(data: bytes) -> bool:
+    """Whether bytes are an image, be it one of too many pixels."""
+    try:
+        _try(data)
+    except Image.DecompressionBombError:
+        return True
+    except UNDECODABLE:
+        return False
+    return True
 
 
 @contextmanager
@@ -65,7 +102,7 @@ def mark_images(schema: pa.Schema, first: pa.RecordBatch) -> pa.Schema:
         values = (
             first.column(field.name).drop_null().slice(0, LOOK).to_pylist() if pa.types.is_binary(field.type) else []
         )
-        held = any(not why_not(value) for value in values)
+        held = any(_holds_image(value) for value in values)
         fields.append(field.with_metadata({**(field.metadata or {}), **IMAGE}) if held else field)
     return pa.schema(fields)
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,14 @@ import numpy as np
 import pyarrow as pa
 
 from sampler_service.errors import ConfigError, Damaged, NotFound
-from sampler_service.records.checksums import checksum
+from sampler_service.records.checksums import checksum, checksum_of
+from sampler_service.types import Version
 
-FORMAT = 1
-"""of the manifest; another one is not read"""
+FORMAT = 2
+"""of the manifest; a later one is not read"""
+
+WITHOUT_UID = 1
+"""format of manifests that said no uid: that of a first shard stands for it, which all copies have"""
 
 MANIFEST = "manifest.json"
 
@@ -82,6 +87,8 @@ class Manifest:
     """A data set as it is registered.
 
     Attributes:
+        uid: of the registration. Copies have it too, appending and deleting keep it, and data that is registered anew
+            under the same name has another.
         generation: 1 at first, and one more after each change.
         schema: of the records; extension types and metadata of fields included.
         num_examples: rows of all shards, deleted ones too; ids are 0 … num_examples - 1.
@@ -94,6 +101,7 @@ class Manifest:
     schema: pa.Schema
     num_examples: int
     shards: tuple[ShardInfo, ...]
+    uid: str = field(default_factory=lambda: uuid.uuid4().hex)
     id_column: str | None = None
     selected: bool = False
     keys: FileInfo | None = None
@@ -104,13 +112,18 @@ class Manifest:
         """Of all its shards."""
         return sum(shard.bytes for shard in self.shards)
 
+    @property
+    def version(self) -> Version:
+        content = checksum_of("".join(file.checksum for file in self.files()).encode())
+        return Version(self.uid, self.generation, content)
+
     def files(self) -> Iterator[FileInfo]:
         """All files but the manifest itself."""
         yield from self.shards
         yield from (file for file in (self.keys, self.deleted) if file is not None)
 
     def to_json(self) -> str:
-        said: dict[str, Any] = {"format": FORMAT, "name": self.name, "generation": self.generation}
+        said: dict[str, Any] = {"format": FORMAT, "name": self.name, "uid": self.uid, "generation": self.generation}
         said |= {"num_examples": self.num_examples, "id_column": self.id_column, "selected": self.selected}
         said["columns"] = {field.name: str(field.type) for field in self.schema}  # for people; read is the next line
         said["schema"] = base64.b64encode(self.schema.serialize()).decode()
@@ -144,12 +157,14 @@ def manifest_from_json(text: str, where: str) -> Manifest:
     """See `read_manifest`; `where` is for the message."""
     try:
         said = json.loads(text)
-        if said["format"] != FORMAT:
+        if said["format"] not in (FORMAT, WITHOUT_UID):
             raise ConfigError(
-                f"{where} has format {said['format']}, and this version reads {FORMAT}: ingest the data set anew"
+                f"{where} has format {said['format']}, and this version reads up to {FORMAT}: install the version that "
+                "wrote it, or ingest the data set anew"
             )
         return Manifest(
             name=said["name"],
+            uid=said["shards"][0]["checksum"] if said["format"] == WITHOUT_UID else said["uid"],
             generation=said["generation"],
             schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["schema"]))),
             num_examples=said["num_examples"],
@@ -159,7 +174,7 @@ def manifest_from_json(text: str, where: str) -> Manifest:
             keys=FileInfo(**said["keys"]) if said["keys"] else None,
             deleted=Deleted(**said["deleted"]) if said["deleted"] else None,
         )
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
         if isinstance(error, ConfigError):
             raise
         raise Damaged(f"{where} can't be read ({type(error).__name__}: {error}): ingest the data set anew") from error

@@ -5,7 +5,7 @@ Shapes: b records, h x w pixels, c channels.
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sampler_service.errors import ConfigError
+from sampler_service.records.images import UNDECODABLE, open_image
 from sampler_service.types import Decoding, Int64
 
 CHANNELS = {"RGB": 3, "L": 1}
 
 MOST_PIXELS = 4096 * 4096
 """of one decoded image"""
+
+MOST_BYTES = 64 * 1024**2
+"""of the decoded images of one batch: those that no message could carry are not decoded at all"""
 
 
 class Store(Protocol):
@@ -116,7 +120,13 @@ class RecordReader:
             return _Decoder(how.mode, (how.width, how.height), scales=True)
         first = first_of(self._store)
         file = self._store.take(first, [how.column]).column(0)[0].as_py()
-        return _Decoder(how.mode, _open(file, int(first[0])).size, scales=False)
+        width, height = _open(file, int(first[0])).size
+        if width * height > MOST_PIXELS:
+            raise ConfigError(
+                f"the image of example {first[0]} has {width} x {height} pixels, and at most {MOST_PIXELS} are sent: "
+                "say the height and width to decode to"
+            )
+        return _Decoder(how.mode, (width, height), scales=False)
 
 
 class _Decoder:
@@ -134,7 +144,13 @@ class _Decoder:
         self.type = pa.fixed_shape_tensor(pa.uint8(), self._shape)
 
     def decode(self, files: pa.Array, example_ids: Int64) -> pa.Array:
-        pixels = np.empty((len(files), *self._shape), dtype=np.uint8)
+        shape = len(files), *self._shape
+        if math.prod(shape) > MOST_BYTES:
+            raise ConfigError(
+                f"{len(files)} images decoded to {self._shape} have {math.prod(shape)} bytes, and a batch may have "
+                f"{MOST_BYTES}: decode to a smaller height and width, or ask for a smaller batch_size"
+            )
+        pixels = np.empty(shape, dtype=np.uint8)
         for row, file in enumerate(files):
             pixels[row] = self._pixels(file.as_py(), int(example_ids[row]))
         storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), int(np.prod(self._shape)))
@@ -151,7 +167,7 @@ class _Decoder:
             image.draft(self._mode, self._size)  # JPEG can decode at a smaller scale, many times faster
         try:
             image = image.convert(self._mode)
-        except (OSError, ValueError, SyntaxError) as error:
+        except UNDECODABLE as error:
             raise ConfigError(_undecodable(example_id, error)) from error
         if image.size != self._size:
             image = image.resize(self._size, Image.Resampling.BILINEAR)
@@ -160,8 +176,8 @@ class _Decoder:
 
 def _open(file: bytes | None, example_id: int) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(file or b""))
-    except (OSError, ValueError, SyntaxError) as error:
+        return open_image(file or b"")
+    except UNDECODABLE as error:
         raise ConfigError(_undecodable(example_id, error)) from error
 
 

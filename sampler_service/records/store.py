@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sampler_service.errors import ConfigError, Damaged, NotFound
+from sampler_service.errors import ConfigError, Conflict, Damaged, NotFound
 from sampler_service.records.gather import Column, column_of
 from sampler_service.records.keys import Keys
 from sampler_service.records.manifest import Manifest, ShardInfo, read_deleted, read_manifest
+from sampler_service.types import Version
 
 SHOWN = 5
 """ids in a message"""
@@ -63,6 +64,11 @@ class RecordStore:
         return self.manifest.generation
 
     @property
+    def version(self) -> Version:
+        """What it is, and as of which change."""
+        return self._opened.version
+
+    @property
     def deleted(self) -> np.ndarray:
         """Deleted example_ids, int64, ascending; not to be written to."""
         return self._opened.deleted
@@ -101,11 +107,23 @@ class RecordStore:
         return opened.keys.ids_of(keys)
 
     def refresh(self) -> bool:
-        """Look for a newer generation on disk; whether there was one. Shards that are mapped stay so."""
+        """Look for a newer generation on disk; whether there was one. Shards that are mapped stay so.
+
+        Raises:
+            Conflict: other data is registered under the name by now; this store goes on reading what it was opened for.
+            NotFound, Damaged: see `open`.
+        """
         with self._lock:
-            if read_manifest(self.path) == self.manifest:  # not generations: it may have been removed and made anew
+            manifest = self.manifest
+            if read_manifest(self.path) == manifest:
                 return False
-            self._opened = _newest(self.path, self._opened.batches)
+            opened = _newest(self.path, self._opened.batches)
+            if opened.manifest.uid != manifest.uid:
+                raise Conflict(
+                    f"data set {manifest.name!r} was removed, and other data is registered in {self.path} since: open "
+                    "it anew"
+                )
+            self._opened = opened
             return True
 
 
@@ -114,6 +132,7 @@ class _Opened:
 
     def __init__(self, path: Path, manifest: Manifest, known: dict[ShardInfo, list[pa.RecordBatch]]) -> None:
         self.manifest = manifest
+        self.version = manifest.version
         self.deleted = read_deleted(path, manifest.deleted)
         self.deleted.flags.writeable = False
         self.keys = manifest.keys and Keys(path / manifest.keys.file, manifest.id_column or "")

@@ -266,7 +266,8 @@ def encode_batches(
         if added > wire.MAX_MESSAGE_BYTES - message_bytes:
             raise ConfigError(
                 f"the {len(batch.rows)} records of batch {batch.batch_id} have {len(message.records)} bytes, a message "
-                f"may have {wire.MAX_MESSAGE_BYTES - message_bytes}; ask for fewer columns, smaller images or batches"
+                f"may have {wire.MAX_MESSAGE_BYTES - message_bytes}; ask for fewer columns (columns=), smaller images "
+                "(decode=) or smaller batches (batch_size=)"
             )
         size += added
         if size >= message_bytes:

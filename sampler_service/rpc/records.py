@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_service.errors import Conflict, Damaged, NotFound
 from sampler_service.service import Service
-from sampler_service.types import Decoding, Int64, Recorded
+from sampler_service.types import Decoding, Int64, Recorded, Version
+
+CATCH_UP_S = 60.0
+"""within which records must be here that the service knows of from another node"""
+
+PAUSE_S = 0.2
+"""between two tries to have them here"""
 
 
 class Reader(Protocol):
@@ -25,16 +32,32 @@ class Reader(Protocol):
 class Records(Protocol):
     """Records of all datasets that have some."""
 
+    def bring(self, dataset: str) -> bool:
+        """Have here what other nodes have of a dataset that is newer, or that is not here at all; may take long.
+
+        Returns:
+            False: what is here stays as it is for now.
+
+        Raises:
+            Conflict: nodes have different data under the same name.
+            Damaged, Unavailable, Busy: it could not be copied, and there is nothing of it here.
+        """
+        ...
+
     def describe(self, dataset: str) -> Recorded:
-        """What there is now.
+        """What there is here now.
 
         Raises:
             NotFound: there are no records.
         """
         ...
 
-    def generation(self, dataset: str) -> int:
-        """Rises when examples are appended or deleted; cheap to ask."""
+    def version(self, dataset: str) -> Version:
+        """Which data there is here, and as of which change; cheap to ask.
+
+        Raises:
+            NotFound: there are no records.
+        """
         ...
 
     def reader(self, dataset: str, columns: Sequence[str], decode: Sequence[Decoding]) -> Reader:
@@ -50,10 +73,13 @@ class Records(Protocol):
 class NoRecords:
     """A service that holds none."""
 
+    def bring(self, dataset: str) -> bool:  # noqa: ARG002
+        return True
+
     def describe(self, dataset: str) -> NoReturn:
         raise no_records(dataset)
 
-    def generation(self, dataset: str) -> NoReturn:
+    def version(self, dataset: str) -> NoReturn:
         raise no_records(dataset)
 
     def reader(self, dataset: str, columns: Sequence[str], decode: Sequence[Decoding]) -> NoReturn:  # noqa: ARG002
@@ -67,24 +93,20 @@ def no_records(dataset: str) -> NotFound:
 
 
 def follow(service: Service, records: Records, dataset: str) -> Recorded:
-    """Have the service know of a dataset what its records are by now: how many, and which of them were deleted.
+    """Have the service know of a dataset what its records here are by now: how many, and which of them were deleted.
 
     Raises:
         NotFound: there are no records.
-        Conflict: there are fewer than the service knows of: other data under the same name.
+        Conflict: they are other data than the service knows under this name.
     """
     found = records.describe(dataset)
-    try:
-        service.register_dataset(dataset, found.num_examples)
-    except Conflict:
-        service.grow_dataset(dataset, found.num_examples)
-    if len(found.deleted):
-        service.delete_examples(dataset, found.deleted)
+    service.follow_records(dataset, found.uid, found.num_examples, found.deleted)
     return found
 
 
 class FollowedRecords:
-    """The records that one stream reads. What is appended or deleted meanwhile, the service hears of here.
+    """The records that one stream reads. What is appended or deleted here meanwhile, the service hears of at the
+    trainer's next request.
 
     Args:
         service: it lends the batches.
@@ -94,6 +116,7 @@ class FollowedRecords:
 
     Raises:
         NotFound, ConfigError: see `Records.reader`.
+        Conflict, Damaged, Unavailable, Busy: see `Records.bring`.
     """
 
     def __init__(self, service: Service, records: Records, dataset: str, asked: pb.RecordsRequest) -> None:
@@ -102,22 +125,55 @@ class FollowedRecords:
             Decoding(column=how.column, mode=how.mode or "RGB", height=how.height, width=how.width)
             for how in asked.decode
         ]
+        records.bring(dataset)
+        self._uid = records.describe(dataset).uid
         self._reader = records.reader(dataset, list(asked.columns), decode)
-        self._generation = -1
+        self._followed: Version | None = None
         self.schema_message = self._reader.schema_message
 
     def follow(self) -> None:
-        """Have the service know of what was appended and deleted; cheap while nothing was."""
-        generation = self._records.generation(self._dataset)
-        if generation != self._generation:
-            follow(self._service, self._records, self._dataset)
-            self._generation = generation
+        """Have the service know of what was appended and deleted; cheap while nothing was.
+
+        Raises:
+            Conflict: the data was removed, and there is other data under its name.
+            Damaged: it was removed.
+        """
+        try:
+            version = self._records.version(self._dataset)
+            if version.uid != self._uid:
+                raise Conflict(
+                    f"the records of dataset {self._dataset!r} were removed while they were read, and other data is "
+                    "registered under its name: ingest that under another name, and restore these"
+                )
+            if version != self._followed:
+                follow(self._service, self._records, self._dataset)
+                self._followed = version
+        except NotFound as error:
+            raise self._gone(error) from error
 
     def encode(self, example_ids: Int64) -> bytes:
-        """Records of the ids (b,), in their order, as an Arrow IPC record batch message."""
+        """Records of the ids (b,), in their order, as an Arrow IPC record batch message. Those of which another node
+        was quicker to tell the service are waited for.
+
+        Raises:
+            Damaged: there are none such, or after CATCH_UP_S they are still not here.
+            ConfigError: see `records.reading.RecordReader`.
+        """
         try:
             return self._reader.encode(example_ids)
-        except NotFound as error:  # to a stream this would say that its session is forgotten
-            raise Damaged(
-                f"the records of dataset {self._dataset!r} here are not those of its runs: {error}"
-            ) from error
+        except NotFound:
+            self._catch_up()
+        try:
+            return self._reader.encode(example_ids)
+        except NotFound as error:
+            raise self._gone(error) from error
+
+    def _catch_up(self) -> None:
+        until = time.monotonic() + CATCH_UP_S
+        while not self._records.bring(self._dataset) and time.monotonic() < until:
+            time.sleep(PAUSE_S)
+        self.follow()
+
+    def _gone(self, error: NotFound) -> Damaged:
+        """What is raised in its place: to a stream it would say that its session is forgotten."""
+        return Damaged(f"the records of dataset {self._dataset!r} here are not those of its runs: {error}")

@@ -21,6 +21,7 @@ from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service.config import ServiceConfig
 from sampler_service.errors import ConfigError
 from sampler_service.rpc.batches import BatchesServicer
+from sampler_service.rpc.following import Follower
 from sampler_service.rpc.records import NoRecords, Records
 from sampler_service.rpc.servicer import (
     ControlServicer,
@@ -79,14 +80,14 @@ class Server:
     Args:
         service: what it serves.
         config: where and how.
-        records: of datasets; None: it has none.
+        records: of datasets, whose changes the service is told of; None: it has none.
 
     Raises:
         ConfigError: the port is in use.
     """
 
     def __init__(self, service: Service, config: ServiceConfig, records: Records | None = None) -> None:
-        records = records or NoRecords()
+        held, records = records, records or NoRecords()
         threads = config.max_trainers + CONTROL_THREADS
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc")
         # One call more than there are threads is refused with RESOURCE_EXHAUSTED instead of waiting unseen. Streams
@@ -105,10 +106,13 @@ class Server:
         self._server.start()
         for name in ("", *(pb.DESCRIPTOR.services_by_name[name].full_name for name in _SERVICES)):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._follower = Follower(service, held, config.follow_s) if held else None
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Say NOT_SERVING, end the streams after what they are sending, then close. Returns when it is done."""
         self._health.enter_graceful_shutdown()
+        if self._follower is not None:
+            self._follower.stop()
         self._batches.drain()
         self._server.stop(grace_s).wait()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -57,6 +57,7 @@ class DatasetsServicer(pb_grpc.DatasetsServicer):
 
     def Describe(self, request: pb.DescribeDatasetRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
+            self._records.bring(request.dataset)
             found = follow(self._service, self._records, request.dataset)
             return pb.DescribeDatasetResponse(num_examples=found.num_examples, schema=found.schema)
 

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sampler_service.errors import Unavailable
-from sampler_service.records.copies import Fetch, bring_up_to_date, serve_piece
+from sampler_service.records.copies import Fetch, serve_piece
 from sampler_service.runtime.calls import answer
 
 PIECE_S = 60.0
@@ -35,18 +35,3 @@ def fetch_from(node: str, folder: Path) -> Fetch:
             raise Unavailable(f"waited for {what}: {error}") from error
 
     return fetch
-
-
-def copy_from(node: str, folder: Path, there: Path | None = None) -> int:
-    """Have in a folder of this node what another node has of a data set; bytes that were fetched.
-
-    Args:
-        node: the other's id, as Ray has it.
-        folder: DATA_DIR/dataset here.
-        there: that folder on the other node; None: the same path.
-
-    Raises:
-        Unavailable: the node does not answer, or the disk is full; what was fetched is kept.
-        Damaged, Busy: see `records.copies.bring_up_to_date`.
-    """
-    return bring_up_to_date(folder, fetch_from(node, there or folder), f"node {node}")

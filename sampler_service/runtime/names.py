@@ -1,8 +1,8 @@
 """What the actors of a service are called, and which of them there are.
 
 A service is a Ray namespace, so that several share a cluster without meeting. Its actors are found again by name:
-`registry`, `gateway:G`, `page:P`, and of each opening T of a run R `run:R:T`, `shard:R:T:0`, `weights:R:T` and
-`scorer:R:T:0`. No name of a run or service has a colon.
+`registry`, `gateway:G`, `page:P`, `holdings:NODE`, and of each opening T of a run R `run:R:T`, `shard:R:T:0`,
+`weights:R:T` and `scorer:R:T:0`. No name of a run or service has a colon.
 """
 
 from __future__ import annotations

@@ -49,6 +49,12 @@ class RayService:
     def delete_examples(self, dataset: str, example_ids: Int64) -> Dataset:
         return self._tell(*self._ask("delete_examples", dataset, example_ids))
 
+    def follow_records(self, dataset: str, uid: str, num_examples: int, deleted: Int64) -> Dataset:
+        return self._tell(*self._ask("follow_records", dataset, uid, num_examples, deleted))
+
+    def datasets(self) -> list[str]:
+        return self._ask("datasets")
+
     def open_run(self, config: RunConfig) -> bool:
         # Starting a run's actors takes longer than a call to one.
         return self._ask("open_run", config, timeout_s=4 * self._call_s)

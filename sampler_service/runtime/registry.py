@@ -122,6 +122,15 @@ class Registry:
         """The same without some of its examples."""
         return self._change(dataset, lambda: self._catalog.delete_examples(dataset, example_ids))
 
+    def follow_records(self, dataset: str, uid: str, num_examples: int, deleted: Int64) -> tuple[Dataset, list[str]]:
+        """The same as its records are."""
+        return self._change(dataset, lambda: self._catalog.follow_records(dataset, uid, num_examples, deleted))
+
+    def datasets(self) -> list[str]:
+        self._settled()
+        with self._lock:
+            return self._catalog.datasets()
+
     def _change(self, dataset: str, change: Callable[[], Dataset]) -> tuple[Dataset, list[str]]:
         with self._lock:
             self._settled()

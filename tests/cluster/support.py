@@ -26,7 +26,7 @@ PATIENT = sampler.Timeouts(call_s=60, batch_s=60, report_s=60, reconnect_s=60)
 OPEN_CLUSTER = {"RAY_AUTH_MODE": "disabled"}
 """Whether Ray asks for a token depends on the home directory otherwise."""
 
-OURS = ("Gateway", "Page", "Registry", "RunHost", "Shard", "ScorerHost", "WeightsStore")
+OURS = ("Gateway", "Page", "Registry", "RunHost", "Shard", "ScorerHost", "WeightsStore", "Holdings")
 """classes of our actors"""
 
 

@@ -1,17 +1,15 @@
-"""Data sets on a real Ray: shards are written by Ray Data, and go from node to node."""
+"""Data sets on a real Ray: shards are written by Ray Data."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from sampler_service.records import RecordStore, verify
-from tests.cluster.support import OPEN_CLUSTER, cli, python, ray_head
+from tests.cluster.support import OPEN_CLUSTER, cli, ray_head
 from tests.records.support import all_of, image, table_of
 
 pytestmark = pytest.mark.timeout(300)
@@ -48,43 +46,3 @@ def test_ray_data_writes_the_shards_that_this_process_would_and_keeps_them_when_
         row for number in range(6) for row in pq.read_table(source / f"{number}.parquet").to_pylist()
     ]
     assert {name: (tmp_path / "data" / name).stat().st_mtime_ns for name in kept} == kept, "not written again"
-
-
-TWO_NODES = """
-import json
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from sampler_service.errors import Unavailable
-from sampler_service.runtime import copies
-cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
-other = cluster.add_node(num_cpus=1)
-ray.init(cluster.address, logging_level="error")
-cluster.wait_for_nodes()
-here, there = Path({here!r}), Path({there!r})
-said = [copies.copy_from(other.node_id, here, there), copies.copy_from(other.node_id, here, there)]
-cluster.remove_node(other)
-copies.PIECE_S = 20
-try:
-    copies.copy_from(other.node_id, here, there)
-except Unavailable as error:
-    said.append(str(error))
-ray.shutdown()
-cluster.shutdown()
-print(json.dumps(said))
-"""
-
-
-def test_a_node_brings_its_copy_up_to_that_of_another(tmp_path: Path):
-    from sampler_service.records import ingest
-
-    original = ingest(table_of(500), "data", data_dir=tmp_path / "there", id_column="key")
-    first, second, gone = json.loads(
-        python(TWO_NODES.format(here=str(tmp_path / "here/data"), there=str(original.path)))
-    )
-    assert (first, second) == (sum(file.bytes for file in original.manifest.files()), 0)
-    copy = RecordStore.open(tmp_path / "here/data")
-    verify(copy, sources=False)
-    assert copy.take(copy.ids_of(["k0499"]), ["number"]).to_pydict() == {"number": [4990]}
-    assert np.array_equal(copy.deleted, [])
-    assert "manifest.json of data from node" in gone

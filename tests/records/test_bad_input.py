@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import ImageFile
 
 from sampler_service.errors import ConfigError, Damaged, NotFound
-from sampler_service.records import DataDirectory
+from sampler_service.records import DataDirectory, images
 from tests.records.support import Ingest, image, table_of, write_tar
 
 
@@ -114,6 +117,38 @@ def test_an_image_that_does_not_decode_is_named_or_left_out_and_counted(register
     store = register(tmp_path, "good", on_bad="skip")
     assert store.take(np.array([0]), ["path"]).to_pydict() == {"path": ["a/1.jpg"]}
     assert store.manifest.shards[0].skipped == ("a/cut.jpg", "b/cut.png", "b/empty.png", "b/text.jpg")
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    """A PNG file that says how large it is, and has not a pixel."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")]
+    packed = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded_but_named_or_left_out(register: Ingest, tmp_path):
+    (tmp_path / "1.png").write_bytes(image(1))
+    (tmp_path / "large.png").write_bytes(header_of_png(8192, 8193))
+    (tmp_path / "larger.png").write_bytes(header_of_png(60_000, 60_000))
+    with pytest.raises(
+        Damaged, match=r"large.png of .* used: column 'image': it has 8192 x 8193 pixels, and at most 67108864 are"
+    ):
+        register(tmp_path)
+    store = register(tmp_path, "good", on_bad="skip")
+    assert store.manifest.shards[0].skipped == ("large.png", "larger.png")
+    (tmp_path / "edge.png").write_bytes(header_of_png(8192, 8192))
+    with pytest.raises(Damaged, match=r"edge.png .* can't be used: column 'image': (?!it has)"):
+        register(tmp_path / "edge.png", format="images")
+
+
+def test_a_jpeg_of_too_many_pixels_is_not_decoded_either(register: Ingest, monkeypatch):
+    jpeg = image(1, "JPEG", 64)
+    monkeypatch.setattr(images, "MOST_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(Damaged, match="column 'picture': it has 64 x 64 pixels, and at most 4095"):
+        register(pa.table({"picture": [jpeg]}))
 
 
 def test_a_bad_image_in_a_table_is_named_by_its_row(register: Ingest):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sampler_service.errors import Damaged, Unavailable
-from sampler_service.records import RecordStore, copies, delete, verify
+from sampler_service.errors import ConfigError, Conflict, Damaged, Unavailable
+from sampler_service.records import RecordStore, copies, delete, ingest, verify
 from sampler_service.records.copies import bring_up_to_date, serve_piece
 from tests.records.support import Ingest, all_of, table_of
 
@@ -105,6 +108,92 @@ def test_a_copy_that_was_damaged_is_mended(node: Node, tmp_path):
     (folder / "00000.arrow").write_bytes(b"short")
     assert bring_up_to_date(folder, node.fetch) > 0
     verify(RecordStore.open(folder))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files that a manifest names, and of the manifest."""
+    names = {"manifest.json", *(file.file for file in RecordStore.open(folder).manifest.files())}
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_other_data_is_not_overwritten(node: Node, tmp_path):
+    store = ingest(table_of(40), "data", data_dir=tmp_path / "other")
+    before = contents(store.path)
+    with pytest.raises(
+        Conflict, match=r"'data' on node b \(registered as .{8}, generation 1\) and on node a .* generation 2\) is diff"
+    ):
+        bring_up_to_date(store.path, node.fetch, "node a", "node b")
+    assert contents(store.path) == before
+    assert node.asked == {"manifest.json": 1}
+
+
+def append(*numbers: int) -> Callable[[Path], None]:
+    table = table_of(max(numbers) + 1).take(list(numbers))
+    return lambda folder: ingest(table, "data", data_dir=folder.parent, append=True) and None
+
+
+def deletion(*ids: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for example_id in ids:
+            delete(RecordStore.open(folder), [example_id])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (append(200), append(300)),
+        (append(200), append(300, 301)),
+        (append(200), deletion(1, 2)),
+        (deletion(3), append(300)),
+        (deletion(3), deletion(4)),
+        (deletion(3), deletion(4, 5)),
+        (deletion(3, 4), deletion(3, 5, 6)),
+    ],
+)
+def test_a_copy_that_was_changed_by_itself_is_not_overwritten(node: Node, tmp_path, here, there):
+    folder = tmp_path / "other/data"
+    shutil.copytree(node.folder, folder)
+    here(folder)
+    there(node.folder)
+    before = contents(folder)
+    with pytest.raises(Conflict, match=r"was changed on this node .* and on the other node .* and make its changes ag"):
+        bring_up_to_date(folder, node.fetch)
+    assert contents(folder) == before
+    verify(RecordStore.open(folder), sources=False)
+
+
+@pytest.mark.parametrize("change", [append(200), deletion(3), deletion(3, 4)])
+def test_what_is_newer_here_stays(node: Node, tmp_path, change):
+    folder = tmp_path / "other/data"
+    shutil.copytree(node.folder, folder)
+    change(folder)
+    before = contents(folder)
+    assert bring_up_to_date(folder, node.fetch) == 0
+    assert contents(folder) == before
+
+
+def test_copies_of_an_earlier_format_are_known_as_the_same_data(node: Node, register: Ingest, tmp_path):
+    def said(folder: Path) -> dict:
+        return json.loads((folder / "manifest.json").read_text())
+
+    def as_before(folder: Path) -> None:
+        earlier = said(folder) | {"format": 1}
+        del earlier["uid"]
+        (folder / "manifest.json").write_text(json.dumps(earlier))
+
+    folder = tmp_path / "other/data"
+    as_before(node.folder)
+    shutil.copytree(node.folder, folder)
+    uid = RecordStore.open(folder).version.uid
+    assert uid == register(table_of(160).slice(150), append=True).version.uid
+    assert bring_up_to_date(folder, node.fetch) > 0
+    assert (said(folder)["format"], said(folder)["uid"]) == (2, uid)
+    assert uid != ingest(table_of(7), "data", data_dir=tmp_path / "third").version.uid
+    (folder / "manifest.json").write_text(json.dumps(said(folder) | {"format": 3}))
+    with pytest.raises(ConfigError, match="has format 3, and this version reads up to 2"):
+        RecordStore.open(folder)
 
 
 def test_no_other_file_is_served(node: Node):

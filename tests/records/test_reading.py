@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from sampler_client import wire
 from sampler_service.errors import ConfigError
+from sampler_service.records import images, reading
 from sampler_service.records.reading import RecordReader, first_of
 from sampler_service.types import Decoding
 from tests.memory_records import TableStore, png, table_of
@@ -75,6 +77,33 @@ def test_an_image_that_does_not_decode_is_named(broken: bytes) -> None:
     reader = RecordReader(store, decode=[Decoding(column="image", height=64, width=64)])
     with pytest.raises(ConfigError, match="the image of example 1 does not decode"):
         reader.read(np.arange(2))
+
+
+def test_an_image_of_too_many_pixels_is_named_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_of(png(1), png(2, size=(20, 30)), jpeg(20, 30))
+    reader = RecordReader(store, decode=[Decoding(column="image", height=8, width=8)])
+    assert reader.read(np.arange(3)).num_rows == 3
+    monkeypatch.setattr(images, "MOST_PIXELS", 599)
+    for broken in (1, 2):
+        with pytest.raises(ConfigError, match=f"example {broken} does not decode .it has 20 x 30 pixels, and at most"):
+            reader.read(np.array([0, broken]))
+
+
+def test_images_of_their_own_size_are_no_larger_than_others_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_PIXELS", 100)
+    with pytest.raises(ConfigError, match=r"the image of example 0 has 20 x 30 pixels, .*say the height and width"):
+        RecordReader(store_of(png(2, size=(20, 30))), decode=[Decoding(column="image")])
+
+
+def test_images_that_no_message_could_carry_are_not_decoded() -> None:
+    assert reading.MOST_BYTES == wire.MAX_MESSAGE_BYTES
+    reader = RecordReader(store_of(png(1)), decode=[Decoding(column="image", height=4096, width=4096)])
+    with pytest.raises(
+        ConfigError,
+        match=r"100000 images decoded to \(4096, 4096, 3\) have 5033164800000 bytes, and a batch may have 67108864: "
+        "decode to a smaller height and width, or ask for a smaller batch_size",
+    ):
+        reader.read(np.zeros(100_000, np.int64))
 
 
 @pytest.mark.parametrize(

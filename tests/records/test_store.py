@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler_service.errors import ConfigError, Damaged, NotFound
+from sampler_service.errors import ConfigError, Conflict, Damaged, NotFound
 from sampler_service.records import DataDirectory, RecordStore, delete
 from sampler_service.records import tables as tables_module
 from sampler_service.records import writing as writing_module
@@ -152,12 +152,34 @@ def test_a_store_sees_what_is_new_when_it_is_refreshed_and_not_before(register: 
     assert first.take(np.array([14])).to_pylist() == table_of(15).slice(14).to_pylist()
 
 
-def test_a_data_set_that_was_removed_and_made_anew_is_seen_as_another(register: Ingest):
-    store = register(table_of(10))
+def test_a_data_set_that_was_removed_and_made_anew_is_another(register: Ingest, data_dir):
+    directory = DataDirectory(data_dir)
+    register(table_of(10))
+    assert directory.refresh() == ["data"]
+    store = directory.open("data")
     shutil.rmtree(store.path)
     register(table_of(20).slice(10))
-    assert store.refresh()
-    assert store.take(np.array([0]), ["number"]).to_pydict() == {"number": [100]}
+    for _ in range(2):
+        with pytest.raises(
+            Conflict, match=r"'data' was removed, and other data is registered in .*data since: open it"
+        ):
+            store.refresh()
+    with pytest.raises(Conflict):
+        delete(store, [3])
+    assert store.take(np.array([0]), ["number"]).to_pydict() == {"number": [0]}, "who reads it goes on"
+    assert directory.refresh() == ["data"]
+    assert directory.open("data").take(np.array([0]), ["number"]).to_pydict() == {"number": [100]}
+    assert directory.refresh() == []
+
+
+def test_appending_and_deleting_keep_the_uid_and_registering_anew_does_not(register: Ingest):
+    store = register(table_of(10))
+    delete(store, [3])
+    grown = register(table_of(12).slice(10), append=True)
+    assert {store.version.uid, grown.version.uid, RecordStore.open(store.path).version.uid} == {store.version.uid}
+    assert [store.version.generation, grown.version.generation] == [2, 3]
+    shutil.rmtree(store.path)
+    assert register(table_of(10)).version.uid != store.version.uid
 
 
 def test_deleted_ids_are_refused_by_name_and_can_be_read(register: Ingest):
