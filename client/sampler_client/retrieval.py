@@ -145,7 +145,7 @@ def warm_up(progress: float, *, begin: float = 0.1, end: float = 0.3) -> float:
         raise ConfigError(f"progress must lie in [0, 1], got {progress}")
     if progress >= end:
         return 1.0
-    return max(0.0, (progress - begin) / (end - begin))
+    return 0.0 if progress <= begin else (progress - begin) / (end - begin)
 
 
 class CollapseDetector:

@@ -68,6 +68,7 @@ def test_an_equivalent_partner_counts_as_found():
 def test_hardness_rises_once_the_warm_up_is_over():
     assert [warm_up(p, begin=0.1, end=0.3) for p in (0.0, 0.1, 0.2, 0.3, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
     assert warm_up(0.0, begin=0.0, end=0.0) == 1.0
+    assert [warm_up(p, begin=0.2, end=0.2) for p in (0.0, 0.1, 0.2)] == [0, 0, 1], "all at once"
 
 
 def test_a_collapse_is_noticed_after_as_many_batches_in_a_row():
