@@ -78,6 +78,20 @@ def test_two_files_of_features_need_no_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(pairs.test.left, pairs.test.right)
 
 
+def test_an_image_of_several_captions_is_in_one_part(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", np.repeat(rng.normal(size=(40, 3)), 5, axis=0))
+    np.save(tmp_path / "captions.npy", rng.normal(size=(200, 3)))
+    pairs = load_pairs(None, str(tmp_path / "images.npy"), str(tmp_path / "captions.npy"))
+    parts = (pairs.train, pairs.val, pairs.test)
+    assert [len(part) for part in parts] == [160, 20, 20]
+    images = [{row.numpy().tobytes() for row in part.left} for part in parts]
+    assert [len(each) for each in images] == [32, 4, 4] and len(set.union(*images)) == 40
+    np.save(tmp_path / "images.npy", np.ones((200, 3)))
+    with pytest.raises(DataError, match="the train part has no pairs"):
+        load_pairs(None, str(tmp_path / "images.npy"), str(tmp_path / "captions.npy"))
+
+
 @pytest.mark.parametrize(
     ("sides", "words"),
     [
