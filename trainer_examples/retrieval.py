@@ -105,9 +105,11 @@ def train(method: str, data: PairData, rate: float, *, epochs: int, seed: int, a
     loader: Any = DataLoader(range(len(data.train)), batch_size=BATCH_SIZE, shuffle=True)  # pyright: ignore
     if method == "mined":
         loader = attached(loader, data.train, address, epochs=epochs, seed=seed)
+    detector = CollapseDetector(MARGIN)
     for epoch in range(epochs):
         began = time.perf_counter()
-        run.collapses += one_epoch(model, optimizer, data.train, loader, hardnesses(method, epoch, epochs, len(loader)))
+        hardness = hardnesses(method, epoch, epochs, len(loader))
+        run.collapses += one_epoch(model, optimizer, data.train, loader, hardness, detector)
         schedule.step()
         run.seconds += time.perf_counter() - began
         found = recall_at_k(*model.embed(data.val), ks=KS, group=data.val.group)
@@ -138,10 +140,15 @@ def attached(loader: Any, pairs: Pairs, address: str, *, epochs: int, seed: int)
 
 
 def one_epoch(
-    model: TwoSides, optimizer: torch.optim.Optimizer, pairs: Pairs, loader: Any, hardness: Iterator[float]
+    model: TwoSides,
+    optimizer: torch.optim.Optimizer,
+    pairs: Pairs,
+    loader: Any,
+    hardness: Iterator[float],
+    detector: CollapseDetector,
 ) -> bool:
-    """Whether it collapsed; from there on the epoch has the sum of hinges."""
-    loss_of, detector, collapsed = MaxOfHinges(MARGIN), CollapseDetector(MARGIN), False
+    """Whether it collapsed; from there on the epoch has the sum of hinges. The detector goes on from epoch to epoch."""
+    loss_of, collapsed = MaxOfHinges(MARGIN), False
     for item, hard in zip(loader, hardness, strict=True):
         rows, batch = item if isinstance(loader, sampler.SampledLoader) else (item, None)
         loss_of.hardness = 0.0 if collapsed else hard

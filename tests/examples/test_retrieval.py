@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sampler_client.retrieval import CollapseDetector
 from trainer_examples import retrieval
 from trainer_examples.data import DataError
 from trainer_examples.models import encoder
@@ -168,9 +169,15 @@ def test_a_collapse_brings_the_sum_of_hinges_back(folder: Path) -> None:
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, 0.1)  # all embeddings alike
     still = torch.optim.SGD(model.parameters(), lr=1e-12)
-    batches = [torch.arange(40)] * 60
-    assert retrieval.one_epoch(model, still, pairs.train, batches, iter([1.0] * 60))
-    assert not retrieval.one_epoch(model, still, pairs.train, batches, iter([0.0] * 60))
+
+    def collapsed(batches: int, hardness: float, detector: CollapseDetector) -> bool:
+        rows = [torch.arange(40)] * batches
+        return retrieval.one_epoch(model, still, pairs.train, rows, iter([hardness] * batches), detector)
+
+    assert collapsed(60, 1.0, CollapseDetector(retrieval.MARGIN))
+    assert not collapsed(60, 0.0, CollapseDetector(retrieval.MARGIN))
+    detector = CollapseDetector(retrieval.MARGIN)
+    assert [collapsed(20, 1.0, detector) for _ in range(3)] == [False, False, True], "epochs are short"
 
 
 @pytest.mark.ray
