@@ -30,4 +30,8 @@ def test_it_compares_all_windows(tmp_path, capsys):
     accuracy = {row["window"]: row["accuracy"] for row in rows}
     assert headline["accuracy_gap_0_25"] == pytest.approx(accuracy["0% to 25%"] - accuracy["never"])
     assert all(row["least_drawn"] >= 1 for row in rows if row["window"] == "never")
+    assert {row["steps"] for row in rows} == {4 * 7}
+    hard = {row["window"]: row["hard_steps"] for row in rows}
+    assert (hard.pop("never"), hard.pop("always")) == (0, 4 * 7)
+    assert len(hard) == 4 and set(hard.values()) <= {7, 8, 9}, "a phase ends with an epoch, of two steps or more"
     assert "hard examples" in capsys.readouterr().out
