@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ from sampler_client.robust.attacks import attack
 from trainer_examples.comparison import TUNING_SEED
 from trainer_examples.data import ImageData, load, shifted
 from trainer_examples.models import Pixels, cnn
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 
 BATCH = 64  # rows of a step, whatever they are mixed of
 GROUPS = 4  # images in a mixed one at the start
@@ -241,11 +241,6 @@ def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
     return {method: [run for run in runs if run.method == method] for method in dict.fromkeys(r.method for r in runs)}
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and deviation of one run from another."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 def _table(name: str, runs: list[Run]) -> Table:
     title = f"{name}\n{runs[0].rows:,} rows for each method; errors in %, mean ± deviation over seeds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
@@ -254,16 +249,16 @@ def _table(name: str, runs: list[Run]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for method, own in _by_method(runs).items():
         errors = [[run.error for run in own], *zip(*(run.attacked for run in own), strict=True)]
-        spread = [f"{100 * mean:.1f} ± {100 * deviation:.1f}" for mean, deviation in map(_spread, errors)]
+        cells = [f"{100 * mean:.1f} ± {100 * deviation:.1f}" for mean, deviation in map(spread, errors)]
         seconds = f"{statistics.mean(run.seconds for run in own):.0f}"
-        table.add_row(method, f"{own[0].rate:g}", f"{own[0].images:,}", *spread, seconds)
+        table.add_row(method, f"{own[0].rate:g}", f"{own[0].images:,}", *cells, seconds)
     return table
 
 
 def _write(path: Path, name: str, runs: list[Run]) -> None:
     headline: dict[str, float | None] = {}
     for method, own in _by_method(runs).items():
-        headline[f"error, {method}"], headline[f"deviation, {method}"] = _spread([run.error for run in own])
+        headline[f"error, {method}"], headline[f"deviation, {method}"] = spread([run.error for run in own])
         headline[f"error attacked at 2/255, {method}"] = statistics.mean(run.attacked[-1] for run in own)
     rows: list[dict[str, Any]] = [asdict(run) for run in runs]
     notes = [

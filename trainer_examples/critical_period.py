@@ -32,7 +32,7 @@ from sampler_service.embedded import running_service
 from trainer_examples.comparison import RATES, Settings, best_rate, full_loss
 from trainer_examples.data import ImageData, load
 from trainer_examples.models import make_model
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 
 BATCH_SIZE = 64
 WINDOW = 0.25
@@ -122,25 +122,23 @@ def main(
                 console.print(f"seed {seed}, hard examples {name}: accuracy {found['accuracy']:.2%}")
 
     table = Table(title=f"{images.name}: {HARD} in a window, shuffling outside; {seeds} seeds", title_justify="left")
-    for heading in ("hard examples", "test accuracy", "±", "over never", "training loss"):
-        table.add_column(heading, justify="left" if heading == "hard examples" else "right")
+    for heading in ("hard examples", "test accuracy", "over never", "training loss"):
+        table.add_column(heading, justify="left" if heading == "hard examples" else "right", no_wrap=True)
     headline: dict[str, float] = {}
     never_s = np.array([row["accuracy"] for row in rows if row["window"] == "never"])
     for name in schedules():
         mine = [row for row in rows if row["window"] == name]
         accuracy_s, loss_s = (np.array([row[key] for row in mine]) for key in ("accuracy", "training_loss"))
-        gap = float((accuracy_s - never_s).mean())
+        accuracy, gap = spread(accuracy_s.tolist()), spread((accuracy_s - never_s).tolist())
         table.add_row(
-            name,
-            f"{accuracy_s.mean():.2%}",
-            f"{accuracy_s.std(ddof=seeds > 1):.2%}",
-            f"{gap:+.2%}",
-            f"{loss_s.mean():.4g}",
+            name, "{:.2%} ± {:.2%}".format(*accuracy), "{:+.2%} ± {:.2%}".format(*gap), f"{loss_s.mean():.4g}"
         )
         if name != "never":
-            headline["accuracy_gap_" + name.replace("%", "").replace(" to ", "_")] = gap
+            window = name.replace("%", "").replace(" to ", "_")
+            headline[f"accuracy_gap_{window}"], headline[f"accuracy_gap_deviation_{window}"] = gap
     console.print(table)
-    write_result(json, name="critical_period", rows=rows, headline=headline)
+    notes = ["Gaps in accuracy are from `never`, paired by seed; deviations are over seeds, of a sample."]
+    write_result(json, name="critical_period", rows=rows, headline=headline, notes=notes)
     return headline
 
 

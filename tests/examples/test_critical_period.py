@@ -24,7 +24,7 @@ def test_windows_move_along_the_run():
 def test_it_compares_all_windows(tmp_path, capsys):
     out = tmp_path / "critical_period.json"
     headline = critical_period.main(examples=400, epochs=4, seeds=1, json=out)
-    assert len(headline) == 5
+    assert len(headline) == 2 * 5
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == 6
     accuracy = {row["window"]: row["accuracy"] for row in rows}

@@ -188,8 +188,12 @@ def test_the_comparison_runs_and_writes_its_figures(
     runs = retrieval.main(epochs=2, seeds=2, limit=400, json=tmp_path / "retrieval.json")
     assert [len(of_method) for of_method in runs.values()] == [2, 2, 2]
     written = json.loads((tmp_path / "retrieval.json").read_text())
-    largest, found = (np.mean([run.first for run in runs[method]]) for method in retrieval.METHODS[1:])
-    assert written["headline"]["mined_over_mh"] == pytest.approx(found / largest)
+    firsts = {method: np.array([run.first for run in of_method]) for method, of_method in runs.items()}
+    expected = firsts["mined"].mean() / firsts["max of hinges"].mean()
+    assert written["headline"]["mined_over_mh"] == pytest.approx(expected)
+    gaps = 100 * (firsts["mined"] - firsts["max of hinges"])
+    assert written["headline"]["mined_over_mh_points"] == pytest.approx(gaps.mean())
+    assert written["headline"]["mined_over_mh_points_deviation"] == pytest.approx(gaps.std(ddof=1))
     assert {row["method"] for row in written["rows"]} == set(retrieval.METHODS)
     assert written["headline"]["mined_seconds_over_mh"] > 0
     assert "halves of digits" in capsys.readouterr().out
