@@ -1,7 +1,7 @@
 """Balanced orders over shards: each walks its own examples, a part at a time, and the orders are interleaved.
 
-Source: Lu, Guo, De Sa, "GraB", NeurIPS 2022, arXiv 2205.10733, algorithm 4; interleaving after Cooper et al.,
-"CD-GraB", arXiv 2302.00845.
+Source: Lu, Guo, De Sa, "GraB", NeurIPS 2022, arXiv 2205.10733, algorithm 4. That shards walk by themselves is ours; in
+Cooper et al., "CD-GraB", arXiv 2302.00845, they share one sum.
 
 Shapes: n examples, r rows walked, d sketch length.
 """

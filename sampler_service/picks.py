@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from sampler_service.policies import Auto, Phases, Pick, Policy
@@ -26,6 +27,8 @@ class Picks:
         self._rows = 0  # reported when it was last asked
         self._sketched = False  # the same
         self.latest = Pick(policy)
+        self.since = -math.inf
+        """epoch that the present phase began with; without phases the policy has been there for ever"""
 
     def of(
         self,
@@ -51,6 +54,8 @@ class Picks:
         """
         if isinstance(self._policy, Phases):
             phase = self._policy.at(progress)
+            if phase.policy is not self.latest.policy:
+                self.since = epoch
             self.latest = Pick(phase.policy, f"the phase up to {phase.until:.0%} of the run")
         if not isinstance(self._policy, Auto):
             return self.latest

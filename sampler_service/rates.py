@@ -84,6 +84,11 @@ class PresentRates:
         """The run's, or what it picked last."""
         return self._picks.latest.policy
 
+    @property
+    def since(self) -> float:
+        """Epoch in which that came into force, if it is a phase's; else minus infinity."""
+        return self._picks.since
+
     def choose(self, epoch: int, steps: int, population: Population) -> Chosen:
         """Present rates of these examples, for `steps` steps (0: the epoch begins); made anew when the table has moved
         on far enough.

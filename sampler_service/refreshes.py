@@ -120,8 +120,8 @@ class Refreshes:
             return watched.table.version
 
     def lacking(self) -> str:
-        """What the run's policy can't do without and was not given; empty when there is nothing."""
-        watched, policy = self._watched, self._watched.policy
+        """What the policy in force can't do without and was not given; empty when there is nothing."""
+        watched, policy = self._watched, self._watched.rates.policy
         for column, what in _GIVE.items():
             if column not in self._wants(policy):
                 continue

@@ -15,7 +15,7 @@ import numpy as np
 from sampler_service.config import RunConfig
 from sampler_service.errors import ConfigError, Stale
 from sampler_service.leases import Group
-from sampler_service.policies import POLICIES, HardNegative, Policy, make_policy, read_options
+from sampler_service.policies import POLICIES, HardNegative, Phases, Policy, make_policy, read_options
 from sampler_service.population import Population
 from sampler_service.sketch.store import finite_rows
 from sampler_service.types import Float32, Int64, Report, ReportBlock
@@ -45,7 +45,8 @@ def policy_of(config: RunConfig) -> Policy:
         raise ConfigError(
             f"policy {config.policy!r} goes by the share of the run that is done; say how long: epochs=… or budget=…"
         )
-    if isinstance(policy, HardNegative) and config.sketch_dim % 2:
+    parts = [phase.policy for phase in policy.phases] if isinstance(policy, Phases) else [policy]
+    if config.sketch_dim % 2 and any(isinstance(part, HardNegative) for part in parts):
         raise ConfigError(
             f"policy 'hard_negative' keeps the embeddings of a pair side by side, sketch_dim is {config.sketch_dim}; "
             "make it twice the length of an embedding"

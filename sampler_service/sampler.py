@@ -198,9 +198,10 @@ class Sampler:
             trainer.seen(now)
             delivery = self._of(trainer)
             # Not sooner: of several ranks one may begin an epoch just before another gives what is needed.
-            begins = epoch > delivery.epoch and delivery.passes >= PATIENCE
+            passes = min(delivery.passes, epoch - self._rates.since)
+            begins = epoch > delivery.epoch and passes >= PATIENCE
             if begins and (lacking := self._refreshes.lacking()):
-                raise ConfigError(f"{lacking}; got none in {delivery.passes} epochs")
+                raise ConfigError(f"{lacking}; got none in {passes} epochs")
             self._rates.told(epoch, progress)
             first, num_steps = delivery.start_epoch(trainer, epoch, skip_examples, first_step, now, population)
             return EpochStarted(

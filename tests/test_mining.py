@@ -39,6 +39,11 @@ def policy(**options: float) -> HardNegative:
     return made
 
 
+def test_the_share_of_what_is_composed_rises_once_the_warm_up_is_over():
+    assert [policy(begin=0.1, end=0.3).hardness(p) for p in (0, 0.1, 0.2, 0.3, 1)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [policy(begin=0.2, end=0.2).hardness(p) for p in (0, 0.1, 0.2)] == [0, 0, 1], "all at once"
+
+
 @pytest.mark.parametrize("num_shards", [1, 4])
 @pytest.mark.parametrize("first", [1, 3])
 def test_bands_are_the_ranks_of_left_against_right(num_shards, first):

@@ -243,6 +243,16 @@ def test_a_policy_that_never_gets_what_it_needs_refuses_the_third_epoch(policy, 
         trainer.start(2)
 
 
+def test_a_phase_whose_policy_never_gets_what_it_needs_refuses_its_third_epoch():
+    trainer = run("phases", policy_options={"schedule": "0.3 shuffle; 1 poa"}, epochs=10)
+    for number in range(5):
+        epoch(trainer, number)
+    with pytest.raises(ConfigError, match=r"policy 'poa' needs a target .*; got none in 2 epochs"):
+        trainer.start(5)
+    trainer.sampler.set_target(TARGET)
+    assert trainer.start(5).policy == "poa"
+
+
 def test_a_run_that_does_not_fit_its_policy_is_refused():
     with pytest.raises(ConfigError, match="goes by the share of the run that is done; say how long: epochs="):
         make_sampler(N, policy="phases")
@@ -250,6 +260,9 @@ def test_a_run_that_does_not_fit_its_policy_is_refused():
         make_sampler(N, policy="hard_negative")
     with pytest.raises(ConfigError, match="side by side, sketch_dim is 5"):
         make_sampler(N, policy="hard_negative", epochs=2, sketch_dim=5)
+    with pytest.raises(ConfigError, match="side by side, sketch_dim is 5"):
+        options = {"schedule": "0.5 shuffle; 1 hard_negative"}
+        make_sampler(N, policy="phases", policy_options=options, epochs=2, sketch_dim=5)
 
 
 def test_each_phase_has_its_policy_and_no_cluster_is_left_out_early():

@@ -1,13 +1,13 @@
 """Cascading sums of images against mixup and against no mixing: errors, and errors under attack.
 
-    python -m trainer_examples.cascading_sum --per-class 20 --epochs 60     # scikit-learn's digits, a minute
+    python -m trainer_examples.cascading_sum --per-class 20 --epochs 60     # scikit-learn's digits, some minutes
     python -m trainer_examples.cascading_sum --data path/to/cifar10         # 500 images of each class, much longer
 
 A few images per class, a small CNN, random shifts (of colour images also flips) for all. Equal budgets: every method
 sends as many rows forward and backward through the model, in as many steps of `BATCH` rows, which is what training
 costs. A mixed row is made of up to `GROUPS` images, so the cascade *loads* more images in that time; the table says how
-many. Each method has the learning rate of `RATES` at which it errs least on a fifth of the training images, held out
-then; the cascade's variants have the cascade's.
+many. Each method has the learning rate of `RATES` at which it errs least on fifths of the training images that are
+held out then, the mean of `FOLDS` of them: one alone is 40 images where there are 20 of each class.
 
 The attack is projected gradient descent on the margin of the logits, which unlike a loss asks for no probabilities: the
 methods' are softmax's of one and sigmoids of the other.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -37,13 +37,14 @@ from sampler_client.robust.attacks import attack
 from trainer_examples.comparison import TUNING_SEED
 from trainer_examples.data import ImageData, load, shifted
 from trainer_examples.models import Pixels, cnn
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 
 BATCH = 64  # rows of a step, whatever they are mixed of
 GROUPS = 4  # images in a mixed one at the start
 CASCADE = 0.75  # share of the training over which they become one; the rest is plain
 ALPHA = 1.0  # of mixup's Beta distribution
 RATES = (0.01, 0.03, 0.1, 0.3)
+FOLDS = 3  # fifths of the training images that a rate is judged by
 WEIGHT_DECAY = 5e-4
 WIDTH = 16  # of the CNN
 RADII = (1 / 255, 2 / 255)  # of the attack, in pixels of 0 … 1
@@ -102,9 +103,6 @@ def methods(num_classes: int) -> dict[str, Loss]:
     }
 
 
-RATE_OF = {"cascade, different": "cascade", "cascade, same": "cascade"}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     method: str
@@ -141,12 +139,13 @@ class Task:
             pixels=scale.of(images), labels=labels, test_pixels=scale.of(test_images), test_labels=test_labels,
         )  # fmt: skip
 
-    def for_tuning(self) -> Task:
-        """A fifth of the training images are the test."""
-        (test, train), (of_test, of_train) = (
-            each.tensor_split([len(each) // 5]) for each in (self.pixels, self.labels)
-        )
-        return replace(self, pixels=train, labels=of_train, test_pixels=test, test_labels=of_test)
+    def for_tuning(self, fold: int) -> Task:
+        """A fifth of the training images are the test, others for each fold 0 … 4."""
+        held_out = torch.arange(len(self.labels)) % 5 == fold
+        return replace(
+            self, pixels=self.pixels[~held_out], labels=self.labels[~held_out],
+            test_pixels=self.pixels[held_out], test_labels=self.labels[held_out],
+        )  # fmt: skip
 
 
 def train(loss_of: Loss, task: Task, *, rate: float, steps: int, seed: int) -> tuple[nn.Module, int]:
@@ -181,12 +180,15 @@ def error(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
 
 
 def best_rate(loss_of: Loss, task: Task, steps: int) -> float:
-    """Of `RATES`, where the model errs least on training images that it did not see."""
-    task = task.for_tuning()
+    """Of `RATES`, where models err least on training images that they did not see."""
 
     def held_out(rate: float) -> float:
-        model, _ = train(loss_of, task, rate=rate, steps=steps, seed=TUNING_SEED)
-        return error(model, task.test_pixels, task.test_labels)
+        errors = []
+        for fold in range(FOLDS):
+            part = task.for_tuning(fold)
+            model, _ = train(loss_of, part, rate=rate, steps=steps, seed=TUNING_SEED)
+            errors.append(error(model, part.test_pixels, part.test_labels))
+        return statistics.fmean(errors)
 
     return min(RATES, key=held_out)
 
@@ -217,12 +219,10 @@ def main(
     task = Task.of(load(data, per_class=per_class))
     console.print(task.name, highlight=False)
     steps = max(1, epochs * len(task.pixels) // BATCH)
-    rates: dict[str, float] = {}
     runs: list[Run] = []
     for method, loss_of in methods(task.num_classes).items():
         # Half of the steps are enough to tell rates apart that differ by a factor of three.
-        rate = rates.get(RATE_OF.get(method, "")) or best_rate(loss_of, task, max(1, steps // 2))
-        rates[method] = rate
+        rate = best_rate(loss_of, task, max(1, steps // 2))
         for seed in range(seeds):
             runs.append(run_of(method, loss_of, task, rate=rate, steps=steps, seed=seed))
             console.print(f"{method}, rate {rate:g}, seed {seed}: error {runs[-1].error:.1%}", highlight=False)
@@ -241,11 +241,6 @@ def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
     return {method: [run for run in runs if run.method == method] for method in dict.fromkeys(r.method for r in runs)}
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and deviation of one run from another."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 def _table(name: str, runs: list[Run]) -> Table:
     title = f"{name}\n{runs[0].rows:,} rows for each method; errors in %, mean ± deviation over seeds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
@@ -254,16 +249,16 @@ def _table(name: str, runs: list[Run]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for method, own in _by_method(runs).items():
         errors = [[run.error for run in own], *zip(*(run.attacked for run in own), strict=True)]
-        spread = [f"{100 * mean:.1f} ± {100 * deviation:.1f}" for mean, deviation in map(_spread, errors)]
+        cells = [f"{100 * mean:.1f} ± {100 * deviation:.1f}" for mean, deviation in map(spread, errors)]
         seconds = f"{statistics.mean(run.seconds for run in own):.0f}"
-        table.add_row(method, f"{own[0].rate:g}", f"{own[0].images:,}", *spread, seconds)
+        table.add_row(method, f"{own[0].rate:g}", f"{own[0].images:,}", *cells, seconds)
     return table
 
 
 def _write(path: Path, name: str, runs: list[Run]) -> None:
     headline: dict[str, float | None] = {}
     for method, own in _by_method(runs).items():
-        headline[f"error, {method}"], headline[f"deviation, {method}"] = _spread([run.error for run in own])
+        headline[f"error, {method}"], headline[f"deviation, {method}"] = spread([run.error for run in own])
         headline[f"error attacked at 2/255, {method}"] = statistics.mean(run.attacked[-1] for run in own)
     rows: list[dict[str, Any]] = [asdict(run) for run in runs]
     notes = [
@@ -271,7 +266,7 @@ def _write(path: Path, name: str, runs: list[Run]) -> None:
         f"Equal budgets are equal rows forward and backward: {runs[0].rows:,} of them in steps of {BATCH}, mixed "
         "of `images` drawn.",
         f"attacked: error on at most {ATTACKED} test images at l_inf radii of {[round(255 * r) for r in RADII]}/255.",
-        f"Learning rates are of {RATES}, by a fifth of the training set that was held out.",
+        f"Learning rates are of {RATES}, by {FOLDS} fifths of the training set, each held out in its turn.",
     ]
     write_result(path, name="cascading_sum", rows=rows, headline=headline, notes=notes)
 

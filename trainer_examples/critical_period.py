@@ -3,10 +3,14 @@
     python -m trainer_examples.critical_period                                   # digits, in a minute
     python -m trainer_examples.critical_period --data path/to/cifar10 --epochs 16 --examples 5000
 
-A quarter of each run prefers hard examples (`selective_backprop`, which leaves easy ones out), the rest shuffles. What
-the model is not shown early it may never make up for: critical learning periods (Achille, Rovere, Soatto, ICLR 2019,
-arXiv 1711.08856). The schedule is `attach(…, phases=…)`; that early windows are refused unless `protect` says otherwise
-is what this example looks into. All runs have the learning rate at which shuffling does best.
+A quarter of each run's steps prefers hard examples (`selective_backprop`, which leaves easy ones out), the rest
+shuffles. What the model is not shown early it may never make up for: critical learning periods (Achille, Rovere,
+Soatto, ICLR 2019, arXiv 1711.08856). The schedule is `attach(…, phases=…)`; that early windows are refused unless
+`protect` says otherwise is what this example looks into. All runs have the learning rate at which plain shuffling has
+the lowest training loss late in a run.
+
+Epochs that leave examples out are shorter, so that a quarter of the epochs would be another part of the steps in each
+place: the run goes by a budget, whose clock is the number of steps.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from sampler_service.embedded import running_service
 from trainer_examples.comparison import RATES, Settings, best_rate, full_loss
 from trainer_examples.data import ImageData, load
 from trainer_examples.models import make_model
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 
 BATCH_SIZE = 64
 WINDOW = 0.25
@@ -59,29 +63,29 @@ def train(
     steps = epochs * len(plain)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    done = hard = 0
+    budget = sampler.TimeBudget(steps, clock=lambda: float(done))
     loader = sampler.attach(
         plain,
         address,
         run=run,
         seed=seed,
-        epochs=epochs,
+        budget=budget,
         phases=phases,
         policy_options={"protect": 0},  # refused otherwise, which is what we look into
     )
-    drawn_n, done = np.zeros(len(data.train)), 0
+    drawn_n = np.zeros(len(data.train))
     with loader:
-        while done < steps:
-            for (x, y), batch in loader:
-                if done == steps:
-                    break
-                optimizer.zero_grad()
-                losses = F.cross_entropy(model(x), y, reduction="none")
-                batch.weighted_mean(losses).backward()
-                optimizer.step()
-                schedule.step()
-                batch.report(losses)
-                drawn_n[batch.example_ids] += 1
-                done += 1
+        for (x, y), batch in budget.over(loader):
+            optimizer.zero_grad()
+            losses = F.cross_entropy(model(x), y, reduction="none")
+            batch.weighted_mean(losses).backward()
+            optimizer.step()
+            schedule.step()
+            batch.report(losses)
+            drawn_n[batch.example_ids] += 1
+            done += 1
+            hard += batch.policy == HARD
     model.eval()
     with torch.no_grad():
         x, y = data.test.tensors
@@ -90,6 +94,8 @@ def train(
         "accuracy": (logits.argmax(1) == y).float().mean().item(),
         "training_loss": full_loss(model, data.train),
         "least_drawn": float(drawn_n.min()),
+        "steps": done,
+        "hard_steps": hard,
     }
 
 
@@ -116,25 +122,23 @@ def main(
                 console.print(f"seed {seed}, hard examples {name}: accuracy {found['accuracy']:.2%}")
 
     table = Table(title=f"{images.name}: {HARD} in a window, shuffling outside; {seeds} seeds", title_justify="left")
-    for heading in ("hard examples", "test accuracy", "±", "over never", "training loss"):
-        table.add_column(heading, justify="left" if heading == "hard examples" else "right")
+    for heading in ("hard examples", "test accuracy", "over never", "training loss"):
+        table.add_column(heading, justify="left" if heading == "hard examples" else "right", no_wrap=True)
     headline: dict[str, float] = {}
     never_s = np.array([row["accuracy"] for row in rows if row["window"] == "never"])
     for name in schedules():
         mine = [row for row in rows if row["window"] == name]
         accuracy_s, loss_s = (np.array([row[key] for row in mine]) for key in ("accuracy", "training_loss"))
-        gap = float((accuracy_s - never_s).mean())
+        accuracy, gap = spread(accuracy_s.tolist()), spread((accuracy_s - never_s).tolist())
         table.add_row(
-            name,
-            f"{accuracy_s.mean():.2%}",
-            f"{accuracy_s.std(ddof=seeds > 1):.2%}",
-            f"{gap:+.2%}",
-            f"{loss_s.mean():.4g}",
+            name, "{:.2%} ± {:.2%}".format(*accuracy), "{:+.2%} ± {:.2%}".format(*gap), f"{loss_s.mean():.4g}"
         )
         if name != "never":
-            headline["accuracy_gap_" + name.replace("%", "").replace(" to ", "_")] = gap
+            window = name.replace("%", "").replace(" to ", "_")
+            headline[f"accuracy_gap_{window}"], headline[f"accuracy_gap_deviation_{window}"] = gap
     console.print(table)
-    write_result(json, name="critical_period", rows=rows, headline=headline)
+    notes = ["Gaps in accuracy are from `never`, paired by seed; deviations are over seeds, of a sample."]
+    write_result(json, name="critical_period", rows=rows, headline=headline, notes=notes)
     return headline
 
 

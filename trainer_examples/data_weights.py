@@ -39,7 +39,7 @@ import sampler_client as sampler
 from sampler_service.embedded import running_service
 from trainer_examples.data import load
 from trainer_examples.models import MLP_PIXELS, cnn, mlp
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import Scarce, imbalance, low_data
 
@@ -223,14 +223,14 @@ def table_of(results: Sequence[Result]) -> Table:
     plain = np.array(results[0].accuracies)
     for result in results:
         accuracies = np.array(result.accuracies)
-        cells = [f"{result.rate:g}", spread(accuracies), "" if result is results[0] else spread(accuracies - plain)]
+        cells = [f"{result.rate:g}", points(accuracies), "" if result is results[0] else points(accuracies - plain)]
         table.add_row(result.method, *cells, f"{result.seconds:.1f}")
     return table
 
 
-def spread(values: np.ndarray) -> str:
-    """Mean and standard deviation in points."""
-    return f"{100 * values.mean():.1f} ± {100 * values.std(ddof=min(1, len(values) - 1)):.1f}"
+def points(values: np.ndarray) -> str:
+    """Mean and deviation over the draws."""
+    return "{:.1f} ± {:.1f}".format(*spread((100 * values).tolist()))
 
 
 def main(
@@ -256,13 +256,14 @@ def main(
 
 
 def headline_of(results: Sequence[Result]) -> dict[str, float | None]:
-    """Points of accuracy by which each method is above uniform draws, for each task."""
+    """Points of accuracy by which each method is above uniform draws, for each task, and their deviation over draws."""
     plain = {result.task: np.array(result.accuracies) for result in results if result.method == next(iter(METHODS))}
-    return {
-        f"{result.task}, {result.method}": 100 * float((np.array(result.accuracies) - plain[result.task]).mean())
-        for result in results
-        if result.method != next(iter(METHODS))
-    }
+    figures: dict[str, float | None] = {}
+    for result in results:
+        if result.method != next(iter(METHODS)):
+            name, gaps = f"{result.task}, {result.method}", np.array(result.accuracies) - plain[result.task]
+            figures[name], figures[f"deviation, {name}"] = spread((100 * gaps).tolist())
+    return figures
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median, pstdev
+from statistics import fmean, median
 from typing import Annotated, Any
 
 import numpy as np
@@ -55,7 +55,7 @@ from trainer_examples.orders import (
     loss_of,
     train,
 )
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 
 DIMS = (SKETCH_DIM, 256)  # of sketches
 CANDIDATES = 24  # batches that are ranked at a time
@@ -221,6 +221,7 @@ def _headline(agreed: list[Agreement], cost: dict[str, dict[str, float]], runs: 
         "poa_rank_agreement_as_poa": early(SKETCH_DIM, "as_poa"),
         "poa_cost": cost["poa"]["step_ms"] / cost["shuffle"]["step_ms"],
         "sketcher_cost": cost["shuffle"]["step_ms"] / cost["shuffle, no sketcher"]["step_ms"],
+        "poa_and_sketcher_cost": cost["poa"]["step_ms"] / cost["shuffle, no sketcher"]["step_ms"],
         "lookahead_cost": step_ms(LOOKAHEAD) / step_ms(PACING),
     }
 
@@ -234,7 +235,9 @@ def _notes(rate: float, seeds: int) -> list[str]:
         "poa_cost: a step of poa over one of shuffle, both through the service with a sketcher, medians over epochs "
         "that take turns; each epoch's target is counted.",
         "sketcher_cost: the same of shuffle with a sketcher over shuffle without.",
-        "lookahead_cost: a step with exact look-ahead over one of random pacing, both without the service.",
+        "poa_and_sketcher_cost: a step of poa over one of shuffle without a sketcher, which shuffling has no need of.",
+        "lookahead_cost: a step with exact look-ahead over one of random pacing, both without the service; not to be "
+        "held against the others, whose steps wait for one.",
         f"SGD {rate:g} with momentum {MOMENTUM:g} for ranks and costs, which suits shuffle; in training each method "
         "has the rate at which the mean loss of held-out images is lowest.",
     ]
@@ -246,12 +249,12 @@ def _training_table(runs: list[Trained], epochs: int) -> Table:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for method in METHODS:
         if own := at_best_rate(runs, method, epochs):
-            losses, accuracies = [run.train_loss for run in own], [100 * run.accuracy for run in own]
+            loss, accuracy = spread([run.train_loss for run in own]), spread([100 * run.accuracy for run in own])
             table.add_row(
                 method,
                 f"{own[0].rate:g}",
-                f"{fmean(losses):.4f} ± {pstdev(losses):.4f}",
-                f"{fmean(accuracies):.2f} ± {pstdev(accuracies):.2f} %",
+                "{:.4f} ± {:.4f}".format(*loss),
+                "{:.2f} ± {:.2f} %".format(*accuracy),
                 f"{fmean(run.ordered for run in own):.0%}",
             )
     return table
@@ -268,7 +271,7 @@ def _agreement_table(agreed: list[Agreement], rate: float) -> Table:
         cells = []
         for dim, kind in columns:
             found = [getattr(row, kind) for row in agreed if (row.dim, row.epochs) == (dim, point)]
-            cells.append("-" if None in found else f"{fmean(found):.2f} ± {pstdev(found):.2f}")
+            cells.append("-" if None in found else "{:.2f} ± {:.2f}".format(*spread(found)))
         table.add_row(f"{point:g}", *cells)
     return table
 

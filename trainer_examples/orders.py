@@ -150,7 +150,9 @@ class Served:
         over before it is there, so these wait for it, and count no time for that."""
         self._loader.flush()
         until = time.monotonic() + ORDER_S
-        while self._client.statistics(self._run).refreshes < self._epochs and time.monotonic() < until:
+        while self._client.statistics(self._run).refreshes < self._epochs:
+            if time.monotonic() > until:
+                raise TimeoutError(f"the service has not balanced the order of run {self._run} in {ORDER_S:g} s")
             time.sleep(0.02)
 
     def __enter__(self) -> Self:

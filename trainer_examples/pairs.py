@@ -2,7 +2,8 @@
 
 A set is a folder with `train.parquet`, `val.parquet` and `test.parquet`. Each side of the pairs is one of their text
 columns, or a .npy file of features (n, d) whose rows are those of the training, validation and test part in this order.
-Two .npy files need no folder: a tenth each is held out for validation and for the test.
+Two .npy files need no folder: a tenth each is held out for validation and for the test. What is in one part is in no
+other, so that an image of several captions is not tested on after it was trained on.
 
 Shapes: n pairs, d numbers of a feature row, t subwords of a caption.
 """
@@ -179,12 +180,17 @@ def _halves_of_digits() -> tuple[Side, Side]:
 
 
 def _parts(sides: tuple[Side, Side], rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Rows of the training, validation and test part, at random; equivalent pairs may fall into different ones."""
+    """Rows of the training, validation and test part, at random; equivalent pairs are in the same one."""
     left, right = sides
     if len(left) != len(right):
         raise DataError(f"left has {len(left):,} rows, right {len(right):,}; row i of both must be pair i")
     held_out = max(1, round(HELD_OUT * len(left)))
-    val, test, train = np.split(rng.permutation(len(left)), [held_out, 2 * held_out])
+    group_n = groups_of(_keys(left), _keys(right))
+    order = np.argsort(rng.permutation(group_n.max() + 1)[group_n], kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(group_n[order])) + 1, len(order))  # of the groups
+    val_end = ends[np.searchsorted(ends, held_out)]
+    test_end = ends[np.searchsorted(ends, min(val_end + held_out, len(order)))]
+    val, test, train = np.split(order, [val_end, test_end])
     return [train, val, test]
 
 
@@ -193,13 +199,18 @@ def _ready(name: str, sides: tuple[Side, Side], parts: Sequence[NDArray[np.int64
         if not len(rows):
             raise DataError(f"{name}: the {part} part has no pairs")
     numbers = [_numbers(side, parts[0]) for side in sides]
-    keys = [side if isinstance(side, list) else [row.tobytes() for row in side] for side in sides]
+    keys = [_keys(side) for side in sides]
     made: dict[str, Pairs] = {}
     for part, rows in zip(PARTS, parts, strict=True):
         left, right = (torch.from_numpy(number[rows]) for number in numbers)
         group = groups_of(*([key[row] for row in rows] for key in keys))
         made[part] = Pairs(left=left, right=right, group=torch.from_numpy(group))
     return PairData(name=name, **made)
+
+
+def _keys(side: Side) -> Sequence[Hashable]:
+    """Of rows that are equal, the same."""
+    return side if isinstance(side, list) else [row.tobytes() for row in side]
 
 
 def _numbers(side: Side, train: NDArray[np.int64]) -> NDArray[Any]:

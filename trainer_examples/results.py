@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -54,6 +55,11 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     console.print(f"written to {path}")
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and the deviation of a sample: how far one run is from another, 0 of a single one."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def machine() -> dict[str, str | int]:

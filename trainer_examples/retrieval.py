@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ from sampler_client.retrieval import CollapseDetector, MaxOfHinges, PairSketches
 from sampler_service.embedded import running_service
 from trainer_examples.models import encoder
 from trainer_examples.pairs import PairData, Pairs, load_pairs
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 
 METHODS = ("sum of hinges", "max of hinges", "mined")
 RATES = (2e-3, 6e-3, 2e-2)
@@ -105,9 +106,11 @@ def train(method: str, data: PairData, rate: float, *, epochs: int, seed: int, a
     loader: Any = DataLoader(range(len(data.train)), batch_size=BATCH_SIZE, shuffle=True)  # pyright: ignore
     if method == "mined":
         loader = attached(loader, data.train, address, epochs=epochs, seed=seed)
+    detector = CollapseDetector(MARGIN)
     for epoch in range(epochs):
         began = time.perf_counter()
-        run.collapses += one_epoch(model, optimizer, data.train, loader, hardnesses(method, epoch, epochs, len(loader)))
+        hardness = hardnesses(method, epoch, epochs, len(loader))
+        run.collapses += one_epoch(model, optimizer, data.train, loader, hardness, detector)
         schedule.step()
         run.seconds += time.perf_counter() - began
         found = recall_at_k(*model.embed(data.val), ks=KS, group=data.val.group)
@@ -138,10 +141,15 @@ def attached(loader: Any, pairs: Pairs, address: str, *, epochs: int, seed: int)
 
 
 def one_epoch(
-    model: TwoSides, optimizer: torch.optim.Optimizer, pairs: Pairs, loader: Any, hardness: Iterator[float]
+    model: TwoSides,
+    optimizer: torch.optim.Optimizer,
+    pairs: Pairs,
+    loader: Any,
+    hardness: Iterator[float],
+    detector: CollapseDetector,
 ) -> bool:
-    """Whether it collapsed; from there on the epoch has the sum of hinges."""
-    loss_of, detector, collapsed = MaxOfHinges(MARGIN), CollapseDetector(MARGIN), False
+    """Whether it collapsed; from there on the epoch has the sum of hinges. The detector goes on from epoch to epoch."""
+    loss_of, collapsed = MaxOfHinges(MARGIN), False
     for item, hard in zip(loader, hardness, strict=True):
         rows, batch = item if isinstance(loader, sampler.SampledLoader) else (item, None)
         loss_of.hardness = 0.0 if collapsed else hard
@@ -208,20 +216,22 @@ def main(
             f"{pairs}; {epochs} epochs of batches of {BATCH_SIZE}, {seeds} seeds, joint dimension {JOINT_DIM}.",
             f"Learning rate of each method: of {', '.join(f'{rate:g}' for rate in RATES)} the one of most recall in "
             "validation, as is the epoch whose model is tested.",
-            "Ratios are of the seeds' mean recalls at 1, both directions averaged; seconds are of one thread.",
+            "Ratios are of the seeds' mean recalls at 1, both directions averaged; points are their differences, "
+            "paired by seed. Seconds are of one thread.",
         ],
     )
     return runs
 
 
 def headline_of(runs: dict[str, list[Run]]) -> dict[str, float | None]:
-    """Ratios of recalls at 1, means over the seeds."""
-    summed, largest, found = (float(np.mean([run.first for run in runs[method]])) for method in METHODS)
-    return {
-        "mh_over_sh": largest / summed if summed else None,
-        "mined_over_mh": found / largest if largest else None,
-        "mined_seconds_over_mh": _seconds(runs["mined"]) / _seconds(runs["max of hinges"]),
-    }
+    """Ratios of recalls at 1, means over the seeds; and their differences in points, with the deviation over seeds."""
+    firsts = [np.array([run.first for run in runs[method]]) for method in METHODS]
+    figures: dict[str, float | None] = {}
+    for name, (one, other) in zip(("mh_over_sh", "mined_over_mh"), pairwise(firsts), strict=True):
+        figures[name] = float(other.mean() / one.mean()) if one.any() else None
+        figures[f"{name}_points"], figures[f"{name}_points_deviation"] = spread((100 * (other - one)).tolist())
+    figures["mined_seconds_over_mh"] = _seconds(runs["mined"]) / _seconds(runs["max of hinges"])
+    return figures
 
 
 def _seconds(runs: list[Run]) -> float:
@@ -234,13 +244,13 @@ def table_of(runs: dict[str, list[Run]]) -> Table:
     for heading in ("method", "rate", "R@1/5/10 ->", "R@1/5/10 <-", "R@1", "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for method, of_method in runs.items():
-        first = [run.first for run in of_method]
+        first = [100 * run.first for run in of_method]
         ways = np.mean([[list(at.values()) for at in run.recalls.values()] for run in of_method], axis=0)
         table.add_row(
             method,
             f"{of_method[0].rate:g}",
             *(" ".join(f"{100 * share:.1f}" for share in way) for way in ways),
-            f"{100 * np.mean(first):.1f} ± {100 * np.std(first):.1f}",
+            "{:.1f} ± {:.1f}".format(*spread(first)),
             f"{_seconds(of_method):.0f}",
         )
     return table

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from sampler_client.robust.margins import adversarial_risk, margin
 from trainer_examples import robust_sampling, separators
 from trainer_examples.data import load
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 from trainer_examples.separators import ATTACKS, THEORY, Problem
 
 RATIOS = (1, 2, 4, 10)
@@ -173,7 +173,7 @@ def show(family: str, rows: list[Row]) -> None:
 def show_limits(title: str, rows: list[Row]) -> None:
     table = new_table(title, "", "steps", "margin", "cosine to l2's best", "rate")
     for row in rows:
-        margins, cosines = (f"{np.mean(row[key]):.4f} ± {np.std(row[key]):.4f}" for key in ("margins", "cosines"))
+        margins, cosines = ("{:.4f} ± {:.4f}".format(*spread(row[key])) for key in ("margins", "cosines"))
         table.add_row(row["method"], f"{row['steps']:,}", margins, cosines, f"{row['factor']:g}")
     console.print(table)
 

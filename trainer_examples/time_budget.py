@@ -30,7 +30,7 @@ from sampler_service.embedded import running_service
 from trainer_examples.comparison import RATES, TUNING_SEED, full_loss
 from trainer_examples.data import ImageData, load
 from trainer_examples.models import make_model
-from trainer_examples.results import write_result
+from trainer_examples.results import spread, write_result
 
 BATCH_SIZE = 64
 SHARES = (0.25, 0.5, 1.0)
@@ -132,28 +132,28 @@ def main(
 
 def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -> dict[str, float]:
     table = Table(title=f"{name}, {seeds} seeds", title_justify="left")
-    for heading in ("budget", "method", "learning rate", "steps", "training loss", "test accuracy", "±"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for heading in ("budget", "method", "learning rate", "steps", "training loss", "test accuracy"):
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     headline: dict[str, float] = {}
     for share in SHARES:
-        means: dict[str, float] = {}
+        accuracies: dict[str, Any] = {}
         for method in METHODS:
             mine = [row for row in rows if (row["budget"], row["method"]) == (share, method)]
-            accuracy_s = np.array([row["accuracy"] for row in mine])
-            means[method] = float(accuracy_s.mean())
+            accuracies[method] = np.array([row["accuracy"] for row in mine])
             table.add_row(
                 f"{share:.0%}",
                 method,
                 f"{mine[0]['learning_rate']:g}",
                 f"{np.mean([row['steps'] for row in mine]):.0f}",
                 f"{np.mean([row['training_loss'] for row in mine]):.4g}",
-                f"{accuracy_s.mean():.2%}",
-                f"{accuracy_s.std(ddof=int(seeds > 1)):.2%}",
+                "{:.2%} ± {:.2%}".format(*spread(accuracies[method].tolist())),
             )
-        headline[f"accuracy_gap_{share:.0%}".replace("%", "")] = means["time_budget"] - means["shuffle"]
+        gap = spread((accuracies["time_budget"] - accuracies["shuffle"]).tolist())
+        headline[f"accuracy_gap_{100 * share:.0f}"], headline[f"accuracy_gap_deviation_{100 * share:.0f}"] = gap
     headline["most_over_deadline_s"] = max(row["over_deadline_s"] for row in rows)
     console.print(table)
-    write_result(json, name="time_budget", rows=rows, headline=headline)
+    notes = ["Gaps in accuracy are from shuffling, paired by seed; deviations are over seeds, of a sample."]
+    write_result(json, name="time_budget", rows=rows, headline=headline, notes=notes)
     return headline
 
 

@@ -1,8 +1,8 @@
 """Training for a fixed time: a deadline that holds, and learning rates that end with it.
 
 Source: the setting is that of Khan, Hamila, Menouar, "Accelerating Deep Learning with Fixed Time Budget",
-arXiv 2410.03790, whose procedure is not public; what is here, and the policy `time_budget` of the service, is our own
-(`methods.md` 8). That a schedule fitted to the budget is the baseline to beat: Li, Yumer, Ramanan, "Budgeted Training",
+arXiv 2410.03790, whose procedure is not public; what is here, and the policy `time_budget` of the service, is our own.
+That a schedule fitted to the budget is the baseline to beat: Li, Yumer, Ramanan, "Budgeted Training",
 ICLR 2020, arXiv 1905.04753.
 """
 

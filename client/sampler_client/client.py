@@ -211,8 +211,18 @@ class SamplerClient:
     def set_groups(self, run: str, groups: NDArray[np.int64]) -> int:
         """Groups of all examples, (num_examples,) whole numbers. Pairs of one group match one another, and
         `hard_negative` takes none of them for negatives; labels let `validation_alignment` judge an example that was
-        not seen of late by others of its class."""
-        data = np.ascontiguousarray(groups, dtype=np.int64).tobytes()
+        not seen of late by others of its class.
+
+        Raises:
+            ConfigError: they are no vector of whole numbers, or not as many as the run has examples.
+        """
+        group_n = np.asarray(groups)
+        if group_n.ndim != 1 or group_n.dtype.kind not in "iu":
+            raise ConfigError(
+                f"groups must be a vector of whole numbers, one for each example; got {group_n.dtype} of shape "
+                f"{group_n.shape}"
+            )
+        data = np.ascontiguousarray(group_n, dtype=np.int64).tobytes()
         request = pb.SetGroupsRequest(run=run, groups=data)
         what = f"set groups of run {run!r}"
         return self._call(pb_grpc.RunsStub(self.channel()).SetGroups, request, what).table_version

@@ -66,14 +66,9 @@ class MaxOfHinges(nn.Module):
             (b,) losses, at least 0. Their sum is the papers' loss; `batch.weighted_mean` takes them as they are.
 
         Raises:
-            ConfigError: shapes that do not fit one another.
+            ConfigError: shapes that do not fit one another, or no pairs.
         """
-        if left.ndim != 2 or left.shape != right.shape:
-            raise ConfigError(
-                f"left and right must both have shape (pairs, dim), got {tuple(left.shape)} and {tuple(right.shape)}"
-            )
-        if group is not None and group.shape != left.shape[:1]:
-            raise ConfigError(f"group needs one number for each of {len(left)} pairs, got {tuple(group.shape)}")
+        _check_sides(left, right, group)
         similarity = functional.normalize(left, dim=1) @ functional.normalize(right, dim=1).T
         own = similarity.diagonal()
         same = torch.eye(len(left), dtype=torch.bool, device=left.device)
@@ -100,14 +95,11 @@ class PairSketches:
             and to search, with products that are off by about 1 / sqrt(dim). None: as they are.
 
     Raises:
-        ConfigError: shapes that do not fit one another, or a dim that is none.
+        ConfigError: shapes that do not fit one another, no pairs, or a dim that is none.
     """
 
     def __init__(self, left: Tensor, right: Tensor, dim: int | None = None) -> None:
-        if left.ndim != 2 or left.shape != right.shape:
-            raise ConfigError(
-                f"left and right must both have shape (pairs, dim), got {tuple(left.shape)} and {tuple(right.shape)}"
-            )
+        _check_sides(left, right)
         if dim is not None and not 1 <= dim <= left.shape[1]:
             raise ConfigError(f"dim must be 1 to {left.shape[1]}, the length of an embedding, got {dim}")
         units = [functional.normalize(side.detach().float(), dim=1) for side in (left, right)]
@@ -145,7 +137,7 @@ def warm_up(progress: float, *, begin: float = 0.1, end: float = 0.3) -> float:
         raise ConfigError(f"progress must lie in [0, 1], got {progress}")
     if progress >= end:
         return 1.0
-    return max(0.0, (progress - begin) / (end - begin))
+    return 0.0 if progress <= begin else (progress - begin) / (end - begin)
 
 
 class CollapseDetector:
@@ -188,12 +180,12 @@ def recall_at_k(
         {"left_to_right": {k: share}, "right_to_left": {k: share}}, shares in 0 … 1.
 
     Raises:
-        ConfigError: shapes that do not fit, no pairs, a k outside its range, or embeddings that are not finite.
+        ConfigError: shapes that do not fit, no pairs, a k or rows outside their range, or embeddings that are not
+            finite.
     """
-    if left.ndim != 2 or left.shape != right.shape or not len(left):
-        raise ConfigError(
-            f"left and right must both have shape (pairs, dim), got {tuple(left.shape)} and {tuple(right.shape)}"
-        )
+    _check_sides(left, right, group)
+    if rows < 1:
+        raise ConfigError(f"rows must be at least 1, got {rows}")
     if not ks or min(ks) < 1 or max(ks) > len(left):
         raise ConfigError(f"ks must lie in 1 … {len(left)}, the number of pairs, got {tuple(ks)}")
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
@@ -204,6 +196,17 @@ def recall_at_k(
         "left_to_right": _recalls(left, right, group, ks, rows),
         "right_to_left": _recalls(right, left, group, ks, rows),
     }
+
+
+def _check_sides(left: Tensor, right: Tensor, group: Tensor | None = None) -> None:
+    """Raise ConfigError unless these are the embeddings of some pairs, and a group for each of them."""
+    if left.ndim != 2 or left.shape != right.shape or not len(left):
+        raise ConfigError(
+            f"left and right must both have shape (pairs, dim), of one pair or more; got {tuple(left.shape)} and "
+            f"{tuple(right.shape)}"
+        )
+    if group is not None and group.shape != left.shape[:1]:
+        raise ConfigError(f"group needs one number for each of {len(left)} pairs, got shape {tuple(group.shape)}")
 
 
 def _recalls(query: Tensor, key: Tensor, group: Tensor, ks: Sequence[int], rows: int) -> dict[int, float]:

@@ -5,8 +5,9 @@ next order is all with a plus as they came, then all with a minus backwards. Par
 short, by which SGD over such orders converges faster than over random ones.
 
 Source: Lu, Guo, De Sa, "GraB: Finding Provably Better Data Permutations than Random Reshuffling", NeurIPS 2022,
-arXiv 2205.10733, algorithm 4. Sketches keep inner products, so the walk goes over them; each shard balances its own
-examples, and their orders are interleaved as in "CD-GraB", arXiv 2302.00845.
+arXiv 2205.10733, algorithm 4. Sketches keep inner products, so the walk goes over them. Each shard balances its own
+examples, against a sum of its own, and their orders are interleaved, which is ours: the workers of Cooper et al.,
+"CD-GraB", arXiv 2302.00845, share one sum. With one shard the walk is the source's.
 
 Shapes: n examples.
 """

@@ -71,7 +71,7 @@ class HardNegative:
         """h: share of each batch that is anchors and what follows them."""
         if progress >= self.end:
             return 1.0
-        return max(0.0, (progress - self.begin) / (self.end - self.begin))
+        return 0.0 if progress <= self.begin else (progress - self.begin) / (self.end - self.begin)
 
     def aside(self, view: TableView) -> str:
         return "no pairs were compared yet, or it warms up" if view.nearby is None else ""

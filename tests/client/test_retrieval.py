@@ -68,6 +68,7 @@ def test_an_equivalent_partner_counts_as_found():
 def test_hardness_rises_once_the_warm_up_is_over():
     assert [warm_up(p, begin=0.1, end=0.3) for p in (0.0, 0.1, 0.2, 0.3, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
     assert warm_up(0.0, begin=0.0, end=0.0) == 1.0
+    assert [warm_up(p, begin=0.2, end=0.2) for p in (0.0, 0.1, 0.2)] == [0, 0, 1], "all at once"
 
 
 def test_a_collapse_is_noticed_after_as_many_batches_in_a_row():
@@ -81,13 +82,19 @@ def test_a_collapse_is_noticed_after_as_many_batches_in_a_row():
         (lambda: MaxOfHinges(0.0), "margin must be positive, got 0.0"),
         (lambda: MaxOfHinges(hardness=2.0), r"hardness must lie in \[0, 1\], got 2.0"),
         (lambda: MaxOfHinges()(torch.ones(2, 3), torch.ones(3, 3)), r"got \(2, 3\) and \(3, 3\)"),
-        (lambda: MaxOfHinges()(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3)), r"each of 2 pairs, got \(3,\)"),
+        (lambda: MaxOfHinges()(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3)), r"each of 2 pairs, .* \(3,\)"),
+        (lambda: MaxOfHinges()(torch.ones(0, 3), torch.ones(0, 3)), r"one pair or more; got \(0, 3\)"),
         (lambda: warm_up(0.5, begin=0.6, end=0.3), "begin 0.6 and end 0.3"),
         (lambda: warm_up(1.5), r"progress must lie in \[0, 1\], got 1.5"),
         (lambda: CollapseDetector(patience=0), "patience at least 1"),
         (lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(5,)), "ks must lie in 1 … 2"),
         (lambda: recall_at_k(torch.full((2, 3), torch.nan), torch.ones(2, 3), ks=(1,)), "must be finite"),
-        (lambda: recall_at_k(torch.ones(0, 3), torch.ones(0, 3)), "shape"),
+        (lambda: recall_at_k(torch.ones(0, 3), torch.ones(0, 3)), r"one pair or more; got \(0, 3\)"),
+        (
+            lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(1,), group=torch.ones(3)),
+            r"each of 2 pairs, got shape \(3,\)",
+        ),
+        (lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(1,), rows=0), "rows must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_refused_in_words(call, words):

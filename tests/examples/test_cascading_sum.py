@@ -47,8 +47,17 @@ def test_the_baseline_learns() -> None:
     torch.testing.assert_close(task.scale(task.pixels), cascading_sum.load().train.tensors[0])
 
 
-def test_tuning_sees_no_test_image_and_holds_out_a_fifth() -> None:
+def test_tuning_sees_no_test_image_and_holds_out_a_fifth_in_its_turn() -> None:
     task = cascading_sum.Task.of(cascading_sum.load(per_class=10))
-    tuning = task.for_tuning()
-    assert (len(tuning.labels), len(tuning.test_labels)) == (80, 20)
-    assert torch.equal(torch.cat([tuning.test_pixels, tuning.pixels]), task.pixels)
+    folds = [task.for_tuning(fold) for fold in range(5)]
+    everything = sorted(rows_of(task.pixels))
+    assert sorted(row for fold in folds for row in rows_of(fold.test_pixels)) == everything
+    for fold in folds:
+        assert (len(fold.labels), len(fold.test_labels)) == (80, 20)
+        assert sorted(rows_of(fold.test_pixels) + rows_of(fold.pixels)) == everything
+    label_of = dict(zip(rows_of(task.pixels), task.labels.tolist(), strict=True))
+    assert [label_of[row] for row in rows_of(folds[2].test_pixels)] == folds[2].test_labels.tolist()
+
+
+def rows_of(pixels: torch.Tensor) -> list[bytes]:
+    return [row.numpy().tobytes() for row in pixels]

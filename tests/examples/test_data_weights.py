@@ -154,8 +154,8 @@ def test_all_methods_are_compared_on_both_tasks(served: ServedService) -> None:
 
 
 def test_a_spread_is_in_points_with_the_deviation_of_a_sample() -> None:
-    assert data_weights.spread(np.array([0.5, 0.7])) == "60.0 ± 14.1"
-    assert data_weights.spread(np.array([0.5])) == "50.0 ± 0.0"
+    assert data_weights.points(np.array([0.5, 0.7])) == "60.0 ± 14.1"
+    assert data_weights.points(np.array([0.5])) == "50.0 ± 0.0"
 
 
 @pytest.mark.ray

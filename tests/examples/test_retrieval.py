@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sampler_client.retrieval import CollapseDetector
 from trainer_examples import retrieval
 from trainer_examples.data import DataError
 from trainer_examples.models import encoder
@@ -76,6 +77,20 @@ def test_two_files_of_features_need_no_folder(tmp_path: Path) -> None:
     pairs = load_pairs(None, str(tmp_path / "left.npy"), str(tmp_path / "right.npy"))
     assert (len(pairs.train), len(pairs.val), len(pairs.test)) == (40, 5, 5)
     torch.testing.assert_close(pairs.test.left, pairs.test.right)
+
+
+def test_an_image_of_several_captions_is_in_one_part(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", np.repeat(rng.normal(size=(40, 3)), 5, axis=0))
+    np.save(tmp_path / "captions.npy", rng.normal(size=(200, 3)))
+    pairs = load_pairs(None, str(tmp_path / "images.npy"), str(tmp_path / "captions.npy"))
+    parts = (pairs.train, pairs.val, pairs.test)
+    assert [len(part) for part in parts] == [160, 20, 20]
+    images = [{row.numpy().tobytes() for row in part.left} for part in parts]
+    assert [len(each) for each in images] == [32, 4, 4] and len(set.union(*images)) == 40
+    np.save(tmp_path / "images.npy", np.ones((200, 3)))
+    with pytest.raises(DataError, match="the train part has no pairs"):
+        load_pairs(None, str(tmp_path / "images.npy"), str(tmp_path / "captions.npy"))
 
 
 @pytest.mark.parametrize(
@@ -154,9 +169,15 @@ def test_a_collapse_brings_the_sum_of_hinges_back(folder: Path) -> None:
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, 0.1)  # all embeddings alike
     still = torch.optim.SGD(model.parameters(), lr=1e-12)
-    batches = [torch.arange(40)] * 60
-    assert retrieval.one_epoch(model, still, pairs.train, batches, iter([1.0] * 60))
-    assert not retrieval.one_epoch(model, still, pairs.train, batches, iter([0.0] * 60))
+
+    def collapsed(batches: int, hardness: float, detector: CollapseDetector) -> bool:
+        rows = [torch.arange(40)] * batches
+        return retrieval.one_epoch(model, still, pairs.train, rows, iter([hardness] * batches), detector)
+
+    assert collapsed(60, 1.0, CollapseDetector(retrieval.MARGIN))
+    assert not collapsed(60, 0.0, CollapseDetector(retrieval.MARGIN))
+    detector = CollapseDetector(retrieval.MARGIN)
+    assert [collapsed(20, 1.0, detector) for _ in range(3)] == [False, False, True], "epochs are short"
 
 
 @pytest.mark.ray
@@ -167,8 +188,12 @@ def test_the_comparison_runs_and_writes_its_figures(
     runs = retrieval.main(epochs=2, seeds=2, limit=400, json=tmp_path / "retrieval.json")
     assert [len(of_method) for of_method in runs.values()] == [2, 2, 2]
     written = json.loads((tmp_path / "retrieval.json").read_text())
-    largest, found = (np.mean([run.first for run in runs[method]]) for method in retrieval.METHODS[1:])
-    assert written["headline"]["mined_over_mh"] == pytest.approx(found / largest)
+    firsts = {method: np.array([run.first for run in of_method]) for method, of_method in runs.items()}
+    expected = firsts["mined"].mean() / firsts["max of hinges"].mean()
+    assert written["headline"]["mined_over_mh"] == pytest.approx(expected)
+    gaps = 100 * (firsts["mined"] - firsts["max of hinges"])
+    assert written["headline"]["mined_over_mh_points"] == pytest.approx(gaps.mean())
+    assert written["headline"]["mined_over_mh_points_deviation"] == pytest.approx(gaps.std(ddof=1))
     assert {row["method"] for row in written["rows"]} == set(retrieval.METHODS)
     assert written["headline"]["mined_seconds_over_mh"] > 0
     assert "halves of digits" in capsys.readouterr().out

@@ -45,6 +45,12 @@ def test_a_target_that_does_not_fit_is_refused_in_words(run: SamplerClient, sket
 def test_groups_that_do_not_fit_are_refused_in_words(run: SamplerClient, service_address: str):
     with pytest.raises(ConfigError, match=f"groups: got 3, run 'run' has {N} examples"):
         run.set_groups("run", np.arange(3))
+    for groups, words in (
+        (np.arange(N) / 2, rf"whole numbers, .* got float64 of shape \({N},\)"),
+        (np.arange(N).reshape(-1, 1), rf"a vector .* got int64 of shape \({N}, 1\)"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run.set_groups("run", groups)
     with raw_channel(service_address) as channel, pytest.raises(grpc.RpcError) as caught:
         pb_grpc.RunsStub(channel).SetGroups(pb.SetGroupsRequest(run="run", groups=b"123"), timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

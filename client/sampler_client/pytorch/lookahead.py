@@ -42,7 +42,7 @@ def lookahead_drops(
         loss: of a batch.
         candidates: batches, r of them.
         target: batch whose loss is watched; None: the candidate itself.
-        relative: drops over the losses before.
+        relative: drops over the losses before; of a loss that was 0, the drop itself.
 
     Returns:
         (r,) float64, on the CPU.
@@ -54,7 +54,7 @@ def lookahead_drops(
         raise ConfigError("look-ahead needs at least one candidate batch")
     weights, state = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())
     gradients = [parameter.grad for parameter in model.parameters()]
-    training = model.training
+    training = [(module, module.training) for module in model.modules()]  # some may be frozen, as by fine-tuning
     model.eval()
     drops = []
     try:
@@ -62,16 +62,17 @@ def lookahead_drops(
             watched = candidate if target is None else target
             before = _value(model, loss, watched)
             optimizer.zero_grad(set_to_none=True)
-            loss(model, candidate).backward()
+            _checked(loss(model, candidate)).backward()
             optimizer.step()
             drop = before - _value(model, loss, watched)
-            drops.append(drop / before if relative else drop)
+            drops.append(drop / before if relative and before else drop)
             model.load_state_dict(weights)
             optimizer.load_state_dict(deepcopy(state))
     finally:
         model.load_state_dict(weights)
         optimizer.load_state_dict(state)
-        model.train(training)
+        for module, mode in training:
+            module.training = mode
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
     return torch.tensor(drops, dtype=torch.float64)
@@ -79,7 +80,10 @@ def lookahead_drops(
 
 @torch.no_grad()
 def _value(model: nn.Module, loss: Loss, batch: Any) -> float:
-    value = loss(model, batch)
+    return float(_checked(loss(model, batch)))
+
+
+def _checked(value: Tensor) -> Tensor:
     if value.numel() != 1 or not torch.isfinite(value):
         raise ConfigError(f"loss must give one finite number for a batch, got {value}")
-    return float(value)
+    return value

@@ -79,7 +79,12 @@ class SignGradientDescent(Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], lr: float) -> None:
-        super().__init__(params, {"lr": _checked(lr)})
+        super().__init__(params, {"lr": lr})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with an lr of their own if need be."""
+        _check_lr(param_group.get("lr", self.defaults["lr"]))
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -108,10 +113,11 @@ class CoordinateDescent(Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], lr: float) -> None:
-        super().__init__(params, {"lr": _checked(lr)})
+        super().__init__(params, {"lr": lr})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take the one parameter."""
+        _check_lr(param_group.get("lr", self.defaults["lr"]))
         super().add_param_group(param_group)
         count = sum(len(group["params"]) for group in self.param_groups)
         if count != 1:
@@ -132,10 +138,9 @@ class CoordinateDescent(Optimizer):
         return loss
 
 
-def _checked(lr: float) -> float:
+def _check_lr(lr: float) -> None:
     if not (math.isfinite(lr) and lr > 0):
         raise ConfigError(f"lr must be positive, got {lr}")
-    return lr
 
 
 def _evaluated(closure: Callable[[], Any] | None) -> Any:

@@ -61,8 +61,9 @@ def test_nothing_is_changed_by_it(make):
     model, optimizer = trained(make)
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model[1].eval()  # frozen statistics
     lookahead_drops(model, optimizer, loss, [batch(1), batch(2)])
-    assert model.training
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name])
     for key, before in state["state"].items():
@@ -78,11 +79,24 @@ def test_without_a_target_each_candidate_is_its_own():
     assert (both > 0).all()
 
 
+def test_a_drop_of_no_loss_is_not_divided_by_it():
+    model, optimizer = trained(MAKES[0])
+    found = lookahead_drops(model, optimizer, lambda *given: 0 * loss(*given), [batch(1)], relative=True)
+    assert found.tolist() == [0]
+
+
 def test_bad_input_is_refused_and_changes_nothing():
     model, optimizer = trained(MAKES[0])
     weights = copy.deepcopy(model.state_dict())
+
+    def losses(model, batch):
+        """A mean of the target's, one for each row of a candidate's."""
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="mean" if len(batch[1]) == 32 else "none")
+
     with pytest.raises(ConfigError, match="at least one candidate"):
         lookahead_drops(model, optimizer, loss, [])
     with pytest.raises(ConfigError, match="one finite number"):
         lookahead_drops(model, optimizer, loss, [batch(1)], (torch.full((2, 5), torch.nan), torch.zeros(2).long()))
+    with pytest.raises(ConfigError, match=r"one finite number for a batch, got tensor\(\["):
+        lookahead_drops(model, optimizer, losses, [batch(1)], batch(99, 32))
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

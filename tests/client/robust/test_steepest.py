@@ -105,6 +105,8 @@ def deep() -> list[torch.nn.Parameter]:
     ("call", "words"),
     [
         (lambda: SignGradientDescent([torch.nn.Parameter(torch.ones(2))], lr=0.0), "lr must be positive, got 0.0"),
+        (lambda: SignGradientDescent([{"params": deep(), "lr": -1.0}], lr=1.0), "lr must be positive, got -1.0"),
+        (lambda: CoordinateDescent([{"params": deep()[:1], "lr": torch.nan}], lr=1.0), "lr must be positive, got nan"),
         (lambda: CoordinateDescent(torch.nn.Linear(2, 2).parameters(), lr=1.0), "needs a linear model .* got 2"),
         (lambda: CoordinateDescent([{"params": [p]} for p in deep()], lr=1.0), "one weight and no bias, got 2"),
         (lambda: stepped(lambda p: SignGradientDescent(p, lr=1.0), [1.0, torch.nan]), "gradient must be finite; 1 of"),
