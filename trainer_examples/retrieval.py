@@ -39,7 +39,7 @@ from trainer_examples.pairs import PairData, Pairs, load_pairs
 from trainer_examples.results import spread, write_result
 
 METHODS = ("sum of hinges", "max of hinges", "mined")
-RATES = (2e-3, 6e-3, 2e-2)
+RATES = (6e-3, 2e-2, 6e-2)
 """learning rates that each method tries"""
 TUNING_SEED = 1_000_003
 """of the runs that learning rates are judged by; no other run has it"""
@@ -49,6 +49,8 @@ JOINT_DIM = 512
 CLIP = 2.0
 """largest norm of a gradient"""
 KS = (1, 5, 10)
+MINING_S = 120.0
+"""deadline of a search for hard pairs; the time that an epoch waits for it is the method's"""
 SKETCH_DIM = 128
 """numbers of each side's embedding that the service searches by"""
 
@@ -164,8 +166,18 @@ def one_epoch(
             batch.report(losses, PairSketches(left, right, dim=SKETCH_DIM))
         collapsed = collapsed or (loss_of.hardness == 1 and detector.collapsed(loss.item()))
     if isinstance(loader, sampler.SampledLoader):
-        loader.flush()  # the next epoch is composed by what this one showed
+        loader.flush()
+        await_mining(loader)
     return collapsed
+
+
+def await_mining(loader: sampler.SampledLoader) -> None:
+    """The next epoch is composed by what this one showed: by the search that began when nine tenths of it were lent."""
+    until = time.monotonic() + MINING_S
+    while (said := loader.sampler.source.statistics()).refreshes <= said.epoch:
+        if time.monotonic() > until:
+            raise TimeoutError(f"the service has not searched for hard pairs of run {said.run!r} in {MINING_S:g} s")
+        time.sleep(0.02)
 
 
 def hardnesses(method: str, epoch: int, epochs: int, batches: int) -> Iterator[float]:
