@@ -6,8 +6,8 @@
 A quarter of each run's steps prefers hard examples (`selective_backprop`, which leaves easy ones out), the rest
 shuffles. What the model is not shown early it may never make up for: critical learning periods (Achille, Rovere,
 Soatto, ICLR 2019, arXiv 1711.08856). The schedule is `attach(…, phases=…)`; that early windows are refused unless
-`protect` says otherwise is what this example looks into. All runs have the learning rate at which plain shuffling has
-the lowest training loss late in a run.
+`protect` says otherwise is what this example looks into. All runs have the learning rate at which whole shuffled runs
+without the last sixth of the training images are most accurate on these.
 
 Epochs that leave examples out are shorter, so that a quarter of the epochs would be another part of the steps in each
 place: the run goes by a budget, whose clock is the number of steps.
@@ -15,7 +15,6 @@ place: the run goes by a budget, whose clock is the number of steps.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from sampler_service.embedded import running_service
-from trainer_examples.comparison import RATES, Settings, best_rate, full_loss
+from trainer_examples.comparison import RATES, TUNING_SEED, full_loss
 from trainer_examples.data import ImageData, load
 from trainer_examples.models import make_model
 from trainer_examples.results import spread, write_result
@@ -110,10 +109,16 @@ def main(
     torch.set_num_threads(1)
     images = load(data, limit=examples)
     console.print(str(images))
-    steps = epochs * math.ceil(len(images.train) / BATCH_SIZE)
-    rate = best_rate(images, Settings(steps=steps, batch_size=BATCH_SIZE, momentum=0.9), RATES)
+    tuning, never = images.held_out(), schedules()["never"]
     rows = []
     with running_service() as address:
+
+        def found_by(rate: float) -> float:
+            run = f"critical-tuning-{rate:g}"
+            found = train(tuning, never, address=address, run=run, epochs=epochs, rate=rate, seed=TUNING_SEED)
+            return found["accuracy"]
+
+        rate = max(RATES, key=found_by)
         for seed in range(seeds):
             for name, phases in schedules().items():
                 run = f"critical-{seed}-{len(rows)}"

@@ -45,6 +45,7 @@ from trainer_examples.scarce import Scarce, imbalance, low_data
 
 TASKS: dict[str, Callable[..., Scarce]] = {"imbalance": imbalance, "low data": low_data}
 RATES = (0.003, 0.01, 0.03, 0.1)
+STEPS = 300
 FIRST_SEED = 100
 """of the draws of the comparison: the policy's form was found on some of lower seeds"""
 TUNING_SEEDS = (1_000_003, 1_000_033)
@@ -55,7 +56,7 @@ TUNING_SEEDS = (1_000_003, 1_000_033)
 class Settings:
     """What all methods share, and what `validation_alignment` has besides."""
 
-    steps: int = 300
+    steps: int = STEPS
     batch_size: int = 20
     momentum: float = 0.9
     target_every: int = 5
@@ -238,7 +239,7 @@ def points(values: np.ndarray) -> str:
 def main(
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="draws of each task")] = 10,
-    steps: Annotated[int, typer.Option(min=1, help="of each run")] = Settings.steps,
+    steps: Annotated[int, typer.Option(min=1, help="of each run")] = STEPS,
     json_file: Annotated[Path | None, typer.Option("--json", help="file for the results")] = None,
 ) -> list[Result]:
     """Compare all methods on both tasks."""

@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adam, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, Optimizer, RMSprop
 
 from sampler_client.optim import Multiplicative
 from trainer_examples.comparison import TUNING_SEED
@@ -48,6 +48,7 @@ REACHED = 0.1
 OPTIMIZERS: dict[str, Callable[[Any, float], Optimizer]] = {
     "SGD": lambda parameters, rate: SGD(parameters, lr=rate),
     "momentum": lambda parameters, rate: SGD(parameters, lr=rate, momentum=0.9),
+    "Adagrad": lambda parameters, rate: Adagrad(parameters, lr=rate),
     "RMSprop": lambda parameters, rate: RMSprop(parameters, lr=rate),
     "Adam": lambda parameters, rate: Adam(parameters, lr=rate),
 }

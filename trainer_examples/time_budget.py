@@ -99,7 +99,8 @@ def main(
     """Train with each budget, and print a table; returns the headline figures."""
     torch.set_num_threads(1)
     whole = load(data, limit=examples)
-    images, validation = _held_out(whole)
+    tuning = whole.held_out()
+    images = ImageData(name=whole.name, train=tuning.train, test=whole.test, num_classes=whole.num_classes)
     console.print(str(whole))
     rows: list[dict[str, Any]] = []
     with running_service() as address:
@@ -107,7 +108,7 @@ def main(
         console.print(f"{steps} steps of shuffling take {full_s:.1f} s")
         for share in SHARES:
             seconds = share * full_s
-            rates = {method: _best_rate(method, images, validation, seconds, address) for method in METHODS}
+            rates = {method: _best_rate(method, tuning, seconds, address) for method in METHODS}
             for seed in range(seeds):
                 for method in METHODS:  # in turn, so that what else the machine does hits both
                     run = f"budget-{share}-{method}-{seed}"
@@ -157,22 +158,13 @@ def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -
     return headline
 
 
-def _best_rate(method: str, data: ImageData, validation: TensorDataset, seconds: float, address: str) -> float:
+def _best_rate(method: str, data: ImageData, seconds: float, address: str) -> float:
     def found(rate: float) -> float:
         run = f"tuning-{method}-{seconds}-{rate}"
         model, _, _ = train(method, data, seconds, address=address, run=run, rate=rate, seed=TUNING_SEED)
-        return accuracy_on(model, validation)
+        return accuracy_on(model, data.test)
 
     return max(RATES, key=found)
-
-
-def _held_out(data: ImageData) -> tuple[ImageData, TensorDataset]:
-    """The set without the last sixth of its training images, and these."""
-    x, y = data.train.tensors
-    kept = len(y) - len(y) // 6
-    train = TensorDataset(x[:kept], y[:kept])
-    smaller = ImageData(name=data.name, train=train, test=data.test, num_classes=data.num_classes)
-    return smaller, TensorDataset(x[kept:], y[kept:])
 
 
 def _endless(train: TensorDataset) -> Iterator[Any]:

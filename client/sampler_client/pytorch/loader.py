@@ -190,7 +190,8 @@ class SampledLoader:
 
         Args:
             sketches: (m, sketch_dim) of held-out examples, an array or a sketcher's `take()` after a backward pass
-                over them, by the sketcher that makes the reports. They are averaged.
+                over them, by the sketcher that makes the reports. Examples are compared with their mean; how
+                far they agree says how much that is worth, so give them all and not their mean.
 
         Returns:
             The table's version.

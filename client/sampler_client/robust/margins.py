@@ -98,7 +98,10 @@ def minimum_norm(x: Tensor, y: Tensor, norm: Norm) -> MinimumNorm:
     problem = cvxpy.Problem(cvxpy.Minimize(_size(cvxpy, weight, tuple(x.shape[1:]), DUAL[norm])), [separated])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "may be inaccurate": it is checked below
-        problem.solve(solver=cvxpy.CLARABEL)
+        try:
+            problem.solve(solver=cvxpy.CLARABEL)
+        except cvxpy.SolverError as error:
+            raise ConfigError(f"the solver found no classifier of these {len(x)} examples: {error}") from error
     if weight.value is None or (rows @ weight.value).min() <= 0:
         raise ConfigError(f"no linear classifier separates these {len(x)} examples ({problem.status})")
     share = torch.from_numpy(separated.dual_value.clip(min=0)).to(x.device)
