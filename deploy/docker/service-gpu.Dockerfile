@@ -4,7 +4,7 @@
 # ours. The container toolkit brings the driver, which must be one for CUDA 13: 580 or newer.
 FROM python:3.12-slim-bookworm
 
-RUN useradd --uid 1000 --create-home sampler
+RUN useradd --uid 1000 --create-home sampler && install --directory --owner=sampler /data
 
 WORKDIR /opt/sampler
 COPY constraints.txt pyproject.toml README.md LICENSE ./
@@ -21,4 +21,4 @@ ENV PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 USER 1000
 WORKDIR /home/sampler
 EXPOSE 50051 50052
-CMD ["sampler-service", "up", "--host", "0.0.0.0", "--gpus-per-shard", "1"]
+CMD ["sampler-service", "up", "--host", "0.0.0.0", "--gpus-per-shard", "1", "--data-dir", "/data/sets"]

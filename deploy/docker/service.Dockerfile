@@ -3,8 +3,8 @@
 #     docker build -f deploy/docker/service.Dockerfile -t gradient-sampler/service:0.1.0 .
 FROM python:3.12-slim-bookworm
 
-# Ray writes to its user's home. The number is what the manifests run as.
-RUN useradd --uid 1000 --create-home sampler
+# Ray writes to its user's home, and a volume at /data takes its owner from here. The number is what the manifests run as.
+RUN useradd --uid 1000 --create-home sampler && install --directory --owner=sampler /data
 
 WORKDIR /opt/sampler
 COPY constraints.txt pyproject.toml README.md LICENSE ./
@@ -18,4 +18,4 @@ USER 1000
 WORKDIR /home/sampler
 # gRPC for trainers; the page and /metrics.
 EXPOSE 50051 50052
-CMD ["sampler-service", "up", "--host", "0.0.0.0"]
+CMD ["sampler-service", "up", "--host", "0.0.0.0", "--data-dir", "/data/sets"]

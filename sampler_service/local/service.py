@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sampler_client.config import RunOptions, Timeouts
-from sampler_client.errors import SamplerError
+from sampler_client.errors import ConfigError, SamplerError
 from sampler_service.config import ServiceConfig
 from sampler_service.factories import find_factory
 from sampler_service.local.session import LocalSession
@@ -78,6 +78,17 @@ class LocalService(InProcessClient):
         """
         # By name: a service that answers calls needs no torch.
         return import_module("sampler_client.pytorch.loader").attach(loader, self, run=run, **options)
+
+    def batches(self, **_: Any) -> NoReturn:
+        """There are none with records.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "a service in this process holds no records: attach a DataLoader over your own data set, or stream from "
+            "`sampler-service up`"
+        )
 
     def open_session(
         self, *, dataset: str, num_examples: int, options: RunOptions, timeouts: Timeouts | None = None, **request: Any

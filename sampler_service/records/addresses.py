@@ -6,7 +6,6 @@ systems where it has one for the scheme, fsspec's otherwise ("https://…", "az:
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -83,6 +82,7 @@ class Address:
             Unavailable: the store can't be reached.
         """
         pattern = "*" in self.path
+        fits = re.compile(".*".join(map(re.escape, self.path.split("*"))), re.DOTALL)  # [ and ? stand for themselves
         base = self.path[: self.path.index("*")].rpartition("/")[0] if pattern else self.path.rstrip("/")
         with reaching(self.uri):
             listed = list(self._list(base))
@@ -91,7 +91,7 @@ class Address:
                 path, path.removeprefix(base).strip("/") or path.rpartition("/")[2], self._uri_of(path), size, version
             )
             for path, size, version in listed
-            if not pattern or fnmatch.fnmatchcase(path, self.path)
+            if not pattern or fits.fullmatch(path)
         ]
         if pattern and not files:
             raise NotFound(f"no file fits {self.uri}: look at the pattern")

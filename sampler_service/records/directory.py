@@ -12,6 +12,7 @@ from sampler_service.config import check_name, default_data_dir
 from sampler_service.errors import Busy, ConfigError, Conflict, NotFound, SamplerError
 from sampler_service.records.manifest import MANIFEST
 from sampler_service.records.store import RecordStore
+from sampler_service.records.writing import full
 
 LOCK = ".lock"
 """file that is locked by who changes a data set"""
@@ -128,9 +129,14 @@ def changing(folder: Path) -> Iterator[None]:
 
     Raises:
         Busy: somebody else does.
+        Unavailable: the folder can't be written to, or its disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / LOCK).open("w")
+    except OSError as error:
+        raise full(error, folder) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -102,7 +102,8 @@ def source_of(data: Any, form: Format = "auto", storage_options: StorageOptions 
     if type(data).__module__.partition(".")[0] == "datasets":
         if not hasattr(data, "_fingerprint") or not hasattr(data, "with_format"):
             raise ConfigError(
-                f"a {type(data).__name__} can't be registered: give one of its splits, such as data['train']"
+                f"a {type(data).__name__} can't be registered: give one of its splits, such as data['train'], loaded "
+                "without streaming=True"
             )
         return InMemory(hugging_face_fragments(data))
     return InMemory(items_fragments(data))

@@ -43,13 +43,17 @@ def run_tool(name: str, *arguments: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="session", params=["cpu", "gpu"])
+@pytest.fixture(scope="session", params=["cpu", "cpu+data", "gpu"])
 def overlay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An overlay, with a token as an operator makes it."""
-    copy = tmp_path_factory.mktemp(request.param) / "kubernetes"
+    """An overlay, with a token and a component as an operator adds them."""
+    name, _, component = request.param.partition("+")
+    copy = tmp_path_factory.mktemp(name) / "kubernetes"
     shutil.copytree(DEPLOY / "kubernetes", copy)
     (copy / "base/ray-token.env").write_text("auth_token=" + 64 * "a" + "\n", encoding="utf-8")
-    return copy / "overlays" / request.param
+    if component:
+        with (copy / "overlays" / name / "kustomization.yaml").open("a", encoding="utf-8") as file:
+            file.write(f"components: [../../components/{component}]\n")
+    return copy / "overlays" / name
 
 
 @pytest.fixture

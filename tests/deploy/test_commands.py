@@ -1,12 +1,14 @@
-"""Every command line in deploy/ is one that we have, with its options."""
+"""Every command line in deploy/ is one that we have, with its options; where data lies is the same in all of them."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -15,56 +17,62 @@ import yaml
 from sampler_service.cli import app
 from tests.deploy.conftest import DEPLOY, ROOT
 
-OURS = r"(?:sampler-service|python -m sampler_service) up\b.*"
+OURS = r"(?:^|\s|bin/)(?:sampler-service|python -m sampler_service) ([a-z]+\b.*)"
 
 Parts = list[str]
 
 
-def up(arguments: Parts) -> None:
-    """Parse the arguments of `up`, as our own command line does."""
-    command = typer.main.get_command(app).commands["up"]  # pyright: ignore[reportAttributeAccessIssue]
-    command.make_context("up", list(arguments), resilient_parsing=False)
+def parsed(command: Parts) -> dict[str, Any]:
+    """The options of a verb and its arguments, as our own command line takes them."""
+    verb, *arguments = command
+    ours = typer.main.get_command(app).commands[verb]  # pyright: ignore[reportAttributeAccessIssue]
+    return ours.make_context(verb, arguments, resilient_parsing=False).params
 
 
 def commands() -> Iterator[tuple[str, Parts]]:
-    """(where, arguments of `up`) of every file that starts the service."""
+    """(where, a verb of ours and its arguments) of every file that has one."""
     for file in sorted(DEPLOY.glob("docker/service*.Dockerfile")):
         (command,) = re.findall(r"^CMD (\[.*\])$", file.read_text(encoding="utf-8"), re.MULTILINE)
-        yield file.name, after_up(yaml.safe_load(command))
-    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]
-    yield "compose.yaml", after_up(services["sampler"]["command"])
+        yield file.name, yaml.safe_load(command)[1:]
+    for name in ("compose.yaml", "compose.gpu.yaml"):
+        yield name, yaml.safe_load(text_of(name))["services"]["sampler"]["command"][1:]
     (start,) = re.findall(r"^ExecStart=(.*)$", text_of("systemd/sampler-service.service"), re.MULTILINE)
     for options in re.findall(r"^#?SAMPLER_OPTIONS=(.*)$", text_of("systemd/sampler-service.env"), re.MULTILINE):
-        yield "sampler-service.env", after_up(shlex.split(start.replace("$SAMPLER_OPTIONS", options)))
+        yield "sampler-service.env", shlex.split(start.replace("$SAMPLER_OPTIONS", options))[1:]
     joined = text_of("README.md").replace("\\\n", "")
     for line in re.findall(OURS, "\n".join(re.findall(r"^```sh\n(.*?)^```", joined, re.MULTILINE | re.DOTALL))):
-        yield "README.md", after_up(shlex.split(line, comments=True))
-
-
-def after_up(command: Parts) -> Parts:
-    return command[command.index("up") + 1 :]
+        yield "README.md", shlex.split(line, comments=True)
 
 
 def text_of(name: str) -> str:
     return (DEPLOY / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("where", "arguments"), [pytest.param(*each, id=each[0]) for each in commands()])
-def test_the_service_takes_the_options_it_is_started_with(where: str, arguments: Parts) -> None:
-    up(arguments)
+@pytest.mark.parametrize(
+    ("where", "command"), [pytest.param(*each, id=f"{each[0]} {each[1][0]}") for each in commands()]
+)
+def test_a_command_takes_the_options_it_is_given(where: str, command: Parts) -> None:
+    parsed(command)
 
 
 def test_an_option_that_is_not_ours_is_found() -> None:
     with pytest.raises(Exception, match="no-such-option"):
-        up(["--no-such-option"])
+        parsed(["up", "--no-such-option"])
 
 
 def test_every_file_that_starts_the_service_is_among_them() -> None:
-    wheres = [where for where, _ in commands()]
-    assert {*wheres} == {
-        *("service.Dockerfile", "service-gpu.Dockerfile", "compose.yaml", "sampler-service.env", "README.md")
+    assert {where for where, (verb, *_) in commands() if verb == "up"} == {
+        *("service.Dockerfile", "service-gpu.Dockerfile", "compose.yaml", "compose.gpu.yaml", "sampler-service.env"),
+        "README.md",
     }
-    assert wheres.count("README.md") == 2, "both jobs"
+    verbs = Counter(verb for where, (verb, *_) in commands() if where == "README.md")
+    assert (verbs["up"], verbs["ingest"]) == (2, 3), "both jobs; into compose's volume, a machine's folder, a cluster's"
+
+
+def test_data_is_registered_where_the_service_looks_for_it() -> None:
+    folders = {verb: {parsed(c)["data_dir"] for _, c in commands() if c[0] == verb} for verb in ("up", "ingest")}
+    assert folders["up"] == folders["ingest"]
+    assert "" not in folders["up"], "each says where"
 
 
 @pytest.mark.parametrize("file", ["docker/trainer.Dockerfile", "compose.yaml"])

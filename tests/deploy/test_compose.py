@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import DEPLOY, ROOT
+from tests.deploy.test_commands import parsed
 from tests.served import ServedService
 
 FILE = DEPLOY / "compose.yaml"
@@ -78,6 +79,13 @@ def test_what_is_built_or_mounted_is_there(services) -> None:
             assert (ROOT / service["build"]["dockerfile"]).is_file()
         for source, *_ in (volume.split(":") for volume in service.get("volumes", ())):
             assert (DEPLOY / source).is_dir() if source.startswith(".") else source in load("compose.yaml")["volumes"]
+
+
+def test_data_sets_outlive_the_container(services) -> None:
+    kept = [volume.partition(":") for volume in services["sampler"]["volumes"]]
+    for file in ("compose.yaml", "compose.gpu.yaml"):
+        data_dir = Path(parsed(load(file)["services"]["sampler"]["command"][1:])["data_dir"])
+        assert [name for name, _, at in kept if data_dir.is_relative_to(at)] == ["data"]
 
 
 def test_nothing_is_published_beyond_this_machine(services) -> None:

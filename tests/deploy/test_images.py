@@ -55,6 +55,16 @@ def test_an_image_runs_as_nobody_special_with_a_python_that_we_support(dockerfil
     assert f"Programming Language :: Python :: {python}" in PROJECT["classifiers"]
 
 
+@pytest.mark.parametrize("name", ["service", "service-gpu"])
+def test_a_volume_for_data_sets_is_its_users(name: str) -> None:
+    text = (DEPLOY / f"docker/{name}.Dockerfile").read_text(encoding="utf-8")
+    user = re.findall(r"useradd --uid 1000 --create-home (\w+)", text)
+    ((owner, at),) = re.findall(r"install --directory --owner=(\w+) (\S+)$", text, re.MULTILINE)
+    (data_dir,) = re.findall(r'"--data-dir", "(\S+)"', text)
+    assert user == [owner]
+    assert Path(at) in Path(data_dir).parents
+
+
 def test_faiss_gpu_is_pinned_where_faiss_cpu_is() -> None:
     rename = "sed 's/^faiss-cpu==/faiss-gpu==/'"
     assert rename in (DEPLOY / "docker/service-gpu.Dockerfile").read_text(encoding="utf-8")

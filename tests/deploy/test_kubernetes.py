@@ -16,7 +16,7 @@ import yaml
 
 from sampler_client.config import Timeouts
 from tests.deploy.conftest import DEPLOY, ROOT, Tool, given_up_after_s, only
-from tests.deploy.test_commands import up
+from tests.deploy.test_commands import parsed
 
 VERSION = "1.34"
 """of Kubernetes, whose schemas are asked"""
@@ -55,6 +55,12 @@ def as_pod(template: Manifest) -> Manifest:
 @pytest.fixture
 def cluster(manifests) -> Manifest:
     return only(manifests, "RayCluster")
+
+
+@pytest.fixture
+def ingestion() -> Manifest:
+    """The Job that registers data."""
+    return yaml.safe_load((DEPLOY / "kubernetes/ingest.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -126,10 +132,9 @@ def test_all_pods_run_the_same_image_with_the_pinned_ray(cluster) -> None:
 
 
 def test_the_gateway_takes_the_options_it_is_started_with(gateway) -> None:
-    program, verb, *options = gateway["args"]
-    assert (program, verb) == ("sampler-service", "up")
-    up(options)
-    assert "--host=0.0.0.0" in options
+    program, *command = gateway["args"]
+    assert (program, command[0]) == ("sampler-service", "up")
+    assert parsed(command)["host"] == "0.0.0.0"
 
 
 def test_ray_is_the_first_container_of_a_pod(cluster) -> None:
@@ -231,6 +236,37 @@ def test_volumes_are_there_for_those_who_mount_them(manifests, cluster) -> None:
         for container in template["spec"]["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= {*volumes}
     assert claimed == claims
+
+
+def test_the_ingestion_is_what_kubernetes_takes_in_a_pod_like_the_others(ingestion, manifests, cluster) -> None:
+    check(ingestion)
+    template = ingestion["spec"]["template"]
+    check(as_pod(template))
+    like = next(templates(cluster))
+    (container,) = template["spec"]["containers"]
+    assert ingestion["metadata"]["namespace"] == only(manifests, "Namespace")["metadata"]["name"]
+    assert template["spec"]["securityContext"] == like["spec"]["securityContext"]
+    assert container["securityContext"] == like["spec"]["containers"][0]["securityContext"]
+    policy = only(manifests, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
+    assert not policy.items() <= template["metadata"]["labels"].items(), "it may ask object stores"
+
+
+def test_data_sets_are_on_the_claim_where_the_service_reads_and_the_ingestion_writes(
+    manifests, cluster, gateway, ingestion
+) -> None:
+    if not any(manifest["kind"] == "PersistentVolumeClaim" for manifest in manifests):
+        assert "--data-dir" not in str(gateway["args"])
+        return
+    name, at = only(manifests, "PersistentVolumeClaim")["metadata"]["name"], "/data"
+    data_dir = parsed(gateway["args"][1:])["data_dir"]
+    assert Path(at) in Path(data_dir).parents
+    for template in templates(cluster):  # Ray's containers, in which the gateway's actor and scorers run
+        assert {"name": "data", "mountPath": at, "readOnly": True} in template["spec"]["containers"][0]["volumeMounts"]
+    pod = ingestion["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert parsed(container["args"][1:])["data_dir"] == data_dir
+    assert pod["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]
+    assert container["volumeMounts"] == [{"name": "data", "mountPath": at}]
 
 
 def test_the_head_sees_no_gpus_that_others_were_given(cluster) -> None:

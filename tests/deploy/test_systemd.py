@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.conftest import DEPLOY, Tool
+from tests.deploy.test_commands import parsed
 
 UNIT, NODE = DEPLOY / "systemd/sampler-service.service", DEPLOY / "systemd/ray-node.service"
 
@@ -46,6 +47,15 @@ def test_a_stop_reaches_the_gateway_alone_and_waits_for_it() -> None:
     assert int(service["TimeoutStopSec"]) >= 15
     assert service["Restart"] == "on-failure"
     assert service["User"] == "sampler"
+
+
+def test_data_sets_are_where_the_units_may_write() -> None:
+    lines = (DEPLOY / "systemd/sampler-service.env").read_text(encoding="utf-8")
+    options = re.findall(r"^#?SAMPLER_OPTIONS=(.*)$", lines, re.MULTILINE)
+    folders = {Path("/var/lib", service_of(unit)["StateDirectory"]) for unit in (UNIT, NODE)}
+    assert len(options) == 2
+    for each in options:
+        assert folders == {Path(parsed(["up", *each.split()])["data_dir"]).parent}
 
 
 def test_a_node_that_ended_itself_is_started_anew_as_the_user_of_the_service() -> None:

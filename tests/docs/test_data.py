@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from sampler_service.cli import app
 from sampler_service.records import DataDirectory
 from sampler_service.records.desk import RecordDesk
+from sampler_service.records.schemas import class_names
 from tests.records.support import table_of
 from tests.served import ServedService
 
@@ -61,12 +62,22 @@ def test_the_page_runs_from_top_to_bottom(bucket, tmp_path: Path, monkeypatch: p
     assert served.service.statistics("digits-arrow").examples == 1797
     served.stop()
     stores = DataDirectory().open_all()
+    same = ("digits-csv", "digits-feather", "digits-jsonl", "digits-table")
     assert {name: store.num_examples for name, store in stores.items()} == {
         "digits": 1802,
+        **dict.fromkeys(same, 1797),
+        **dict.fromkeys(("photos", "photos-tar"), 50),
         "points": 100,
+        "reviews": 3,
         "train": 10,
         "train-again": 10,
     }
+    whole = stores["digits"].take(np.array([0, 1796]))
+    for name in same:
+        columns = stores[name].schema.names
+        assert stores[name].take(np.array([0, 1796])).to_pylist() == whole.select(columns).to_pylist(), name
+    assert {*stores["photos-tar"].schema.names} == {"__key__", "png"}
+    assert class_names(stores["photos"].schema.field("label")) == [str(digit) for digit in range(10)]
     assert stores["digits"].deleted.tolist() == [3, 7, 1798, 1799]
     assert np.array_equal(stores["digits"].ids_of([2000]), [1797])
     assert namespace["tensors"].shape == (16, 3, 8, 8)

@@ -6,12 +6,15 @@ from contextlib import closing
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from torch import nn
 from torch.utils.data import DataLoader
 
 import sampler_client as sampler
+from tests.client.conftest import remote
 from tests.frameworks.conftest import BATCH, STEPS, N, assert_each_once, losses_of, numbers
+from tests.memory_records import MemoryRecords, table_of
+from tests.served import ServedService
 
 LINE = r"accelerate\.data_loader.*accelerator\.prepare\(model, optimizer\)"
 
@@ -69,6 +72,18 @@ def test_a_prepared_loader_of_a_batch_sampler_is_refused_with_the_line_to_write(
 def test_the_loader_beneath_is_refused_with_the_line_to_write(attach, accelerator):
     with attach() as loader, pytest.raises(sampler.ConfigError, match=LINE):
         list(accelerator.prepare(loader.loader))
+
+
+def test_skipping_batches_of_what_attach_returned_is_refused(attach):
+    with attach() as loader, pytest.raises(AttributeError, match=r"no skip_first_batches \(Accelerate"):
+        skip_first_batches(loader, 2)
+
+
+def test_a_prepared_loader_of_records_is_refused_with_the_line_to_write(accelerator):
+    served = ServedService(records=MemoryRecords("numbers", table_of(N)))
+    with remote(served) as records, pytest.raises(sampler.ConfigError, match=f"{LINE}"):
+        list(accelerator.prepare(DataLoader(records, batch_size=None)))
+    served.stop()
 
 
 def test_a_prepared_loader_is_not_attached(attach, accelerator):

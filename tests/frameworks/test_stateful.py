@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -10,9 +12,15 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import sampler_client as sampler
+from tests.client.conftest import remote
 from tests.frameworks.conftest import BATCH, STEPS, N, assert_each_once, numbers
+from tests.memory_records import MemoryRecords, table_of
+from tests.served import ServedService
 
 EPOCHS = 2
+
+# Workers of a forkserver that has imported torch start in a tenth of a second, instead of two.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["sampler_client.pytorch.remote_batches"])
 
 
 def stateful(workers: int = 0, **changes) -> StatefulDataLoader:
@@ -71,6 +79,35 @@ def test_the_state_of_a_stateful_loader_alone_has_the_position_of_its_batch_samp
                     if not batches:
                         break
             state = through_a_file(loader.state_dict(), tmp_path)
+    assert_each_once(seen, EPOCHS)
+
+
+@pytest.fixture
+def recorded() -> Iterator[ServedService]:
+    """A server that holds N records under the name "numbers"."""
+    served = ServedService(records=MemoryRecords("numbers", table_of(N)))
+    yield served
+    served.stop()
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 2, "multiprocessing_context": "forkserver"}])
+@pytest.mark.parametrize("steps", [1, STEPS - 1, STEPS, STEPS + 1])
+def test_records_that_are_streamed_go_on_from_the_state_of_a_stateful_loader(recorded, tmp_path, steps, workers):
+    seen, state = [], None
+    for batches in (steps, EPOCHS * STEPS - steps):
+        with remote(recorded) as records:
+            loader = StatefulDataLoader(records, batch_size=None, **workers)
+            if state is not None:
+                loader.load_state_dict(state)
+            while batches:
+                for columns, batch in loader:
+                    assert columns["number"].tolist() == batch.example_ids.tolist()
+                    seen += [(batch.epoch, int(example)) for example in batch.example_ids]
+                    batches -= 1
+                    if not batches:
+                        break
+            state = through_a_file(loader.state_dict(), tmp_path)
+            del loader
     assert_each_once(seen, EPOCHS)
 
 

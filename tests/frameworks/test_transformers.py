@@ -137,6 +137,19 @@ def test_a_plain_trainer_is_told_what_to_write(attach, tmp_path, returned, error
             Own(Model(), arguments(tmp_path)).train(resume_from_checkpoint=True)
 
 
+def test_several_gpus_in_one_process_are_refused(attach, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(sampler.ConfigError, match=r"nn.DataParallel on 2 GPUs.*torchrun"):
+        trainer_of(attach, tmp_path)
+
+
+def test_batches_that_are_no_mappings_are_refused(attach, tmp_path):
+    trainer = trainer_of(attach, tmp_path)
+    trainer.data_collator = lambda items: torch.stack([item["x"] for item in items])
+    with pytest.raises(sampler.ConfigError, match="mappings of inputs, the collator made a Tensor"):
+        trainer.train()
+
+
 def test_a_gpt_neox_is_sketched_as_a_whole():
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, **shape))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.frameworks.conftest import N
 from tests.served import ServedService
 from trainer_examples.data import load
 from trainer_examples.texts import load_texts
@@ -19,6 +20,7 @@ SAYS = {
     "uneven": r"ConfigError: accelerate\.data_loader iterates .*accelerator\.prepare\(model, optimizer\)",
     "beneath": r"ConfigError: accelerate\.data_loader iterates .*accelerator\.prepare\(model, optimizer\)",
     "lightning": r"TypeError: .*use_distributed_sampler=False",  # Lightning's own words
+    "left alone": "^nothing$",
 }
 
 
@@ -34,6 +36,7 @@ def test_two_ranks_are_told_what_to_write_and_share_every_batch_where_it_is_writ
         assert found.keys() == SAYS.keys()
         for case, says in SAYS.items():
             assert re.search(says, found[case], re.DOTALL), f"{case}: {found[case]}"
+    assert served.service.statistics("alone").examples == N
     sizes = {"accelerate": len(load().train), "lightning": len(load().train), "hf": len(load_texts().train)}
     for name, size in sizes.items():
         statistics = served.service.statistics(f"{name}-example")

@@ -46,6 +46,8 @@ def errors(address: str) -> dict[str, str]:
     with closing(connected(address, "lightning")) as batches:
         plain = DataLoader(numbers(), batch_sampler=batches)
         found["lightning"] = said(lambda: fit(plain, use_distributed_sampler=True))
+    with sampler.attach(DataLoader(numbers(), batch_size=SIZE), address, run="alone", policy="shuffle") as loader:
+        found["left alone"] = said(lambda: fit(loader, use_distributed_sampler=True))
     return found
 
 

@@ -346,6 +346,13 @@ def test_a_batch_that_can_not_come_ends_the_wait_with_a_reason(service):
         source.next()
 
 
+def test_it_has_no_records_to_stream_and_says_so_at_once(service):
+    with pytest.raises(sampler.ConfigError, match="holds no records: attach a DataLoader"):
+        service.batches(run="r", dataset="d", batch_size=4)
+    with pytest.raises(sampler.ConfigError, match=r'needs the "host:port" of a service .* got a LocalService'):
+        sampler.RemoteBatches(service, run="r", dataset="d", batch_size=4)
+
+
 def test_it_can_not_be_sent_to_another_process(service):
     with pytest.raises(TypeError, match=r"LocalService can't be sent to another process.*sampler-service up"):
         pickle.dumps(service)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import fsspec
@@ -125,6 +125,38 @@ def test_credentials_that_the_store_refuses(register: Ingest, bucket, endpoint: 
         post(endpoint, "reset-auth", b"inf")
 
 
+class Private(BaseHTTPRequestHandler):
+    """A private bucket, as S3 answers who does not say who it is; moto has no answer to that."""
+
+    def do_GET(self) -> None:
+        assert "Authorization" not in self.headers
+        self.send_response(403)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+
+    do_HEAD = do_GET  # noqa: N815 - the name that it is looked up by
+
+    def log_message(self, *_) -> None: ...
+
+
+def test_credentials_that_nobody_has_given(register: Ingest, tmp_path, monkeypatch):
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Private) as server:
+        Thread(target=server.serve_forever).start()
+        options = {"endpoint_override": f"http://127.0.0.1:{server.server_port}", "region": "us-east-1"}
+        try:
+            for what in ("train", "train/*.parquet", "train/a.parquet"):
+                with pytest.raises(ConfigError, match=r"s3://bucket/train.* may not be read .*AWS_ACCESS_KEY_ID"):
+                    register(f"s3://bucket/{what}", storage_options=options)
+        finally:
+            server.shutdown()
+
+
 def test_a_store_that_is_not_there(register: Ingest, monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
@@ -166,6 +198,16 @@ def test_a_file_on_a_web_server_is_read(register: Ingest, tmp_path):
         finally:
             server.shutdown()
     assert all_of(store) == [{"x": 1}, {"x": 2}]
+
+
+def test_nothing_but_a_star_stands_for_other_characters(register: Ingest, tmp_path):
+    folder = tmp_path / "run [1]?"
+    folder.mkdir()
+    for name in ("a.csv", "b.csv", "b.txt"):
+        (folder / name).write_text("x\n1\n")
+    assert register(f"{folder}/*.csv").num_examples == 2
+    with pytest.raises(NotFound, match="no file fits"):
+        register(f"{folder}/[ab]*.csv", "other")
 
 
 def test_local_addresses_are_kept_as_absolute_paths(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import zlib
 from pathlib import Path
@@ -78,18 +79,26 @@ def test_a_value_that_is_none_of_its_columns_type(register: Ingest, tmp_path):
         register(tmp_path / "c.parquet", schema=pa.schema({"x": pa.int64()}))
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.tar"])
+@pytest.mark.parametrize(
+    "name", ["a.parquet", "a.arrow", "stream.arrow", "a.csv", "a.csv.gz", "a.jsonl", "a.tar", "a.tar.gz"]
+)
 def test_a_file_that_is_cut_off(register: Ingest, tmp_path, name: str):
     path = tmp_path / name
     if name == "a.parquet":
         pq.write_table(table_of(1000), path)
-    elif name == "a.arrow":
-        with pa.ipc.new_file(path, table_of(1000).schema) as writer:
-            writer.write_table(table_of(1000))
+    elif name.endswith(".arrow"):
+        write = pa.ipc.new_stream if name == "stream.arrow" else pa.ipc.new_file
+        with write(path, table_of(1000).schema) as writer:
+            writer.write_table(table_of(1000), max_chunksize=100)
+    elif name == "a.csv":
+        path.write_text("x,y,z\n" + "1,2,3\n" * 1000)
+    elif name == "a.csv.gz":
+        numbers = np.random.default_rng(0).integers(0, 1000, (1000, 2)).tolist()
+        path.write_bytes(gzip.compress("".join(f"{x},{y}\n" for x, y in [("x", "y"), *numbers]).encode()))
     elif name == "a.jsonl":
         path.write_text('{"x": [1, 2]}\n' * 1000)
     else:
-        write_tar(path, {f"{number}.txt": b"x" * 600 for number in range(100)})
+        write_tar(path, {f"{number}.txt": bytes([number]) * 600 for number in range(100)})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3 + 1])
     with pytest.raises(Damaged, match=rf"{name} .*can.* be read.*is it whole"):

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from sampler_service.errors import Busy, ConfigError, Conflict, Damaged, NotFound, Stale, Unavailable
-from sampler_service.records import ingest, progress, verify, writing
+from sampler_service.records import ingest, ingestion, progress, verify, writing
 from sampler_service.records.directory import changing
 from sampler_service.records.manifest import PART
 from sampler_service.records.progress import one_by_one
@@ -99,6 +100,24 @@ def test_a_full_disk_leaves_no_half_shard_and_the_same_call_goes_on(
     ]
 
 
+def test_a_disk_that_is_full_when_all_is_written_but_the_manifest_registers_nothing(
+    register: Ingest, source, written, monkeypatch
+):
+    def no_space(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ingestion, "write_manifest", no_space)
+        with pytest.raises(Unavailable, match="is full: shards that were finished are kept"):
+            register(source, id_column="key")
+    with pytest.raises(NotFound):
+        register(source, append=True)
+    written.clear()
+    store = register(source, id_column="key")
+    assert (written, store.generation) == ([], 1)
+    assert store.ids_of(["k0099"]).tolist() == [99]
+
+
 def test_a_full_disk_leaves_the_data_set_as_it_was_when_more_is_appended(register: Ingest, source, monkeypatch):
     before = register(table_of(7), "data")
     with monkeypatch.context() as patched:
@@ -107,6 +126,22 @@ def test_a_full_disk_leaves_the_data_set_as_it_was_when_more_is_appended(registe
             register(source, append=True)
     assert not before.refresh()
     assert register(source, append=True).num_examples == 107
+
+
+def test_a_terminal_shows_how_far_it_is(register: Ingest, source, monkeypatch):
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, color_system=None, width=200)
+    monkeypatch.setattr(progress, "Console", lambda **_: terminal)
+    store = register(source)
+    last = [line for line in shown.getvalue().splitlines() if "shards" in line][-1]
+    assert "data" in last and "5/5 shards" in last
+    assert f"100 records, {store.manifest.bytes / 1e6:,.0f} MB" in last
+
+
+def test_a_folder_that_can_not_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match=f"{tmp_path}/file/sets/data can't be written: .*Not a directory"):
+        ingest(table_of(3), "data", data_dir=tmp_path / "file/sets")
 
 
 KILLED = """

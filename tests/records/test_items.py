@@ -142,3 +142,5 @@ def test_hugging_face_data_sets_keep_order_classes_and_images(register: Ingest, 
     assert register(chosen).generation == 1
     with pytest.raises(ConfigError, match="a DatasetDict can't be registered: give one of its splits"):
         register(datasets.DatasetDict(train=data))
+    with pytest.raises(ConfigError, match=r"a IterableDataset can't be registered: .* without streaming=True"):
+        register(data.to_iterable_dataset())

@@ -90,6 +90,11 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         queue: int = 256,
         **options: Any,
     ) -> None:
+        if not isinstance(address, str):
+            raise ConfigError(
+                f'RemoteBatches needs the "host:port" of a service that holds records, got a {type(address).__name__}; '
+                "a service in this process holds none: attach a DataLoader over your own data set"
+            )
         check_whole("batch_size", batch_size, 1)
         check_whole("prefetch_factor", prefetch_factor, 0)
         check_whole("ahead", ahead, 1)
