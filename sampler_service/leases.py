@@ -169,6 +169,9 @@ class Membership:
                 f"run {self._run!r} is being trained with {self.group}, asked for {group}; all trainers of a "
                 "run must use the same world_size, batch_size, drop_last and number of workers"
             )
+        if not any(trainer.alive(now) for trainer in self):
+            for trainer in self:  # they come back one after the other, and until now nobody was there to wait for them
+                trainer.lost_at = now
         holder = self._of_rank.get(rank)
         if holder is not None and token and holder.token == token and group == self.group:
             holder.num_examples = num_examples

@@ -118,6 +118,27 @@ def test_of_trainers_that_come_when_all_have_left_the_first_does_not_get_what_is
     assert [b.step for b in second.received] == [1, 3, 5, 7, 9]
 
 
+def test_trainers_that_were_lost_together_have_a_lease_to_come_back_one_after_the_other():
+    clock = Clock()
+    sampler = make_sampler(40, clock, lease_s=LEASE_S)
+    lost = join_all(sampler, world=2)
+    for trainer in lost:
+        trainer.start(0)
+        trainer.take(2)
+        trainer.lose()
+    clock.advance(20 * LEASE_S)
+    group = Group(world_size=2, batch_size=4, drop_last=False)
+    first = FakeTrainer(sampler, 0, group)
+    first.start(1)
+    take_all(first)
+    clock.advance(LEASE_S - 1)
+    assert not first.take_acked().ended, "it waits for the other one"
+    second = FakeTrainer(sampler, 1, group)
+    second.start(1)
+    assert [b.step for b in second.drain()] == steps_of(first, 1) == [0, 1, 2, 3, 4]
+    assert first.drain() == []
+
+
 def with_a_tail(clock: Clock) -> tuple[FakeTrainer, FakeTrainer, list[int]]:
     """Of two ranks one is through with its pass; two batches of it are on their way to its loop, and the other rank has
     two to go."""
