@@ -68,7 +68,9 @@ def trainer(recorded: ServedService) -> Iterator[Callable[..., subprocess.Popen[
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()  # not read to its end: a worker that lives on would have it open
 
 
 def until(condition: Callable[[], bool], what: str, limit_s: float = 30.0) -> None:
