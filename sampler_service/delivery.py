@@ -14,11 +14,13 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 from sampler_service.config import RunConfig
 from sampler_service.datasets import Examples
 from sampler_service.errors import ConfigError, Stale
-from sampler_service.leases import Chosen, Epoch, Group, Membership, Trainer
+from sampler_service.leases import Chosen, Group, Membership, Trainer
+from sampler_service.passes import Epoch
 from sampler_service.planning import Planner
 from sampler_service.planning.randomness import position_seed
 from sampler_service.population import Population
@@ -121,7 +123,10 @@ class Delivery:
         for older in self._epochs[: self._epochs.index(here)]:
             older.queues.pop(rank, None)
             older.left.add(rank)
-        here.queues[rank] = deque(batch for batch in here.queue(rank) if batch.step >= first_step)
+        # Nobody has taken these while the rank was without a trainer; what this one has had before is for anyone still.
+        waiting, orphans = here.queue(rank), here.orphans.get(rank, deque())
+        here.queues[rank] = deque(batch for batch in (*waiting, *orphans) if batch.step >= first_step)
+        here.orphans[rank] = deque(batch for batch in orphans if batch.step < first_step)
         lacking_from = min(here.begins_at.get(rank, here.first_step), here.next_step)
         if first_step < lacking_from:
             parts = self._parts(here, first_step, lacking_from - first_step)
@@ -155,8 +160,8 @@ class Delivery:
             elif here.next_step < here.num_steps:
                 self._plan(here, min(count - len(taken), here.num_steps - here.next_step, self._at_once))
                 continue
-            elif orphans := next((e.orphans for e in self._until(here) if e.orphans), None):
-                batch = orphans.popleft()
+            elif (orphan := self._orphan(here)) is not None:
+                batch = orphan
             else:
                 return taken, not self._may_come_back(trainer, here, now)
             here.begun[trainer.session] = trainer.rank
@@ -176,8 +181,10 @@ class Delivery:
         if rank_goes_on:
             return
         self._without_trainer.add(trainer.rank)
+        if all(other is trainer for other in self._members):
+            self._without_trainer.clear()  # of those that come anew the first must not get what is the others'
         for epoch in self._epochs:
-            epoch.orphans.extend(epoch.queues.pop(trainer.rank, ()))
+            epoch.orphans.setdefault(trainer.rank, deque()).extend(epoch.queues.pop(trainer.rank, ()))
 
     def send_again(self, trainer: Trainer, last_batch_id: int, held: set[int]) -> None:
         """A stream was opened again: keep the leases still held, end those done, send on the ones that were lost.
@@ -228,7 +235,7 @@ class Delivery:
                 f"skip_examples is {skip}, outside of the epoch's 0 … {first.population.alive} examples; "
                 "the saved position belongs to another dataset"
             )
-        here = Epoch(epoch=epoch, skip_examples=skip, first=first)
+        here = Epoch(epoch=epoch, skip_examples=skip, first=first, began=now)
         later = [e for e in self._epochs if e.epoch > epoch]
         # After a restart a slow rank may come back to an epoch that others have done with. Without batches of it
         # in hand, a run that asks for an earlier epoch goes back, and has given up what came after.
@@ -282,17 +289,19 @@ class Delivery:
         """A pass and the ones before it, oldest first."""
         return self._epochs[: self._epochs.index(here) + 1] if here in self._epochs else [here]
 
+    def _orphan(self, here: Epoch) -> Batch | None:
+        """Take the first part that is for anyone, of this pass or of one before."""
+        return next((epoch.orphan() for epoch in self._until(here) if any(epoch.orphans.values())), None)
+
     def _plan(self, here: Epoch, count: int) -> None:
         """Plan further steps for all ranks."""
         for part in self._parts(here, here.next_step, count):
             for rank, batch in enumerate(part):
                 place = self.group.place(rank, batch.step)
-                if place in here.left:
+                if place in here.left or batch.step < here.begins_at.get(place, 0):
                     continue
-                if place in self._without_trainer:
-                    here.orphans.append(batch)
-                elif batch.step >= here.begins_at.get(place, 0):
-                    here.queue(place).append(batch)
+                waiting = here.orphans if place in self._without_trainer else here.queues
+                waiting.setdefault(place, deque()).append(batch)
         here.next_step += count
 
     def _parts(self, here: Epoch, step: int, count: int) -> list[list[Batch]]:
@@ -358,10 +367,19 @@ class Delivery:
 
     def _expire(self, now: float) -> None:
         for trainer in self._members:
-            if now - trainer.lost_at > self._config.lease_s:
+            if now - self._awaited_since(trainer) > self._config.lease_s:
                 self.tally.expired += len(trainer.leases)
                 self.give_back(trainer)
                 self._members.remove(trainer)
+
+    def _awaited_since(self, trainer: Trainer) -> float:
+        """When the others began to wait for a trainer that is not there. One that was through with its pass, as workers
+        of a DataLoader are that end with it, is expected when the next one begins."""
+        here = self._at.get(trainer.session)
+        if here is None or not here.is_through(trainer):
+            return trainer.lost_at
+        later = self._epochs[self._epochs.index(here) + 1 :] if here in self._epochs else self._epochs
+        return max(trainer.lost_at, min((epoch.began for epoch in later), default=inf))
 
     def _may_come_back(self, trainer: Trainer, here: Epoch, now: float) -> bool:
         """Whether one that is not there (lost, or yet to open its stream) has what this one may have to take over."""
@@ -370,7 +388,7 @@ class Delivery:
             if other is trainer or other.present(now):
                 continue
             # One that never began an epoch holds nothing, but its rank's parts wait all the same.
-            holds = self._redeliver and other.leases and self._at.get(other.session) in until
+            holds = self._redeliver and other.leases and not other.paused and self._at.get(other.session) in until
             if holds or any(epoch.queues.get(other.rank) for epoch in until):
                 return True
         return False

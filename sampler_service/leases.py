@@ -1,7 +1,7 @@
-"""Who holds what: the trainers of a run, the batches lent to each, and those that wait in an epoch under way.
+"""Who holds what: the trainers of a run, and the batches lent to each.
 
 A batch is planned for a rank, waits in that rank's queue, is lent under a lease, and ends when the trainer
-acknowledges or reports it. The queues belong to ranks, not to trainers, so that a rank may change hands.
+acknowledges or reports it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from sampler_service.config import MOST_EXAMPLES
 from sampler_service.errors import ConfigError, Conflict, NotFound, Stale
-from sampler_service.planning import Planner
 from sampler_service.population import Population
 from sampler_service.types import Batch, Float64, Int32, Rates
 
@@ -47,6 +46,9 @@ class Trainer:
     """that it can load: ids below this number"""
     connected: bool = False
     """whether it came for batches, and no end of its stream was seen since"""
+    paused: bool = False
+    """whether it ended its stream by itself, through with its pass: what it holds is with its training loop, and it
+    comes back with the next pass"""
     leases: dict[int, Batch] = field(default_factory=dict)
     """batches in its hands, by batch_id"""
     last_batch_id: int = 0
@@ -67,15 +69,15 @@ class Trainer:
 
     def seen(self, now: float) -> None:
         """Its stream gave a sign of life."""
-        self.connected, self.lost_at = True, now + SILENT_S
+        self.connected, self.paused, self.lost_at = True, False, now + SILENT_S
 
     def reported(self, now: float) -> None:
         """A sign of life too, but not of one that is lost already: a report may be long on its way."""
         if self.alive(now):
             self.lost_at = now + SILENT_S
 
-    def disconnected(self, now: float) -> None:
-        self.connected, self.lost_at = False, now
+    def disconnected(self, now: float, paused: bool = False) -> None:
+        self.connected, self.paused, self.lost_at = False, paused, now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,58 +130,6 @@ class Chosen:
     """share of uniform draws in two-stage proposals"""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Epoch:
-    """One pass under way. Ranks may be in several: fast ones in the latest, slow ones in what is left of others."""
-
-    epoch: int
-    skip_examples: int
-    first: Chosen
-    """rates that it began with"""
-    num_steps: int = 0
-    first_step: int = 0
-    """steps before it are planned only for ranks that come back to them after the service restarted"""
-    next_step: int = 0
-    """first step that is not planned yet"""
-    begins_at: dict[int, int] = field(default_factory=dict)
-    """first step that a rank's trainer asked for"""
-    begun: dict[str, int] = field(default_factory=dict)
-    """rank of every session that was lent a batch of this pass"""
-    queues: dict[int, deque[Batch]] = field(default_factory=dict)
-    """parts that wait, by rank"""
-    orphans: deque[Batch] = field(default_factory=deque)
-    """parts of ranks without a trainer, for anyone"""
-    number: int = 0
-    """of the pass; see Batch"""
-    whole: bool = False
-    """see Batch"""
-    reached: int = 0
-    """steps of which a batch was lent"""
-    left: set[int] = field(default_factory=set)
-    """ranks that are in a later pass and want no more of this one"""
-    planner: Planner | None = None
-    """None: the run's planner has gone on to a later pass; another is made when it is needed"""
-
-    def queue(self, rank: int) -> deque[Batch]:
-        return self.queues.setdefault(rank, deque())
-
-    @property
-    def population(self) -> Population:
-        """The examples that it began with."""
-        return self.first.population
-
-    @property
-    def lent(self) -> float:
-        """Share of its steps that were lent; what it skipped counts as lent."""
-        if self.reached >= self.num_steps:
-            return 1.0
-        skipped = self.skip_examples / self.population.alive
-        return skipped + (1 - skipped) * self.reached / self.num_steps
-
-    def waiting(self) -> bool:
-        return bool(self.orphans) or any(self.queues.values())
-
-
 class Membership:
     """The trainers of one run. Not thread-safe: the sampler holds its lock."""
 
@@ -219,6 +169,9 @@ class Membership:
                 f"run {self._run!r} is being trained with {self.group}, asked for {group}; all trainers of a "
                 "run must use the same world_size, batch_size, drop_last and number of workers"
             )
+        if not any(trainer.alive(now) for trainer in self):
+            for trainer in self:  # they come back one after the other, and until now nobody was there to wait for them
+                trainer.lost_at = now
         holder = self._of_rank.get(rank)
         if holder is not None and token and holder.token == token and group == self.group:
             holder.num_examples = num_examples

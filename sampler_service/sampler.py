@@ -158,17 +158,21 @@ class Sampler:
         with self._lock:
             self._members.find(session).seen(self._clock())
 
-    def disconnect(self, session: str) -> None:
-        """A trainer's stream broke; its batches wait for its return, as long as its lease."""
+    def disconnect(self, session: str, paused: bool = False) -> None:
+        """A trainer's stream broke, or it is `paused` between two passes; its batches wait for its return, as long as
+        its lease."""
         with self._lock:
-            self._members.find(session).disconnected(self._clock())
+            self._members.find(session).disconnected(self._clock(), paused)
 
-    def leave(self, session: str) -> None:
-        """A trainer is done; what it still held goes to the others at once. A repeat changes nothing."""
+    def leave(self, session: str, done: bool = False) -> None:
+        """A trainer is done; what it still held goes to the others at once, if it is not `done` with that. A repeat
+        changes nothing."""
         with self._lock:
             if self._members.has_ended(session):
                 return
             trainer = self._members.find(session)
+            if done:
+                trainer.leases.clear()
             self._of(trainer).give_back(trainer)
             self._members.remove(trainer)
 

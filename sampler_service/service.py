@@ -80,9 +80,9 @@ class Service(Protocol):
         """A sign of life from a stream over which nothing goes; without one for long, its trainer counts as lost."""
         ...
 
-    def disconnect(self, session: str) -> None: ...
+    def disconnect(self, session: str, paused: bool = False) -> None: ...
 
-    def leave(self, session: str) -> None: ...
+    def leave(self, session: str, done: bool = False) -> None: ...
 
     def start_epoch(
         self,
@@ -323,11 +323,11 @@ class InProcessService:
     def renew(self, session: str) -> None:
         self._of(session).renew(session)
 
-    def disconnect(self, session: str) -> None:
-        self._of(session).disconnect(session)
+    def disconnect(self, session: str, paused: bool = False) -> None:
+        self._of(session).disconnect(session, paused)
 
-    def leave(self, session: str) -> None:
-        self._of(session).leave(session)
+    def leave(self, session: str, done: bool = False) -> None:
+        self._of(session).leave(session, done)
 
     def start_epoch(
         self,

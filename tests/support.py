@@ -99,6 +99,16 @@ class FakeTrainer:
     def reconnect(self) -> None:
         self.sampler.connect(self.session, self.last_batch_id, list(self.held))
 
+    def pause(self) -> None:
+        """Its process ends with the pass; what it holds is on its way to the training loop."""
+        self.sampler.disconnect(self.session, paused=True)
+
+    def resume(self, epoch: int):
+        """Another process, of the same trainer, goes on with the next pass."""
+        self.held, self.last_batch_id = {}, 0
+        self.reconnect()
+        return self.start(epoch)
+
     def report(self, batch: Batch, **changes: Any) -> ReportSummary:
         step = batch.epoch * self.steps_per_epoch + batch.step
         return self.sampler.report(self.session, [report_of(batch, **{"step": step, **changes})])

@@ -196,9 +196,9 @@ class SamplerClient:
         what = f"join run {request.run!r} as rank {request.rank}"
         return self._call(pb_grpc.RunsStub(self.channel()).Join, request, what)
 
-    def leave(self, session: str) -> None:
-        """Give a rank back."""
-        request = pb.LeaveRequest(session=session)
+    def leave(self, session: str, *, done: bool = False) -> None:
+        """Give a rank back; what it has goes to others, unless the trainer is `done` with all of it."""
+        request = pb.LeaveRequest(session=session, done=done)
         self._call(pb_grpc.RunsStub(self.channel()).Leave, request, "leave the run", pauses_s=())
 
     def set_reference(self, run: str, losses: NDArray[np.float32]) -> int:

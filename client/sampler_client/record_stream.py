@@ -24,11 +24,13 @@ class RecordStream:
         session: a trainer's part in a run, with records.
         lead: batches that may be unfinished at once.
         behind: batches by which whoever trains is behind this iteration, because others wait in a queue for it; so
-            many more count as unfinished.
+            many more count as unfinished, those at an epoch's end until the next one begins.
     """
 
     def __init__(self, session: Session, *, lead: int, behind: int = 0) -> None:
         self.session = session
+        self.is_through = False
+        """whether all batches of the epoch have been yielded"""
         self._behind = behind
         self.reader = EpochReader(
             session,
@@ -78,12 +80,17 @@ class RecordStream:
         return cls(cast(Session, session), lead=lead, behind=behind)
 
     def __iter__(self) -> Iterator[Batch]:
+        self.is_through = False
         for handed, batch in enumerate(self.reader):
             if handed >= self._behind:
                 self.reader.received()
             yield batch
             self.reader.finished()  # the loop has come back for another
-        self.reader.end_epoch()
+        if self._behind:  # the last ones are on their way, and no further one will be asked for that tells of them
+            self.session.finish_epoch(received=False)
+        else:
+            self.reader.end_epoch()
+        self.is_through = True
 
     @property
     def reports(self) -> ReportCounts:

@@ -131,8 +131,8 @@ class Session:
     def done(self, batch_id: int) -> None:
         self._stream.done(batch_id)
 
-    def finish_epoch(self) -> None:
-        self._stream.finish_epoch()
+    def finish_epoch(self, *, received: bool = True) -> None:
+        self._stream.finish_epoch(received=received)
 
     def put(self, rows: ReportRows | PendingReport) -> None:
         if self.publisher.counts().published:

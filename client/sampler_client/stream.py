@@ -185,14 +185,16 @@ class BatchStream:
             self._requests.send(credit=pb.Credit(count=len(self._done), acked=self._done, waited=self._waited()))
             self._done = []
 
-    def finish_epoch(self) -> None:
-        """Tell the service that everything received of this epoch is done.
+    def finish_epoch(self, *, received: bool = True) -> None:
+        """Tell the service that everything of this epoch is done; where the loop has not `received` all of it, what is
+        done by now. The rest stays held until another epoch begins.
 
         Over another stream when this one broke meanwhile: until then the other trainers would wait for the lease.
         Never raises, and gives up after some seconds: the next epoch opens the stream again in any case.
         """
-        self._done.extend(self._held)
-        self._held.clear()
+        if received:
+            self._done.extend(self._held)
+            self._held.clear()
         if self._done and self._requests is not None:
             self._requests.send(credit=pb.Credit(count=0, acked=self._done, waited=self._waited()))
         self._done = []
@@ -205,9 +207,12 @@ class BatchStream:
 
     def close(self, *, returns: bool = False) -> None:
         """End the stream, and give the rank back unless its trainer `returns`: then what it has waits as long as its
-        lease. Never raises: there is nobody left to wait for."""
+        lease, and behind the end of an epoch at least until another begins. Never raises: there is nobody left to wait
+        for."""
         self._closed.set()
         if self._requests is not None:
+            if returns and self._ended:
+                self._requests.send(pause=pb.Pause())
             self._end(self._requests)
             self._requests = None
         if returns:

@@ -51,6 +51,8 @@ class _Stream:
         self.context = context
         self.taking = threading.Lock()
         self.displaced = False
+        self.paused = False
+        """whether that was its trainer's last word"""
         self.heard_at = time.monotonic()
         """when the run last heard of the trainer"""
 
@@ -171,7 +173,9 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         """The next request, an empty one when there is none (yet), None when the stream shall end."""
         if self._draining.is_set() or stream.displaced:
             return None
-        return _next(inbox, wait=wait)
+        request = _next(inbox, wait=wait)
+        stream.paused = stream.paused or (request is not None and request.HasField("pause"))
+        return request
 
     def _take(self, session: str, stream: _Stream, count: int, acked: list[int], waited_s: float) -> Taken | None:
         """Batches for this stream, or None when another has displaced it."""
@@ -206,7 +210,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         with stream.taking:  # a stream that displaces this one waits, so that it is marked as connected after all
             if not stream.displaced:
                 try:
-                    self._service.disconnect(session)
+                    self._service.disconnect(session, stream.paused)
                 except SamplerError as error:
                     # It left, or its rank was taken over: there is nothing to mark. Or the run is away: it will miss
                     # the trainer's signs of life, and take it for lost a little later.

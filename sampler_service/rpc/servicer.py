@@ -110,7 +110,7 @@ class RunsServicer(pb_grpc.RunsServicer):
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext):  # noqa: N802
         with errors_as_status(context):
-            self._service.leave(request.session)
+            self._service.leave(request.session, request.done)
         return pb.LeaveResponse()
 
     def SetReference(self, request: pb.SetReferenceRequest, context: grpc.ServicerContext):  # noqa: N802

@@ -81,11 +81,11 @@ class RayService:
     def renew(self, session: str) -> None:
         self._call(run_of(session), "renew", session)
 
-    def disconnect(self, session: str) -> None:
-        self._call(run_of(session), "disconnect", session)
+    def disconnect(self, session: str, paused: bool = False) -> None:
+        self._call(run_of(session), "disconnect", session, paused)
 
-    def leave(self, session: str) -> None:
-        self._call(run_of(session), "leave", session)
+    def leave(self, session: str, done: bool = False) -> None:
+        self._call(run_of(session), "leave", session, done)
 
     def start_epoch(
         self,

@@ -134,6 +134,26 @@ def test_the_last_word_of_a_trainer_that_closes_is_heard(channel: grpc.Channel, 
     assert served.service.statistics("run").lead == 0
 
 
+def test_a_trainer_that_pauses_keeps_what_it_has_and_is_done_with_it_when_it_leaves_so(
+    channel: grpc.Channel, served: ServedService
+):
+    stays = open_session(served.address, world_size=2)
+    token = raw_join(channel, rank=1, world_size=2, lead=8, seed=0, sketch_dtype="float16")
+    stays.start_epoch(0, 0)
+    pauses = RawStream(channel, hello(token), START, credit(6))
+    pauses.reply()
+    ids = [i for b in pauses.batches(5) for i in ids_of(b)]
+    assert pauses.reply().WhichOneof("reply") == "epoch_end"
+    pauses.send(pause=pb.Pause())
+    pauses.half_close()
+    assert pauses.reply() is None
+    assert [rank.held for rank in served.service.statistics("run").ranks if rank.rank == 1] == [5]
+    leave = pb_grpc.RunsStub(channel).Leave
+    leave(pb.LeaveRequest(session=token, done=True), timeout=5)
+    assert sorted(ids + drain(stays)) == list(range(N))
+    stays.close()
+
+
 def test_what_a_trainer_held_that_is_gone_comes_to_the_other_one(service_address: str):
     options = {"lease_s": 0.4}
     stays = open_session(service_address, world_size=2, options=options)

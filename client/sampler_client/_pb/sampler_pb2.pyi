@@ -150,10 +150,12 @@ class JoinResponse(_message.Message):
     def __init__(self, session: _Optional[str] = ..., steps_per_epoch: _Optional[int] = ..., max_lead: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("session",)
+    __slots__ = ("session", "done")
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
     session: str
-    def __init__(self, session: _Optional[str] = ...) -> None: ...
+    done: bool
+    def __init__(self, session: _Optional[str] = ..., done: bool = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
     __slots__ = ()
@@ -260,14 +262,16 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BatchRequest(_message.Message):
-    __slots__ = ("hello", "epoch", "credit")
+    __slots__ = ("hello", "epoch", "credit", "pause")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     epoch: StartEpoch
     credit: Credit
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., epoch: _Optional[_Union[StartEpoch, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
+    pause: Pause
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., epoch: _Optional[_Union[StartEpoch, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("session", "last_batch_id", "held", "records")
@@ -324,6 +328,10 @@ class Credit(_message.Message):
     acked: _containers.RepeatedScalarFieldContainer[int]
     waited: float
     def __init__(self, count: _Optional[int] = ..., acked: _Optional[_Iterable[int]] = ..., waited: _Optional[float] = ...) -> None: ...
+
+class Pause(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class BatchReply(_message.Message):
     __slots__ = ("block", "epoch_start", "epoch_end", "record_schema")

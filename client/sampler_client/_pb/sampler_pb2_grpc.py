@@ -323,7 +323,7 @@ class RunsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Leave(self, request, context):
-        """Gives the rank back. Unacknowledged batches go to others at once. Idempotent.
+        """Gives the rank back. Unacknowledged batches go to others at once, unless they are done. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

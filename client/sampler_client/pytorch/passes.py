@@ -22,6 +22,8 @@ _POSITION = slice(_EPOCH, _OF + 1)
 _NAME_BYTES = 64
 """of the name of the examples that an epoch began with"""
 
+_SESSION_BYTES = 256
+
 
 class Passes:
     """Begins passes, worker by worker. Each row of the memory is written by one process at a time."""
@@ -29,6 +31,7 @@ class Passes:
     def __init__(self) -> None:
         self._rows = torch.zeros((1 + MOST_WORKERS, 7), dtype=torch.int64).share_memory_()
         self._names = torch.zeros((1 + MOST_WORKERS, _NAME_BYTES), dtype=torch.uint8).share_memory_()
+        self._sessions = torch.zeros((1 + MOST_WORKERS, _SESSION_BYTES), dtype=torch.uint8).share_memory_()
 
     def begin(self, worker: int, workers: int) -> dict[str, Any]:
         """Where a worker's next pass begins: the `epoch`, the `examples` of it that come before, over all ranks, and
@@ -62,6 +65,18 @@ class Passes:
         """A worker's pass is through."""
         self._place(1 + worker, {"epoch": int(self._rows[1 + worker, _NEXT]), "examples": 0})
 
+    def joined(self, worker: int, session: str) -> None:
+        """The session that a worker has, and leaves to the one that comes after it."""
+        self._sessions[1 + worker] = _packed(session, _SESSION_BYTES)
+
+    def leave(self) -> list[tuple[str, bool]]:
+        """The sessions that workers have left, and whether their passes were through by then. They are left once."""
+        held = []
+        for at in self._sessions[:, 0].nonzero().flatten().tolist():
+            held.append((_unpacked(self._sessions[at]), bool(self._rows[at, _EPOCH] == self._rows[at, _NEXT])))
+            self._sessions[at] = 0
+        return held
+
     def set(self, position: Mapping[str, Any]) -> None:
         """Where the next pass of every worker begins."""
         self._place(0, position)
@@ -87,8 +102,7 @@ class Passes:
         self._place(1 + worker, position)
 
     def _place(self, at: int, position: Mapping[str, Any]) -> None:
-        name = position.get("population", "").encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
-        self._names[at] = torch.tensor(list(name), dtype=torch.uint8)
+        self._names[at] = _packed(position.get("population", ""), _NAME_BYTES)
         numbers = (
             position["epoch"],
             position["examples"],
@@ -101,5 +115,13 @@ class Passes:
         epoch, examples, received, of = self._rows[at, _POSITION].tolist()
         found: dict[str, Any] = {"epoch": epoch, "examples": examples, "received": received}
         if of:
-            found |= {"population": bytes(self._names[at].tolist()).rstrip(b"\0").decode(), "num_examples": of}
+            found |= {"population": _unpacked(self._names[at]), "num_examples": of}
         return found
+
+
+def _packed(text: str, size: int) -> torch.Tensor:
+    return torch.tensor(list(text.encode()[:size].ljust(size, b"\0")), dtype=torch.uint8)
+
+
+def _unpacked(row: torch.Tensor) -> str:
+    return bytes(row.tolist()).rstrip(b"\0").decode()

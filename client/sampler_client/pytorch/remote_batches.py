@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.util import Finalize
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from sampler_client.config import DecodeImage, Timeouts, check_whole
 from sampler_client.epochs import STATE_VERSION
 from sampler_client.errors import ConfigError, RecordError, Stale
 from sampler_client.joining import DEFAULT_POLICY, place_of
-from sampler_client.pytorch import frameworks
+from sampler_client.pytorch import frameworks, worker_process
 from sampler_client.pytorch.passes import Passes
 from sampler_client.pytorch.tensors import columns_of
 from sampler_client.record_stream import AHEAD, RecordStream
@@ -148,6 +147,7 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         stream.load_state_dict({"version": STATE_VERSION, "run": self.run, **start})
         self._yielded = start["received"]
         furthest: dict[str, Any] = {}
+        forward = self._forward(worker, stream) if forwards else None
         for batch in stream:
             if self._yielded == start["received"]:
                 self._passes.began(worker, *stream.reader.population)
@@ -155,10 +155,9 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
             data = self._data(full, repeated=full is not batch)
             # What a lost rank has left comes at the end, and is no step back.
             furthest = max(furthest, self._behind(batch, start, stream), key=_place)
-            if forwards:
-                forward = forwarding.Forward(
-                    self.address, self._timeouts, self.run, stream.session.token, worker, self._queue
-                )
+            if forward is not None:
+                if forward.session != stream.session.token:  # another one, after the service was restarted
+                    forward = self._forward(worker, stream)
                 full = full.forwarded(forward, furthest)
             else:
                 full.position = furthest
@@ -166,6 +165,10 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
             yield data, full
         self._passes.end(worker)
         self._yielded = 0
+
+    def _forward(self, worker: int, stream: RecordStream) -> forwarding.Forward:
+        self._passes.joined(worker, stream.session.token)
+        return forwarding.Forward(self.address, self._timeouts, self._token, stream.session.token, self._queue)
 
     def _connected(self, worker: int, workers: int, *, forwards: bool) -> RecordStream:
         """The stream of this process."""
@@ -181,8 +184,7 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
             )
             self._stream_pid = os.getpid()
             if forwards:
-                # A worker's process runs no atexit.
-                Finalize(None, self._stream.close, kwargs={"returns": True}, exitpriority=10)
+                worker_process.keep(self._stream)
         return self._stream
 
     def _data(self, batch: Batch, *, repeated: bool) -> Any:
@@ -220,7 +222,7 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         if self._is_open:
             assert self._stream is not None
             return self._stream.reports
-        return forwarding.counts(self.address, self.run)
+        return forwarding.counts(self._token)
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until every report that this process has made is in the service's table."""
@@ -228,7 +230,7 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
             assert self._stream is not None
             self._stream.flush(timeout_s)
         else:
-            forwarding.flush(self.address, self.run, timeout_s)
+            forwarding.flush(self._token, timeout_s)
 
     def fence(self) -> int:
         """Like flush, and the next batch to be planned is planned from it; returns the table's version."""
@@ -266,18 +268,24 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
             self._passes.restore(info.id, state)
 
     def close(self) -> None:
-        """Send what is queued and give the rank back. Workers do so when they end."""
+        """Send what is queued and give the rank back. A pass that workers have sent to its end counts as done, unless
+        an error leaves the `with` block; what is left of one that was broken off goes to others."""
+        self._close(done=True)
+
+    def _close(self, *, done: bool) -> None:
         if self._is_open:
             assert self._stream is not None
             self._stream.close()
         self._stream = None
-        forwarding.close(self.address, self.run)
+        forwarding.close(self._token)
+        for session, through in self._passes.leave():
+            forwarding.leave(self.address, self._timeouts, session, done=done and through)
 
     def __enter__(self) -> RemoteBatches:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._close(done=failure is None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stream": None}
