@@ -17,7 +17,7 @@ class Reader(Protocol):
     schema_message: bytes
     """of what is read, an Arrow IPC schema message"""
 
-    def encode(self, example_ids: Int64) -> bytes:
+    def encode(self, example_ids: Int64) -> memoryview:
         """Records of the ids (b,), in their order, as an Arrow IPC record batch message."""
         ...
 
@@ -113,7 +113,7 @@ class FollowedRecords:
             follow(self._service, self._records, self._dataset)
             self._generation = generation
 
-    def encode(self, example_ids: Int64) -> bytes:
+    def encode(self, example_ids: Int64) -> memoryview:
         """Records of the ids (b,), in their order, as an Arrow IPC record batch message."""
         try:
             return self._reader.encode(example_ids)
