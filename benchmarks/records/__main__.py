@@ -1,8 +1,8 @@
 """`python -m benchmarks.records`: records a second from the service and its peers, random access, ingestion, memory.
 
-All read the same records in one run, in turn, each with 0, 1 and 2 workers of which the fastest counts; the service,
-Ray and the workers share this machine's cores. `over_ceiling` is against a bare gRPC stream of the same messages (as
-many bytes in each), neither encoded nor decoded.
+All read the same records in one run, in turn, each without workers and with two, of which the faster counts; the
+service, Ray and the workers share this machine's cores. `over_ceiling` is against a bare gRPC stream of the same
+messages (as many bytes in each), neither encoded nor decoded.
 
     python -m benchmarks.records --data ../shared/data --json benchmarks/results/records.json
 
@@ -41,7 +41,7 @@ from sampler_service.records import ingest
 from trainer_examples.results import write_result
 
 AHEAD = 64
-WORKERS = (0, 1, 2)
+WORKERS = (0, 2)
 MANY = 1_000_000
 WIDTH = 784
 ROW_GROUP = 5000
@@ -75,10 +75,9 @@ def loaders(
 
 
 def kind_rows(
-    kind: Kind, data: Path | None, folder: Path, address: str, batch_size: int, rounds: int, progress: Progress
+    kind: Kind, table: pa.Table, folder: Path, address: str, batch_size: int, rounds: int, progress: Progress
 ) -> list[dict[str, Any]]:
     """Examples a second of every way, medians over rounds, with the number of workers that is fastest for it."""
-    table = kind.table(data)
     path = folder / f"{kind.name}.parquet"
     pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd")
     ways = loaders(kind, table, path, folder, address, batch_size)
@@ -97,7 +96,7 @@ def kind_rows(
         best = max(WORKERS, key=lambda workers, name=name: statistics.median(rates[name, workers][1:]))
         rows.append(
             {
-                "what": f"{kind.name}, batches of {batch_size}",
+                "what": f"{len(table):,} {kind.name}, batches of {batch_size}",
                 "loader": name,
                 "workers": best,
                 "examples_per_second": statistics.median(rates[name, best][1:]),
@@ -188,6 +187,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="where to write the result")] = None,
     rounds: Annotated[int, typer.Option(help="rounds of each measurement; medians are quoted")] = 3,
     batch_size: Annotated[int, typer.Option(help="examples of a batch")] = 256,
+    examples: Annotated[int, typer.Option(help="the first of each kind: an epoch")] = 20_000,
 ) -> None:
     """Measure records on loopback."""
     ours, theirs = multiprocessing.Pipe()
@@ -198,11 +198,12 @@ def main(
     headline: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="records-") as name, Progress() as progress:
         folder = Path(name)
-        for kind in KINDS:
-            ingest(kind.table(data), kind.name, data_dir=folder)
+        tables = {kind: kind.table(data).slice(0, examples) for kind in KINDS}
+        for kind, table in tables.items():
+            ingest(table, kind.name, data_dir=folder)
         with running_service(arguments=["--data-dir", str(folder)]) as address:
-            for kind in KINDS:
-                found = kind_rows(kind, data, folder, address, batch_size, rounds, progress)
+            for kind, table in tables.items():
+                found = kind_rows(kind, table, folder, address, batch_size, rounds, progress)
                 rows += found
                 rate = {row["loader"]: row["examples_per_second"] for row in found}
                 for peer in rate.keys() - {"service"}:
@@ -224,7 +225,7 @@ _NOTES = (
     "starts and indexed batch by batch; over_dataloader_by_record: the same, record by record, with torch's collation; "
     "over_dataloader_from_file: the file is read in every epoch, and shuffled within its row groups",
     "over_streaming, over_webdataset: from shards on this disk",
-    "every loader with 0, 1 and 2 workers, the fastest of which counts; medians of epochs, in turn",
+    "every loader without workers and with two, the faster of which counts; medians of epochs, in turn",
     "images are decoded, by the service where they come from it, and by the workers elsewhere; service_of_files: the "
     "service sends files, and a transform of the trainer's decodes them",
     "over_ceiling: megabytes of records a second, files as they are, over a bare stream of the same messages",
