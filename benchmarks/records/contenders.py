@@ -77,7 +77,7 @@ def webdataset(kind: Kind, table: pa.Table, folder: Path, batch_size: int, worke
     if not out.exists():
         out.mkdir(parents=True)
         pattern = str(out / "%05d.tar")
-        with wds.ShardWriter(pattern, maxsize=SHARD_MB << 18, verbose=0) as writer:
+        with wds.ShardWriter(pattern, maxsize=SHARD_MB << 16, verbose=0) as writer:
             for row, record in enumerate(_records(table)):
                 writer.write({"__key__": f"{row:08d}", **{f"{name}.bin": _packed(v) for name, v in record.items()}})
     shards = sorted(map(str, out.glob("*.tar")))
