@@ -135,4 +135,6 @@ def _mark(mark_n: Int32, ids: Int64, mark: int) -> int:
 
 
 def _distinct(ids: Int64) -> int:
-    return len(np.unique(ids)) if len(ids) else 0
+    # Several times faster than np.unique, and asked for thrice a batch.
+    ordered = np.sort(ids)
+    return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + (len(ids) > 0)

@@ -1,8 +1,8 @@
 """`python -m benchmarks.records`: records a second from the service and its peers, random access, ingestion, memory.
 
-All read the same records in one run, in turn, each with 0, 1 and 2 workers of which the fastest counts; the service,
-Ray and the workers share this machine's cores. `over_ceiling` is against a bare gRPC stream of messages of the same
-sizes, neither encoded nor decoded.
+All read the same records in one run, in turn, each without workers and with two, of which the faster counts; the
+service, Ray and the workers share this machine's cores. `over_ceiling` is against a bare gRPC stream of the same
+messages (as many bytes in each), neither encoded nor decoded.
 
     python -m benchmarks.records --data ../shared/data --json benchmarks/results/records.json
 
@@ -11,6 +11,7 @@ MosaicML Streaming and WebDataset are measured where they are installed: pip ins
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -29,19 +30,21 @@ import typer
 from rich.progress import Progress
 
 import sampler_client as sampler
-from benchmarks.records import contenders
-from benchmarks.records.contenders import Epoch
+from benchmarks.records import contenders, plain
 from benchmarks.records.kinds import KINDS, Kind
+from benchmarks.records.plain import Epoch
 from benchmarks.serving import bare_server
 from sampler_client import wire
+from sampler_service.config import ServiceConfig
 from sampler_service.embedded import running_service
 from sampler_service.records import ingest
 from trainer_examples.results import write_result
 
-AHEAD = 16
-WORKERS = (0, 1, 2)
+AHEAD = 64
+WORKERS = (0, 2)
 MANY = 1_000_000
 WIDTH = 784
+ROW_GROUP = 5000
 TAKEN = 64
 
 
@@ -58,8 +61,12 @@ def loaders(
     """All ways to read one kind of records, by name: with each number of workers."""
     made: dict[str, Callable[[int], tuple[Epoch, Callable[[], None]]]] = {
         "service": lambda w: contenders.ours(kind, address, batch_size, w, AHEAD),
-        "dataloader": lambda w: contenders.plain(kind, path, batch_size, w),
+        "dataloader": lambda w: plain.by_batch(kind, path, batch_size, w),
+        "dataloader_by_record": lambda w: plain.by_record(kind, path, batch_size, w),
+        "dataloader_from_file": lambda w: plain.from_file(kind, path, batch_size, w),
     }
+    if kind.name == "images":
+        made["service_of_files"] = lambda w: contenders.ours(kind, address, batch_size, w, AHEAD, files=True)
     if find_spec("streaming"):
         made["streaming"] = lambda w: contenders.streaming(kind, table, folder, batch_size, w)
     if find_spec("webdataset"):
@@ -68,12 +75,11 @@ def loaders(
 
 
 def kind_rows(
-    kind: Kind, data: Path | None, folder: Path, address: str, batch_size: int, rounds: int, progress: Progress
+    kind: Kind, table: pa.Table, folder: Path, address: str, batch_size: int, rounds: int, progress: Progress
 ) -> list[dict[str, Any]]:
     """Examples a second of every way, medians over rounds, with the number of workers that is fastest for it."""
-    table = kind.table(data)
     path = folder / f"{kind.name}.parquet"
-    pq.write_table(table, path)
+    pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd")
     ways = loaders(kind, table, path, folder, address, batch_size)
     task = progress.add_task(kind.name, total=(rounds + 1) * sum(map(len, ways.values())))
     rates: dict[tuple[str, int], list[float]] = {}
@@ -90,7 +96,7 @@ def kind_rows(
         best = max(WORKERS, key=lambda workers, name=name: statistics.median(rates[name, workers][1:]))
         rows.append(
             {
-                "what": f"{kind.name}, batches of {batch_size}",
+                "what": f"{len(table):,} {kind.name}, batches of {batch_size}",
                 "loader": name,
                 "workers": best,
                 "examples_per_second": statistics.median(rates[name, best][1:]),
@@ -102,28 +108,32 @@ def kind_rows(
 
 
 def ceiling_row(kind: Kind, address: str, port: int, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Megabytes of records a second through the service, in turn with a bare stream of messages of that size."""
+    """Megabytes of records a second through the service, in turn with a bare stream of the same messages."""
     stream = sampler.SamplerClient(address).batches(
         run=f"ceiling-{kind.name}", dataset=kind.name, batch_size=batch_size, policy="shuffle", columns=kind.columns,
         ahead=128, max_lead=512, rank=0, world_size=1,
     )  # fmt: skip
+    count = size = sent = 0
+    for batch in stream:  # the first epoch warms up, and tells the sizes
+        drawn = batch.example_ids, batch.weights, batch.probabilities, batch.cluster_ids
+        count, size = count + 1, size + batch.records.nbytes
+        sent += batch.records.nbytes + sum(array.nbytes for array in drawn)
+    together = math.ceil(ServiceConfig().message_bytes * count / sent)  # batches that share a message
+    request = np.array([count // together, sent * together // count], np.int64)
     measured: list[tuple[float, float]] = []
-    count = size = 0
-    for _ in range(rounds + 1):
-        count, size, start = 0, 0, time.perf_counter()
-        for batch in stream:
-            count, size = count + 1, size + batch.records.nbytes
-        ours = size / (time.perf_counter() - start)
-        request = np.array([count, size // count], np.int64)
+    for _ in range(rounds):
+        start = time.perf_counter()
+        received = sum(batch.records.nbytes for batch in stream)
+        ours = received / (time.perf_counter() - start)
         with grpc.insecure_channel(f"127.0.0.1:{port}", options=wire.CHANNEL_OPTIONS) as channel:
             start = time.perf_counter()
-            received = sum(map(len, channel.unary_stream("/bare/Stream")(request.tobytes())))
+            received = sum(map(len, channel.unary_stream("/bare/Stream")(request.tobytes()))) * size / sent
             measured.append((ours, received / (time.perf_counter() - start)))
     stream.close()
-    measured = measured[1:]
     return {
         "what": f"{kind.name}, batches of {batch_size}, files as they are, to one trainer",
         "batch_bytes": size // count,
+        "batches_per_message": together,
         "mb_per_second": statistics.median(ours for ours, _ in measured) / 1e6,
         "ceiling_mb_per_second": statistics.median(bare for _, bare in measured) / 1e6,
         "over_ceiling": statistics.median(ours / bare for ours, bare in measured),
@@ -177,6 +187,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="where to write the result")] = None,
     rounds: Annotated[int, typer.Option(help="rounds of each measurement; medians are quoted")] = 3,
     batch_size: Annotated[int, typer.Option(help="examples of a batch")] = 256,
+    examples: Annotated[int, typer.Option(help="the first of each kind: an epoch")] = 20_000,
 ) -> None:
     """Measure records on loopback."""
     ours, theirs = multiprocessing.Pipe()
@@ -187,11 +198,12 @@ def main(
     headline: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="records-") as name, Progress() as progress:
         folder = Path(name)
-        for kind in KINDS:
-            ingest(kind.table(data), kind.name, data_dir=folder)
+        tables = {kind: kind.table(data).slice(0, examples) for kind in KINDS}
+        for kind, table in tables.items():
+            ingest(table, kind.name, data_dir=folder)
         with running_service(arguments=["--data-dir", str(folder)]) as address:
-            for kind in KINDS:
-                found = kind_rows(kind, data, folder, address, batch_size, rounds, progress)
+            for kind, table in tables.items():
+                found = kind_rows(kind, table, folder, address, batch_size, rounds, progress)
                 rows += found
                 rate = {row["loader"]: row["examples_per_second"] for row in found}
                 for peer in rate.keys() - {"service"}:
@@ -209,11 +221,14 @@ def main(
 
 
 _NOTES = (
-    "over_dataloader: against a torch DataLoader over the same Parquet file, decompressed into memory before the clock "
-    "starts and indexed batch by batch; over_streaming, over_webdataset: from shards on this disk",
-    "every loader with 0, 1 and 2 workers, the fastest of which counts; medians of epochs, in turn",
-    "images are decoded, by the service where they come from it, and by the workers elsewhere",
-    "over_ceiling: megabytes of records a second, files as they are, over a bare stream of ready messages of that size",
+    "over_dataloader: against a torch DataLoader over the Parquet file, decompressed into memory before the clock "
+    "starts and indexed batch by batch; over_dataloader_by_record: the same, record by record, with torch's collation; "
+    "over_dataloader_from_file: the file is read in every epoch, and shuffled within its row groups",
+    "over_streaming, over_webdataset: from shards on this disk",
+    "every loader without workers and with two, the faster of which counts; medians of epochs, in turn",
+    "images are decoded, by the service where they come from it, and by the workers elsewhere; service_of_files: the "
+    "service sends files, and a transform of the trainer's decodes them",
+    "over_ceiling: megabytes of records a second, files as they are, over a bare stream of the same messages",
 )
 
 

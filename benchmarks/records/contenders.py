@@ -1,4 +1,4 @@
-"""Four ways to the same batches: a dictionary of tensors (b, …) and texts, shuffled, images decoded.
+"""Ways to the same batches in the training loop: a dictionary of tensors (b, …) and texts, shuffled, images decoded.
 
 Each gets the data in the form that suits it, and is as well tuned as its own documentation says; preparing that form is
 not in its time. Shapes: b examples of a batch.
@@ -8,43 +8,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 import sampler_client as sampler
-from benchmarks.records.kinds import Kind, decoded, in_bytes
-
-Epoch = Callable[[int], Iterator[int]]
-"""epoch -> numbers of examples of its batches, each when the batch is there"""
+from benchmarks.records.kinds import Kind, decoded, in_bytes, with_pixels
+from benchmarks.records.plain import Epoch, counted, on
 
 SHARD_MB = 64
 
 
-def ours(kind: Kind, address: str, batch_size: int, workers: int, ahead: int) -> tuple[Epoch, Callable[[], None]]:
-    """Streamed from the service, which decodes images."""
-    decode = [sampler.DecodeImage(column="image")] if kind.name == "images" else []
+def ours(
+    kind: Kind, address: str, batch_size: int, workers: int, ahead: int, *, files: bool = False
+) -> tuple[Epoch, Callable[[], None]]:
+    """Streamed from the service, which decodes images; or, as `files`, which the trainer's transform decodes."""
+    images = kind.name == "images"
     records = sampler.RemoteBatches(
         address,
-        run=f"{kind.name}-{batch_size}-{workers}",
+        run=f"{kind.name}-{batch_size}-{workers}{'-files' if files else ''}",
         dataset=kind.name,
         batch_size=batch_size,
         policy="shuffle",
         columns=kind.columns,
-        decode=decode,
+        decode=[sampler.DecodeImage(column="image")] if images and not files else [],
+        transform=with_pixels if files else None,
         rank=0,
         world_size=1,
         ahead=ahead,
         max_lead=512,
     )
-    loader = DataLoader(records, batch_size=None, **_workers(workers))
+    loader = DataLoader(records, batch_size=None, **on(workers))
 
     def epoch(number: int) -> Iterator[int]:
         records.set_epoch(number)
@@ -52,49 +51,6 @@ def ours(kind: Kind, address: str, batch_size: int, workers: int, ahead: int) ->
             yield len(columns[kind.columns[0]])
 
     return epoch, records.close
-
-
-class _Table(Dataset[Any]):
-    """A Parquet file in memory, read by rows: batch by batch, as Arrow does it fastest."""
-
-    def __init__(self, path: Path, kind: Kind) -> None:
-        table = pq.read_table(path).combine_chunks()
-        self._images = kind.name == "images"
-        self._columns: dict[str, Any] = {}
-        for name in table.column_names:
-            column = table[name].chunk(0)
-            if pa.types.is_fixed_size_list(column.type):
-                self._columns[name] = column.flatten().to_numpy().reshape(len(column), -1)
-            elif pa.types.is_integer(column.type):
-                self._columns[name] = column.to_numpy()
-            else:
-                self._columns[name] = column
-
-    def __len__(self) -> int:
-        return len(next(iter(self._columns.values())))
-
-    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
-        return {name: self._values(name, np.array(rows)) for name in self._columns}
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.__getitems__([row])
-
-    def _values(self, name: str, rows: np.ndarray) -> Any:
-        column = self._columns[name]
-        if isinstance(column, np.ndarray):
-            return torch.from_numpy(column[rows])
-        values = column.take(pa.array(rows)).to_pylist()
-        return torch.from_numpy(np.stack([decoded(file) for file in values])) if self._images else values
-
-
-def plain(kind: Kind, path: Path, batch_size: int, workers: int) -> tuple[Epoch, Callable[[], None]]:
-    """A DataLoader over the Parquet file, held in memory."""
-    loader = DataLoader(_Table(path, kind), batch_size, shuffle=True, collate_fn=_as_it_is, **_workers(workers))
-    return partial(_count, loader, kind.columns[0]), lambda: None
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def streaming(kind: Kind, table: pa.Table, folder: Path, batch_size: int, workers: int) -> tuple[Epoch, Any]:
@@ -109,8 +65,8 @@ def streaming(kind: Kind, table: pa.Table, folder: Path, batch_size: int, worker
             for record in _records(table):
                 writer.write(in_bytes(record))
     dataset = StreamingDataset(local=str(out), shuffle=True, batch_size=batch_size, num_canonical_nodes=1)
-    loader = DataLoader(dataset, batch_size, collate_fn=partial(_collated, kind.name), **_workers(workers))
-    return partial(_count, loader, kind.columns[0]), lambda: None
+    loader = DataLoader(dataset, batch_size, collate_fn=partial(_collated, kind.name), **on(workers))
+    return partial(counted, loader, kind.columns[0]), lambda: None
 
 
 def webdataset(kind: Kind, table: pa.Table, folder: Path, batch_size: int, workers: int) -> tuple[Epoch, Any]:
@@ -121,7 +77,7 @@ def webdataset(kind: Kind, table: pa.Table, folder: Path, batch_size: int, worke
     if not out.exists():
         out.mkdir(parents=True)
         pattern = str(out / "%05d.tar")
-        with wds.ShardWriter(pattern, maxsize=SHARD_MB << 18, verbose=0) as writer:
+        with wds.ShardWriter(pattern, maxsize=SHARD_MB << 16, verbose=0) as writer:
             for row, record in enumerate(_records(table)):
                 writer.write({"__key__": f"{row:08d}", **{f"{name}.bin": _packed(v) for name, v in record.items()}})
     shards = sorted(map(str, out.glob("*.tar")))
@@ -131,8 +87,8 @@ def webdataset(kind: Kind, table: pa.Table, folder: Path, batch_size: int, worke
         .map(partial(_unpacked, kind.name))
         .batched(batch_size, collation_fn=partial(_collated, kind.name))
     )
-    loader = DataLoader(dataset, batch_size=None, **_workers(workers))
-    return partial(_count, loader, kind.columns[0]), lambda: None
+    loader = DataLoader(dataset, batch_size=None, **on(workers))
+    return partial(counted, loader, kind.columns[0]), lambda: None
 
 
 def _packed(value: Any) -> bytes:
@@ -160,16 +116,3 @@ def _collated(kind: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
 def _records(table: pa.Table) -> Iterator[dict[str, Any]]:
     for batch in table.to_batches():
         yield from batch.to_pylist()
-
-
-def _count(loader: DataLoader[Any], column: str, epoch: int) -> Iterator[int]:
-    with suppress(AttributeError):
-        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
-    for batch in loader:
-        yield len(batch[column])
-
-
-def _workers(workers: int) -> dict[str, Any]:
-    if not workers:
-        return {}
-    return {"num_workers": workers, "multiprocessing_context": "forkserver", "persistent_workers": True}

@@ -6,7 +6,7 @@ Shapes: n examples.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ KINDS = (
 def decoded(file: bytes) -> np.ndarray:
     """Pixels (h, w, 3) uint8 of an image file."""
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+
+
+def with_pixels(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its image file decoded."""
+    return {**record, "image": decoded(record["image"])}
 
 
 def in_bytes(record: dict[str, Any]) -> dict[str, Any]:

@@ -265,10 +265,10 @@ class BatchStream:
         """Ask for the epoch and wait for its start; batches of an epoch that was left early are passed over."""
         assert self._requests is not None
         self._requests.send(epoch=self._start_request())
+        self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))  # saves the way there and back
         while True:
             reply = self._receive()
             if reply.WhichOneof("reply") == "epoch_start" and reply.epoch_start.epoch == self._epoch:
-                self._requests.send(credit=pb.Credit(count=self._lead - len(self._held)))
                 self._population = reply.epoch_start.population
                 return reply.epoch_start
             if reply.WhichOneof("reply") == "block":

@@ -18,7 +18,8 @@ from sampler_client.errors import ConfigError, ReplyTimeout, SamplerError, Scori
 from sampler_client.publisher import PublishCounts, Weights
 from sampler_client.reporter import PendingReport, ReportCounts, ReportRows
 from sampler_client.session import MOST_EXAMPLES, check_unit, join_request
-from sampler_service.rpc.batches import WAIT_S, encode_batch
+from sampler_service.rpc.batches import WAIT_S
+from sampler_service.rpc.blocks import encode_batch
 from sampler_service.rpc.inprocess import as_client_errors
 from sampler_service.service import Service
 

@@ -99,9 +99,9 @@ class RecordReader:
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
-    def encode(self, example_ids: Int64) -> bytes:
+    def encode(self, example_ids: Int64) -> memoryview:
         """The same as an Arrow IPC record batch message."""
-        return self.read(example_ids).serialize().to_pybytes()
+        return memoryview(self.read(example_ids).serialize())
 
     def _decoder(self, how: Decoding) -> _Decoder:
         if how.column not in self._columns:

@@ -140,14 +140,14 @@ class _Opened:
         self._flat = [batch for shard in manifest.shards for batch in self.batches[shard]]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._flat)], dtype=np.int64)
         self._columns: dict[str, Column] = {}
+        self._schemas: dict[tuple[str, ...], pa.Schema] = {}
 
     def take(self, example_ids: np.ndarray, columns: Sequence[str] | None, *, also_deleted: bool) -> pa.RecordBatch:
         ids = self._checked(example_ids, also_deleted=also_deleted)
         batch_of = np.searchsorted(self._starts, ids, side="right") - 1
-        rows = (ids - self._starts[batch_of]).tolist()
-        batches = batch_of.tolist()
+        rows = ids - self._starts[batch_of]
         schema = self.manifest.schema if columns is None else self._selected(columns)
-        arrays = [self._column(name).take(batches, rows) for name in schema.names]
+        arrays = [self._column(name).take(batch_of, rows) for name in schema.names]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _checked(self, example_ids: np.ndarray, *, also_deleted: bool) -> np.ndarray:
@@ -167,13 +167,16 @@ class _Opened:
         return ids
 
     def _selected(self, columns: Sequence[str]) -> pa.Schema:
+        if (chosen := tuple(columns)) in self._schemas:
+            return self._schemas[chosen]
         schema = self.manifest.schema
         missing = [name for name in columns if name not in schema.names]
         if missing:
             raise ConfigError(
                 f"data set {self.manifest.name!r} has no column {missing[0]!r}: it has {', '.join(schema.names)}"
             )
-        return pa.schema([schema.field(name) for name in columns])
+        self._schemas[chosen] = pa.schema([schema.field(name) for name in columns])
+        return self._schemas[chosen]
 
     def _column(self, name: str) -> Column:
         # Two threads may make it at once, and make the same.

@@ -6,22 +6,22 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 import grpc
 
-from sampler_client import wire
 from sampler_client._pb import sampler_pb2 as pb
-from sampler_client._pb import sampler_pb2_grpc as pb_grpc
 from sampler_service.errors import Busy, ConfigError, SamplerError
 from sampler_service.leases import run_of
 from sampler_service.replies import Taken
+from sampler_service.rpc.ahead import read_ahead
+from sampler_service.rpc.blocks import encode_batches, encode_reply
 from sampler_service.rpc.records import FollowedRecords, Records
 from sampler_service.rpc.status import errors_as_status
 from sampler_service.service import Service
-from sampler_service.types import Batch, Int64
+from sampler_service.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,9 @@ RENEW_S = 3.0
 SPARE_STREAMS = 16
 """open beside those of the trainers: they have not said hello yet, or were displaced and are about to end"""
 
-RecordsOf = Callable[[Int64], bytes]
-"""(b,) example ids -> their records, as a message"""
+FIRST, MOST = 8, 64
+"""batches with records that are taken from the run at a time: few when an epoch begins, as the trainer waits for them;
+then ever more, since others are taken while these are read and sent, and a call costs as much as ten batches"""
 
 Inbox = queue.SimpleQueue[pb.BatchRequest | None]
 
@@ -57,7 +58,7 @@ class _Stream:
         """when the run last heard of the trainer"""
 
 
-class BatchesServicer(pb_grpc.BatchesServicer):
+class BatchesServicer:
     """One Stream call per trainer session."""
 
     def __init__(self, service: Service, records: Records, message_bytes: int, max_trainers: int) -> None:
@@ -71,13 +72,21 @@ class BatchesServicer(pb_grpc.BatchesServicer):
         self._draining = threading.Event()
         threading.Thread(target=self._renew_all, name="renew", daemon=True).start()
 
+    def serve(self, server: grpc.Server) -> None:
+        """Let a server answer by this; as generated code would, but for replies that are bytes already."""
+        stream = grpc.stream_stream_rpc_method_handler(
+            self.Stream, request_deserializer=pb.BatchRequest.FromString, response_serializer=encode_reply
+        )
+        name = pb.DESCRIPTOR.services_by_name["Batches"].full_name
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Stream": stream}),))
+
     def drain(self) -> None:
         """End every stream after the batches it is sending."""
         self._draining.set()
 
     def Stream(  # noqa: N802
         self, request_iterator: Iterator[pb.BatchRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.BatchReply]:
+    ) -> Iterator[pb.BatchReply | bytes]:
         with errors_as_status(context), self._place():
             yield from self._serve(request_iterator, context)
 
@@ -101,7 +110,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
 
     def _serve(
         self, request_iterator: Iterator[pb.BatchRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.BatchReply]:
+    ) -> Iterator[pb.BatchReply | bytes]:
         inbox: Inbox = queue.SimpleQueue()
         threading.Thread(target=_read, args=(request_iterator, inbox), name="batch-requests", daemon=True).start()
         # Also wakes the answering thread when the trainer is gone and will never send again.
@@ -134,10 +143,26 @@ class BatchesServicer(pb_grpc.BatchesServicer):
 
     def _answer(
         self, session: str, stream: _Stream, inbox: Inbox, records: FollowedRecords | None
-    ) -> Iterator[pb.BatchReply]:
-        """Turn credit into batches until the requests end."""
+    ) -> Iterator[pb.BatchReply | bytes]:
+        """Turn requests into replies until they end."""
+        lent = self._lent(session, stream, inbox, records)
+        coming = lent if records is None else read_ahead(lent)
+        try:
+            for item in coming:
+                if isinstance(item, pb.BatchReply):
+                    yield item
+                else:
+                    yield from encode_batches(item, self._message_bytes, records.encode if records else None)
+        finally:
+            inbox.put(None)  # whatever has ended this, nothing more is to be taken
+            coming.close()
+
+    def _lent(
+        self, session: str, stream: _Stream, inbox: Inbox, records: FollowedRecords | None
+    ) -> Generator[pb.BatchReply | list[Batch]]:
+        """Turn credit into batches, and other requests into replies."""
         # A stream that was opened again goes on with its epoch: credit for it comes with no other request.
-        credit, epoch, inside, acked, waited_s = 0, 0, True, [], 0.0
+        credit, epoch, inside, acked, waited_s, at_once = 0, 0, True, [], 0.0, FIRST
         while (request := self._request(stream, inbox, wait=not (credit and inside))) is not None:
             kind = request.WhichOneof("request")
             if records is not None and kind is not None:
@@ -147,7 +172,7 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                 started = self._service.start_epoch(
                     session, asked.epoch, asked.skip_examples, asked.first_step, asked.progress, asked.population
                 )
-                credit, epoch, inside = 0, started.epoch, True
+                credit, epoch, inside, at_once = 0, started.epoch, True, FIRST
                 yield pb.BatchReply(epoch_start=pb.EpochStart(**asdict(started)))
             elif kind == "credit":
                 credit += request.credit.count
@@ -155,12 +180,13 @@ class BatchesServicer(pb_grpc.BatchesServicer):
                 waited_s += request.credit.waited
             # Several requests may be waiting: one call to the run serves them all.
             if inbox.empty() and (acked or (inside and credit > 0)):
-                taken = self._take(session, stream, credit if inside else 0, acked, waited_s)
+                count = credit if records is None else min(credit, at_once)
+                taken = self._take(session, stream, count if inside else 0, acked, waited_s)
                 if taken is None:
                     return
-                acked, waited_s = [], 0.0
+                acked, waited_s, at_once = [], 0.0, min(2 * at_once, MOST)
                 credit -= len(taken.batches)
-                yield from encode_batches(taken.batches, self._message_bytes, records.encode if records else None)
+                yield taken.batches
                 if taken.ended and inside and credit > 0:
                     yield pb.BatchReply(epoch_end=pb.EpochEnd(epoch=epoch))
                     inside = False
@@ -249,53 +275,3 @@ def _next(inbox: Inbox, *, wait: bool) -> pb.BatchRequest | None:
     if request is not None and request.WhichOneof("request") == "hello":
         raise ConfigError("a batch stream has one hello; open another stream for another session")
     return request
-
-
-def encode_batches(
-    batches: list[Batch], message_bytes: int, records_of: RecordsOf | None = None
-) -> Iterator[pb.BatchReply]:
-    """Messages of about `message_bytes`; the cost of one message is that of some ten batches.
-
-    Raises:
-        ConfigError: a batch whose records are too large for a message.
-    """
-    reply, size = pb.BatchReply(), 0
-    for batch in batches:
-        # In place: protobuf copies a message that is put into another by encoding and decoding it.
-        message = reply.block.batch.add()
-        encode_batch(batch, message)
-        if records_of is not None:
-            message.records = records_of(batch.rows.example_ids)
-        added = message.ByteSize()
-        if added > wire.MAX_MESSAGE_BYTES - message_bytes:
-            raise ConfigError(
-                f"the {len(batch.rows)} records of batch {batch.batch_id} have {len(message.records)} bytes, a message "
-                f"may have {wire.MAX_MESSAGE_BYTES - message_bytes}; ask for fewer columns (columns=), smaller images "
-                "(decode=) or smaller batches (batch_size=)"
-            )
-        size += added
-        if size >= message_bytes:
-            yield reply
-            reply, size = pb.BatchReply(), 0
-    if size:
-        yield reply
-
-
-def encode_batch(batch: Batch, message: pb.Batch) -> None:
-    """Fill the message of one batch."""
-    rows = batch.rows
-    message.batch_id = batch.batch_id
-    message.epoch = batch.epoch
-    message.step = batch.step
-    message.table_version = batch.table_version
-    message.policy = batch.policy
-    message.example_ids = rows.example_ids.tobytes()
-    message.weights = rows.weights.tobytes()
-    message.probabilities = rows.probabilities.astype("f4").tobytes()
-    message.cluster_ids = batch.cluster_ids.tobytes()
-    message.lease_deadline = batch.lease_deadline
-    message.lead = batch.lead
-    message.global_batch_size = batch.global_batch_size
-    message.world_size = batch.world_size
-    message.keep = batch.keep
-    message.choice_seed = batch.choice_seed

@@ -24,7 +24,7 @@ class Reader(Protocol):
     schema_message: bytes
     """of what is read, an Arrow IPC schema message"""
 
-    def encode(self, example_ids: Int64) -> bytes:
+    def encode(self, example_ids: Int64) -> memoryview:
         """Records of the ids (b,), in their order, as an Arrow IPC record batch message."""
         ...
 
@@ -151,7 +151,7 @@ class FollowedRecords:
         except NotFound as error:
             raise self._gone(error) from error
 
-    def encode(self, example_ids: Int64) -> bytes:
+    def encode(self, example_ids: Int64) -> memoryview:
         """Records of the ids (b,), in their order, as an Arrow IPC record batch message. Those of which another node
         was quicker to tell the service are waited for.
 

@@ -97,7 +97,7 @@ class Server:
         self._health = health.HealthServicer()
         self._batches = BatchesServicer(service, records, config.message_bytes, config.max_trainers)
         add_calls(service, config, self._server, records)
-        pb_grpc.add_BatchesServicer_to_server(self._batches, self._server)
+        self._batches.serve(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
             names = [pb.DESCRIPTOR.services_by_name[name].full_name for name in _SERVICES]

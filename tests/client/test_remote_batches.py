@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -106,6 +108,23 @@ def test_the_service_decodes_images_on_request(recorded: ServedService) -> None:
     assert columns["image"].dtype == torch.uint8
     shades = torch.from_numpy(batch.example_ids.astype(np.uint8))
     assert torch.equal(columns["image"], shades[:, None, None, None].expand(-1, 6, 8, 1))
+
+
+def test_an_image_that_can_not_be_sent_ends_the_stream_by_its_name(recorded: ServedService) -> None:
+    table = table_of(N)
+    files = [*table["image"].to_pylist()[:-1], png(1, size=(9, 9))]
+    recorded.stop()
+    recorded.records = MemoryRecords("numbers", table.set_column(3, "image", pa.array(files, pa.binary())))
+    recorded.start()
+    with (
+        remote(recorded, decode=[sampler.DecodeImage(column="image")]) as records,
+        pytest.raises(sampler.ConfigError, match=f"example {N - 1} has 9 x 9 pixels"),
+    ):
+        list(loader_over(records))
+    deadline = time.monotonic() + 10
+    while any(thread.name.startswith("read-ahead") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "the stream has ended, and the thread that takes batches for it has not"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("workers", WORKERS[:2])

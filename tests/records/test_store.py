@@ -17,7 +17,7 @@ from sampler_service.errors import ConfigError, Conflict, Damaged, NotFound
 from sampler_service.records import DataDirectory, RecordStore, delete
 from sampler_service.records import tables as tables_module
 from sampler_service.records import writing as writing_module
-from sampler_service.records.gather import column_of
+from sampler_service.records.gather import NARROW, column_of
 from tests.records.support import Ingest, table_of
 
 TENSOR = pa.fixed_shape_tensor(pa.int16(), (2, 3))
@@ -35,6 +35,7 @@ def every_type(count: int) -> pa.Table:
             "time": pa.array([datetime(2026, 1, 1, 0, 0, number % 60) for number in numbers]),
             "binary": pa.array([bytes([number % 250]) * (number % 7) for number in numbers], pa.binary()),
             "large": pa.array([f"{number}é" for number in numbers], pa.large_string()),
+            "wide": pa.array([bytes([number % 250] * (NARROW + 1)) for number in numbers], pa.binary(NARROW + 1)),
             "four": pa.array([bytes([number % 250] * 4) for number in numbers], pa.binary(4)),
             "nulls": pa.array([None if number % 4 else number for number in numbers]),
             "text_or_not": pa.array([None if number % 5 else str(number) for number in numbers]),
@@ -64,7 +65,7 @@ def test_a_column_gives_what_arrow_gives_of_one_array_however_it_is_cut(ids: lis
     rows = np.array(ids, int) - starts[batch_of]
     for name in table.column_names:
         column = column_of([batch.column(name) for batch in batches], table.schema.field(name).type)
-        taken = column.take(batch_of.tolist(), rows.tolist())
+        taken = column.take(batch_of, rows)
         taken.validate(full=True)
         assert taken.type == table.schema.field(name).type
         assert taken.to_pylist() == table.column(name).take(pa.array(ids, pa.int64())).to_pylist(), name

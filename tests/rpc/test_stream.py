@@ -17,7 +17,8 @@ from sampler_client.errors import Busy
 from sampler_client.reporter import ReportRows
 from sampler_client.session import Session
 from sampler_service.errors import Unavailable
-from sampler_service.rpc.batches import SPARE_STREAMS, encode_batches
+from sampler_service.rpc.batches import SPARE_STREAMS
+from sampler_service.rpc.blocks import encode_batch, encode_batches
 from sampler_service.rpc.server import CONTROL_THREADS
 from sampler_service.service import InProcessService
 from sampler_service.types import Batch, Rows
@@ -271,10 +272,36 @@ def test_many_batches_are_packed_into_messages_in_order():
         )
         for i in range(20)
     ]
-    messages = list(encode_batches(batches, 128 * 1024))
+    messages = [pb.BatchReply.FromString(message) for message in encode_batches(batches, 128 * 1024)]
     assert 1 < len(messages) < 20
     assert [b.batch_id for message in messages for b in message.block.batch] == list(range(20))
+    assert all(block.ByteSize() >= 128 * 1024 for block in messages[:-1])
     assert list(encode_batches([], 128 * 1024)) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000, 3_000_000])
+def test_batches_with_records_are_the_bytes_that_protobuf_makes(size: int):
+    rows = Rows(example_ids=np.arange(3), weights=np.ones(3, np.float32), probabilities=np.full(3, 1 / 3))
+    batch = Batch(
+        batch_id=1 << 50,
+        epoch=0,
+        step=1,
+        table_version=0,
+        policy="shuffle",
+        rows=rows,
+        cluster_ids=np.zeros(3, np.int32),
+        lease_deadline=0.0,
+        lead=0,
+        global_batch_size=3,
+        world_size=1,
+    )
+    records = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    message = pb.Batch(records=records)
+    encode_batch(batch, message)
+    expected = pb.BatchReply(block=pb.BatchBlock(batch=[message, message]))
+    (encoded,) = encode_batches([batch, batch], 8_000_000, lambda _: memoryview(records))
+    assert pb.BatchReply.FromString(encoded) == expected
+    assert size == 0 or encoded == expected.SerializeToString()
 
 
 def test_leaving_twice_is_no_error_and_a_session_never_heard_of_is(channel: grpc.Channel):
