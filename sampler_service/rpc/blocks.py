@@ -39,7 +39,8 @@ def encode_batches(batches: list[Batch], message_bytes: int, records_of: Records
         if added > wire.MAX_MESSAGE_BYTES - message_bytes:
             raise ConfigError(
                 f"the {len(batch.rows)} records of batch {batch.batch_id} have {len(fields[-1])} bytes, a message "
-                f"may have {wire.MAX_MESSAGE_BYTES - message_bytes}; ask for fewer columns, smaller images or batches"
+                f"may have {wire.MAX_MESSAGE_BYTES - message_bytes}; ask for fewer columns (columns=), smaller images "
+                "(decode=) or smaller batches (batch_size=)"
             )
         block += _field(pb.BatchBlock.BATCH_FIELD_NUMBER, fields)
         size += added
