@@ -10,6 +10,8 @@ import typer
 
 import trainer_examples
 
+pytestmark = pytest.mark.ray  # one of them imports it
+
 EXAMPLES = sorted(
     path.stem for path in Path(trainer_examples.__path__[0]).glob("*.py") if "typer.run(main)" in path.read_text()
 )

@@ -137,8 +137,8 @@ def test_a_rate_is_chosen_by_other_draws_and_then_the_comparison_is_run(monkeypa
     monkeypatch.setattr(data_weights, "METHODS", {"none": lambda *_, **__: None})
     (result,) = data_weights.compare("task", partial(low_data, DIGITS), Settings(), 2, "")
     assert ran == [(rate, seed) for rate in data_weights.RATES for seed in data_weights.TUNING_SEEDS] + [
-        (0.03, 0),
-        (0.03, 1),
+        (0.03, data_weights.FIRST_SEED),
+        (0.03, data_weights.FIRST_SEED + 1),
     ]
     assert (result.rate, result.accuracies) == (0.03, [1.0, 1.0])
 

@@ -23,10 +23,10 @@ def test_every_cell_is_trained_drawn_and_written(
     monkeypatch.setattr(multiplicative, "RATES", (0.03, 0.3))
     monkeypatch.setattr(multiplicative, "SCALES", (0.3, 1.0, 3.0))
     runs = multiplicative.main(steps=5, seeds=2, plot=tmp_path / "maps.png", json=tmp_path / "result.json")
-    assert len(runs) == 4 * 3 * 2 * 3 * 2
+    assert len(runs) == 5 * 3 * 2 * 3 * 2
     assert (tmp_path / "maps.png").stat().st_size > 10_000
     written = json.loads((tmp_path / "result.json").read_text())
-    assert len(written["rows"]) == 12
+    assert len(written["rows"]) == 15
     assert all(len(seeds) == 2 for row in written["rows"] for scales in row["losses"] for seeds in scales)
     assert "momentum" in capsys.readouterr().out
 
