@@ -60,6 +60,7 @@ def train(config: dict[str, Any]) -> None:
                 batch.weighted_mean(losses).backward()  # (2)
                 optimizer.step()
                 batch.report(losses, sketcher)  # (3) every worker reports its own part
+            loader.flush()  # the service knows all of an epoch before any worker begins the next
             state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
             found = {"epoch": epoch, "accuracy": accuracy(bare, images.test)}
             model.train()
