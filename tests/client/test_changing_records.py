@@ -55,6 +55,17 @@ def epoch_of(loader: DataLoader) -> list[int]:
     return sorted(number for columns, _ in loader for number in columns["number"].tolist())
 
 
+def changed_at_its_first_batch(loader: DataLoader, change: Callable[[], object]) -> tuple[list[int], list[int]]:
+    """Records that count: of the first two batches of an epoch, between which there is a change, and of all others."""
+    before, after = [], []
+    for step, (columns, batch) in enumerate(loader):
+        kept = columns["number"][batch.weights.copy() > 0].tolist()
+        (before if step <= 1 else after).extend(kept)
+        if step == 0:
+            change()
+    return before, after
+
+
 def test_what_is_appended_while_a_run_goes_on_is_in_its_next_epoch(served: ServedService, tmp_path: Path) -> None:
     with remote(served) as records:
         loader = DataLoader(records, batch_size=None)
@@ -74,12 +85,9 @@ def test_what_is_deleted_comes_no_more_from_then_on(served: ServedService, tmp_p
     gone = [3, 14, 15, 27, 39]
     with remote(served, ahead=1) as records:
         loader = DataLoader(records, batch_size=None)
-        before, after = [], []
-        for step, (columns, batch) in enumerate(loader):
-            kept = columns["number"][batch.weights.copy() > 0].tolist()
-            (before if step <= 1 else after).extend(kept)
-            if step == 0:
-                delete(DataDirectory(tmp_path).open("numbers"), gone)
+        before, after = changed_at_its_first_batch(
+            loader, lambda: delete(DataDirectory(tmp_path).open("numbers"), gone)
+        )
         assert not set(after) & set(gone)
         assert set(before) | set(after) | set(gone) == set(range(N))
         assert epoch_of(loader) == sorted(set(range(N)) - set(gone))
@@ -92,18 +100,17 @@ def test_what_another_node_appends_and_deletes_reaches_a_run_in_the_middle_of_an
     served_from_two: ServedService, tmp_path: Path
 ) -> None:
     gone, there = [3, 14, 15, 27, 39], DataDirectory(tmp_path / "there")
+
+    def change() -> None:
+        delete(there.open("numbers"), gone)
+        ingest(numbers(N, N + MORE), "numbers", data_dir=there.path, append=True)
+        # No stream is opened meanwhile, and none may ask for anything.
+        until(lambda: served_from_two.service.statistics("run").deleted == len(gone))
+        until(lambda: served_from_two.service.dataset_size("numbers") == N + MORE)
+
     with remote(served_from_two, ahead=1) as records:
         loader = DataLoader(records, batch_size=None)
-        before, after = [], []
-        for step, (columns, batch) in enumerate(loader):
-            kept = columns["number"][batch.weights.copy() > 0].tolist()
-            (before if step <= 1 else after).extend(kept)
-            if step == 0:
-                delete(there.open("numbers"), gone)
-                ingest(numbers(N, N + MORE), "numbers", data_dir=there.path, append=True)
-                # No stream is opened meanwhile, and none may ask for anything.
-                until(lambda: served_from_two.service.statistics("run").deleted == len(gone))
-                until(lambda: served_from_two.service.dataset_size("numbers") == N + MORE)
+        _, after = changed_at_its_first_batch(loader, change)
         assert not set(after) & set(gone)
         assert epoch_of(loader) == sorted(set(range(N + MORE)) - set(gone))
 
