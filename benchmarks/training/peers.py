@@ -74,8 +74,8 @@ class InfoBatch(_Peer):
     """Qin et al., ICLR 2024, arXiv 2303.04947: each epoch drops half of what is below the mean loss, and weighs the
     rest.
 
-    Its budget are epochs, as in the paper. Those that begin in the last eighth of it are full ones: of five, none. (The
-    authors' code counts one further, and has the last of five full.)
+    Its budget are epochs, as in the paper. Full are those that end in the last eighth of it, as their code counts: of
+    five the last.
     """
 
     hyper = ("prune_ratio", "delta")
@@ -90,7 +90,7 @@ class InfoBatch(_Peer):
     def steps(self, model: nn.Module) -> Iterator[Step]:  # noqa: ARG002 - losses come by `after`
         epochs = self.total * self.batch_size / len(self.train)
         for epoch in range(math.ceil(epochs)):
-            rows, weight_n = self._kept(epoch / epochs)
+            rows, weight_n = self._kept(ends=(epoch + 1) / epochs)
             order = self.rng.permutation(rows)
             share = min(1.0, epochs - epoch)  # the last epoch of the budget may be a part of one
             order = order[: max(1, round(share * len(order)))]
@@ -99,9 +99,10 @@ class InfoBatch(_Peer):
                 progress = (epoch + share * i * self.batch_size / len(order)) / epochs
                 yield Step(x, y, progress, weights=torch.from_numpy(weight_n[ids]), handle=ids)
 
-    def _kept(self, progress: float) -> tuple[np.ndarray, np.ndarray]:
+    def _kept(self, *, ends: float) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of an epoch that ends at this share of the run, and the weights of all rows."""
         weight_n = np.ones(len(self.loss_n), dtype=np.float32)
-        if progress >= self.delta or not np.isfinite(self.loss_n).all():
+        if ends > self.delta or not np.isfinite(self.loss_n).all():
             return np.arange(len(self.loss_n)), weight_n
         easy = np.flatnonzero(self.loss_n < self.loss_n.mean())
         dropped = self.rng.choice(easy, int(self.prune_ratio * len(easy)), replace=False)

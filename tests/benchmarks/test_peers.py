@@ -54,15 +54,15 @@ def logits_of(losses: list[float]) -> torch.Tensor:
 
 def test_infobatch_drops_half_of_what_is_below_the_mean_and_doubles_the_weight_of_the_other_half():
     method = InfoBatch(task_of(torch.zeros(8, CLASSES), batch_size=2, steps=40), seed=0)
-    rows, weights = method._kept(0.0)
+    rows, weights = method._kept(ends=0.05)
     assert rows.tolist() == list(range(8)) and (weights == 1).all(), "nothing is known yet"
     method.loss_n = np.array([0.1, 5.0, 0.2, 6.0, 0.3, 7.0, 0.4, 8.0])
     for _ in range(20):
-        rows, weights = method._kept(0.5)
+        rows, weights = method._kept(ends=0.875)
         assert set(rows) > {1, 3, 5, 7}
         assert len(rows) == 6
         assert weights.tolist() == [2, 1, 2, 1, 2, 1, 2, 1]
-    rows, weights = method._kept(0.875)
+    rows, weights = method._kept(ends=0.88)
     assert rows.tolist() == list(range(8)) and (weights == 1).all(), "the last eighth is whole"
 
 
@@ -76,6 +76,15 @@ def test_infobatch_weighs_what_it_trains_on_by_the_losses_that_it_saw():
         )
     assert seen[0] == [1, 1, 1, 1]
     assert len(seen[1]) == 3 and sorted(seen[1]) == [1, 1, 2]
+    assert seen[2] == [1, 1, 1, 1]
+
+
+def test_of_five_epochs_of_infobatch_the_last_is_whole():
+    method = InfoBatch(task_of(torch.zeros(8, CLASSES), batch_size=2, steps=20), seed=0)
+    method.loss_n = np.array([0.1, 5.0, 0.2, 6.0, 0.3, 7.0, 0.4, 8.0])
+    weights = [step.weights.tolist() for step in method.steps(nn.Identity())]
+    assert len(weights) == 4 * 3 + 4, "four of six examples, then all eight"
+    assert sum(weights[-4:], []) == [1.0] * 8
 
 
 @pytest.mark.parametrize(("kind", "power"), [(SelectiveBackprop, 3), (SelectiveBackpropHalf, 1)])
