@@ -52,10 +52,10 @@ NOTES = (
     "seconds_cifar_cnn only where the same runs' final test accuracy is at most 0.2 points below shuffle's",
     "infobatch_backprops_: examples backpropagated by two_stage, our lossless policy, in a run of half the steps, or "
     "else of 0.6 of them, over those of shuffle's whole run; infobatch_peer_backprops_, infobatch_policy_backprops_: "
-    "the same of InfoBatch in process, whose last epoch is a full one, and of our policy of that name, which prunes in "
-    "every epoch that begins in the first 7/8 of the run. All only where the final test accuracy is at most 0.2 points below shuffle's; "
-    "shuffle_accuracy_gap_, two_stage_accuracy_gap_: what either loses with half and with 0.6 of the steps. Candidates "
-    "that are only scored do not count, they are among forwarded",
+    "the same of InfoBatch in process, whose last epoch is a full one, and of our policy of that name, which prunes "
+    "in epochs that begin before 7/8 of the run. All only where the final test accuracy is at most 0.2 points below "
+    "shuffle's; shuffle_accuracy_gap_, two_stage_accuracy_gap_: what either loses with half and with 0.6 of the "
+    "steps. Candidates that are only scored do not count, they are among forwarded",
     "backprops_to_accuracy_: examples backpropagated until shuffle's final test accuracy less 0.2 points is first had, "
     "over those of shuffle's whole run, for every method alike",
     "longtail_steps: two_stage's steps over shuffle's own to the same accuracy, 0.2 points below shuffle's final one; "
