@@ -24,6 +24,8 @@ Lost = Literal["redeliver", "drop"]
 MOST_EXAMPLES = 2**31 - 1
 """of a dataset: orders and draws are kept as int32"""
 
+MOST_MESSAGE_BYTES = 32 * 1024**2
+"""to which batches are gathered: of a message's 64 MiB so much is left for the batch that fills it"""
 
 MOST_CLUSTERS = 16384
 """each batch draws from all of them, and a centre is d numbers in every shard"""
@@ -188,12 +190,11 @@ class ServiceConfig:
             raise ConfigError(f"page_port must be 0 to 65535, got {self.page_port}")
         if self.page_port and self.page_port == self.port:
             raise ConfigError(f"port and page_port are both {self.port}; give the page another with --page-port")
-        for name in (
-            *("shards", "threads_per_shard", "max_trainers", "message_bytes"),
-            *("threads_per_scorer", "max_weights_bytes"),
-        ):
+        for name in ("shards", "threads_per_shard", "max_trainers", "threads_per_scorer", "max_weights_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.message_bytes <= MOST_MESSAGE_BYTES:
+            raise ConfigError(f"message_bytes must be 1 to {MOST_MESSAGE_BYTES}, got {self.message_bytes}")
         if not 0 < self.follow_s < float("inf"):
             raise ConfigError(f"follow_s must be positive seconds, got {self.follow_s}")
         for name in ("gpus_per_shard", "scorers", "scorer_gpus"):

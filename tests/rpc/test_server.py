@@ -216,7 +216,9 @@ def test_a_stop_from_elsewhere_is_refused(peer: str):
     assert not asked.is_set() and caller.code is grpc.StatusCode.PERMISSION_DENIED
 
 
-@pytest.mark.parametrize("setting", [{"port": -1}, {"port": 65536}, {"shards": 0}, {"max_trainers": 0}])
+@pytest.mark.parametrize(
+    "setting", [{"port": -1}, {"port": 65536}, {"shards": 0}, {"max_trainers": 0}, {"message_bytes": 2**25 + 1}]
+)
 def test_a_setting_of_the_service_that_can_not_be_is_refused(setting: dict[str, int]):
     ((name, value),) = setting.items()
     with pytest.raises(ConfigError, match=rf"{name} must be .*got {value}"):
