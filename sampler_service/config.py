@@ -138,6 +138,13 @@ _ALIKE = (
 """what all gateways of a service must ask for alike: its registry starts it for all of them"""
 
 
+_LEAST = {
+    **dict.fromkeys(("shards", "threads_per_shard", "max_trainers", "threads_per_scorer", "max_weights_bytes"), 1),
+    **dict.fromkeys(("gpus_per_shard", "scorers", "scorer_gpus"), 0),
+}
+"""the smallest value of each of these settings"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
     """How the service runs on its cluster."""
@@ -190,16 +197,13 @@ class ServiceConfig:
             raise ConfigError(f"page_port must be 0 to 65535, got {self.page_port}")
         if self.page_port and self.page_port == self.port:
             raise ConfigError(f"port and page_port are both {self.port}; give the page another with --page-port")
-        for name in ("shards", "threads_per_shard", "max_trainers", "threads_per_scorer", "max_weights_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 1 <= self.message_bytes <= MOST_MESSAGE_BYTES:
             raise ConfigError(f"message_bytes must be 1 to {MOST_MESSAGE_BYTES}, got {self.message_bytes}")
         if not 0 < self.follow_s < float("inf"):
             raise ConfigError(f"follow_s must be positive seconds, got {self.follow_s}")
-        for name in ("gpus_per_shard", "scorers", "scorer_gpus"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if bool(self.scorers) != bool(self.scoring):
             raise ConfigError(
                 f"scorers is {self.scorers} and scoring {self.scoring!r}: give both, --scorers 1 --scoring "

@@ -217,7 +217,8 @@ def test_a_stop_from_elsewhere_is_refused(peer: str):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"port": -1}, {"port": 65536}, {"shards": 0}, {"max_trainers": 0}, {"message_bytes": 2**25 + 1}]
+    "setting",
+    [{"port": -1}, {"port": 65536}, {"shards": 0}, {"max_trainers": 0}, {"message_bytes": 2**25 + 1}, {"scorers": -1}],
 )
 def test_a_setting_of_the_service_that_can_not_be_is_refused(setting: dict[str, int]):
     ((name, value),) = setting.items()
