@@ -214,6 +214,8 @@ class PresentRates:
         else:
             max_age = int(self._config.fresh_epochs * max(1, self.steps_per_epoch))
             rates, aside = choose(policy, view, min_coverage=None, max_age=max_age, progress=progress)
+        if isinstance(self._policy, Phases):
+            rates = self._policy.included(rates, progress)
         rates = population.spread(rates)
         name, _, why = (aside or f"{policy.name}: {pick.why}").partition(": ")
         why = "; ".join(part for part in (said, why) if part)

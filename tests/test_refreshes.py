@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sampler_service.errors import ConfigError
-from sampler_service.types import NO_ROW, BestOfSome, ByPlace, NearTogether, Report
+from sampler_service.types import NO_ROW, BestOfSome, ByPlace, NearTogether, Report, WeightedDraw
 from tests.support import DIM, FakeTrainer, gradients, ids_of, join_all, make_sampler
 
 N = 64
@@ -277,3 +277,22 @@ def test_each_phase_has_its_policy_and_no_cluster_is_left_out_early():
         clusters = {int(i) % DIM for b in received if b.epoch == number for i in b.rows.example_ids}
         assert clusters == set(range(DIM))
     assert "the phase up to 100% of the run" in trainer.sampler.statistics().reason
+
+
+def test_protected_phases_draw_what_has_next_to_no_gradient_and_later_ones_hardly_do():
+    schedule = "0.9 importance gate=1 alpha=0.01 half_life=1e9; 1 shuffle"
+
+    def least(protect: float) -> float:
+        options = {"schedule": schedule, "protect": str(protect)}
+        trainer = run("phases", policy_options=options, epochs=10)
+        trainer.start(0)
+        while batches := trainer.take_acked().batches:
+            norms = np.where(batches[0].rows.example_ids == 0, 1e3, 1e-3).astype(np.float32)
+            trainer.report(batches[0], norms=norms, sketches=None)
+        trainer.start(1)
+        rates = trainer.sampler._rates.chosen.rates
+        assert isinstance(rates, WeightedDraw)
+        return N * float(rates.probability_n.min())
+
+    assert least(protect=0.5) == pytest.approx(0.1 + 0.9 * least(protect=0.0), rel=1e-4)
+    assert least(protect=0.0) < 0.05

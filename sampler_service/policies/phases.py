@@ -1,8 +1,8 @@
 """Phases: another policy for each part of a run, by the share of it that is done.
 
 Early training is a critical period: what the model is not shown then it can't make up for later, and regularisation
-counts there or nowhere. So policies that leave examples out on purpose have no place in the first half; those that are
-there keep every cluster in play, by their weights or because they go through all examples.
+counts there or nowhere. So policies that leave examples out on purpose have no place in the first half, and those that
+are there show no example less than a tenth as often as shuffling would: their rates are mixed until that holds.
 
 Source: Achille, Rovere, Soatto, "Critical Learning Periods in Deep Networks", ICLR 2019, arXiv 1711.08856; Golatkar,
 Achille, Soatto, "Time Matters in Regularizing Deep Networks", NeurIPS 2019, arXiv 1905.13277; the last part without
@@ -14,15 +14,20 @@ Shapes: n examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
+
+import numpy as np
 
 from sampler_service.errors import ConfigError
 from sampler_service.policies.contract import Kind, Policy, check_within
-from sampler_service.types import Rates, TableView
+from sampler_service.types import Rates, StratifiedDraw, Sweep, TableView, WeightedDraw
 
 PROTECTED = 0.5
 """share of a run in which nothing may be left out, unless it is given another"""
+
+LEAST_INCLUDED = 0.1
+"""of the rate at which shuffling shows an example is the least there, so that no cluster goes unseen"""
 
 SCHEDULE = "0.04 shuffle; 0.5 gradient_clustering; 0.875 selective_backprop; 1 shuffle"
 
@@ -76,10 +81,45 @@ class Phases:
         return next((phase for phase in self.phases if progress < phase.until), self.phases[-1])
 
     def rates(self, view: TableView, *, progress: float) -> Rates:
-        return self.at(progress).policy.rates(view, progress=progress)
+        return self.included(self.at(progress).policy.rates(view, progress=progress), progress)
+
+    def included(self, rates: Rates, progress: float) -> Rates:
+        """Rates of the present phase that leave out nothing where nothing may be left out. What weights undid, they
+        still undo."""
+        return with_least(rates, LEAST_INCLUDED) if progress < self.protect else rates
 
     def aside(self, view: TableView) -> str:  # noqa: ARG002 - each phase's policy stands aside by itself
         return ""
+
+
+def with_least(rates: Rates, least: float) -> Rates:
+    """The rates, or those nearest in kind by which no example comes less often than `least` times what shuffling gives.
+
+    Draws are mixed with as many uniform ones, a sweep keeps what it left out more often, with the weight that undoes
+    it.
+    """
+    if isinstance(rates, StratifiedDraw):
+        size_k = np.bincount(rates.stratum_n, minlength=len(rates.rate_k))
+        even_k = size_k / size_k.sum()
+        enough = (rates.rate_k >= least * even_k).all()
+        return rates if enough else replace(rates, rate_k=(1 - least) * rates.rate_k + least * even_k)
+    if isinstance(rates, WeightedDraw):
+        even = 1 / len(rates.probability_n)
+        enough = (rates.probability_n >= least * even).all()
+        return rates if enough else replace(rates, probability_n=(1 - least) * rates.probability_n + least * even)
+    return _kept(rates, least)
+
+
+def _kept(rates: Sweep, least: float) -> Sweep:
+    rare_n = rates.keep_n < least
+    if not rare_n.any():
+        return rates
+    undone_n = rates.weight_n * rates.keep_n / least
+    return replace(
+        rates,
+        keep_n=np.where(rare_n, least, rates.keep_n),
+        weight_n=np.where(rare_n, undone_n, rates.weight_n).astype(np.float32),
+    )
 
 
 def read_phases(schedule: str, protect: float, make: Callable[[str, Mapping[str, str]], Policy]) -> Phases:

@@ -295,3 +295,45 @@ def test_a_budget_ends_with_shuffling_and_phases_with_their_last():
     whole, none = (make_policy("time_budget", {"anneal": anneal}) for anneal in (1.0, 0.0))
     assert isinstance(whole, Phases) and isinstance(none, Phases)
     assert whole.at(0.0).policy.name == "shuffle" and none.at(1.0).policy.name == "infobatch"
+
+
+FRESH = {"known": 1.0, "step_n": np.full(60, 100)}
+RARE = [
+    (
+        "gradient_clustering alpha=0.01 allocation=neyman",
+        view_of(60, cluster_sse_k=np.array([0.0, 1, 1, 1, 1]), **FRESH),
+    ),
+    ("gradient_clustering alpha=0", view_of(60, 20, cluster_n=np.minimum(np.arange(60), 19).astype(np.int32), **FRESH)),
+    ("importance alpha=0.01 gate=1", view_of(60, norm_n=np.append(1000 * ones(1), 0.001 * ones(59)), **FRESH)),
+    ("infobatch prune_ratio=0.95", view_of(60, **FRESH)),
+]
+
+
+@pytest.mark.parametrize(("policy", "view"), RARE, ids=[policy for policy, _ in RARE])
+def test_early_phases_show_every_example_a_tenth_as_often_as_shuffling_would(policy, view):
+    phases = make_policy("phases", {"schedule": f"0.9 {policy}; 1 shuffle", "protect": 0.5})
+    early, late = (phases.rates(view, progress=progress) for progress in (0.49, 0.5))
+    assert shown(late).min() < 0.099 < 0.1 <= shown(early).min() + 1e-12
+    if isinstance(early, Sweep):
+        check_sweep(early, unbiased=True, num_examples=60)
+        frequent_n = late.keep_n >= 0.1
+        np.testing.assert_array_equal(early.keep_n[frequent_n], late.keep_n[frequent_n])
+    else:
+        check_draw(early, num_examples=60)
+        assert np.corrcoef(shown(early), shown(late))[0, 1] > 0.999, "what is preferred stays preferred"
+
+
+def test_early_phases_leave_rates_alone_that_show_all():
+    view = view_of(60, known=1.0)
+    phases, alone = make_policy("phases", {}), make_policy("gradient_clustering", {})
+    np.testing.assert_array_equal(phases.rates(view, progress=0.2).rate_k, alone.rates(view, progress=0.2).rate_k)
+
+
+def shown(rates) -> np.ndarray:
+    """(n,) how often each example comes, over how often shuffling would show it."""
+    if isinstance(rates, Sweep):
+        return rates.keep_n
+    if isinstance(rates, WeightedDraw):
+        return rates.probability_n * len(rates.probability_n)
+    size_k = np.bincount(rates.stratum_n, minlength=len(rates.rate_k))
+    return (rates.rate_k / np.maximum(size_k, 1))[rates.stratum_n] * len(rates.stratum_n)
