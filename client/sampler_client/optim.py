@@ -5,8 +5,9 @@ The multiplicative update moves each coordinate by a share of itself,
 
     theta_t = theta_{t-1} - eta_out |theta_{t-1}| tanh(eta_in m_t l_t),
 
-so |theta_t - theta_{t-1}| <= eta_out |theta_{t-1}|, and with eta_out < 1 no coordinate ever changes its sign. The
-hybrid update blends it with the additive one, so that signs can change:
+so |theta_t - theta_{t-1}| <= eta_out |theta_{t-1}|, and with eta_out < 1 no coordinate ever changes its sign (a
+scheduler of eta scales eta_out with it; what comes to 1 is refused). The hybrid update blends it with the additive one,
+so that signs can change:
 
     theta_t = theta_{t-1} - [blend eta_out |theta_{t-1}| tanh(eta_in m_t l_t) + (1 - blend) eta m_t l_t].
 
@@ -27,7 +28,7 @@ from torch.optim import Optimizer
 
 from sampler_client.errors import ConfigError
 
-_UNFIT = (torch.optim.LBFGS, torch.optim.Adafactor)
+_UNFIT = (torch.optim.LBFGS, torch.optim.Adafactor, torch.optim.ASGD)
 """their steps are of the parameters' values too, or of more than one evaluation"""
 
 
@@ -44,11 +45,11 @@ class Multiplicative(Optimizer):
       (biases and other parameters that start at zero do so once, and are multiplicative from then on).
     - The other optimiser's `lr` is eta: it sets the additive part, and nothing of the multiplicative one, in which
       eta_in takes its place. A scheduler that lets `lr` fall must reach the multiplicative part, too: eta_out is taken
-      times lr / initial lr.
+      times lr / initial lr, lr when it was wrapped. One that lets `lr` rise so far that this comes to 1 is refused.
 
     Args:
         base: SGD, Adagrad, RMSprop, Adam or any other that computes a step from gradients and its state alone, which
-            LBFGS and Adafactor do not. Its weight decay must be 0: a decay is no gradient's direction; use
+            LBFGS, Adafactor and ASGD do not. Its weight decay must be 0: a decay is no gradient's direction; use
             `weight_decay` here.
         eta_out: largest relative change of a coordinate in one step, in (0, 1).
         eta_in: at which m l the relative change saturates, > 0.
@@ -78,6 +79,7 @@ class Multiplicative(Optimizer):
         settings = {"eta_out": eta_out, "eta_in": eta_in, "blend": blend, "decay": weight_decay}
         # The same dicts: what a scheduler sets here is what the other optimiser reads.
         super().__init__(base.param_groups, settings)
+        self.param_groups = base.param_groups  # torch made a list of its own, which groups added later are not in
         self.base = base
         for group in self.param_groups:
             _check(group)
@@ -137,25 +139,41 @@ class Multiplicative(Optimizer):
         self.param_groups = self.base.param_groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters to both optimisers."""
+        """Add parameters to both optimisers, with settings of their own or those of the whole.
+
+        Raises:
+            ConfigError: a setting outside its range; nothing was added then.
+        """
         base = self.__dict__.get("base")
-        if base is not None:
-            for key, value in self.defaults.items():
-                param_group.setdefault(key, value)
-            base.add_param_group(param_group)
-            base.param_groups[-1]["initial_eta"] = float(base.param_groups[-1]["lr"])
+        if base is None:  # torch's own constructor
+            super().add_param_group(param_group)
             return
-        super().add_param_group(param_group)
+        base.add_param_group({**self.defaults, **param_group})
+        added = base.param_groups[-1]
+        try:
+            _check(added)
+        except ConfigError:
+            base.param_groups.pop()
+            raise
+        added["initial_eta"] = float(added["lr"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "base": self.base}  # torch keeps what it knows of
 
 
 def _moved(group: dict[str, Any], theta: torch.Tensor, *, additive: torch.Tensor) -> torch.Tensor:
     """The new values; `additive` is the other optimiser's step, -eta m l."""
-    eta, blend = float(group["lr"]), float(group["blend"])
-    eta_out = group["eta_out"] * (eta / group["initial_eta"] if group["initial_eta"] else 1.0)
+    eta, blend, eta_out = float(group["lr"]), float(group["blend"]), _present_eta_out(group)
     # (eta_in / eta) times what the other optimiser did; with eta 0 nothing moves, in either rule.
     relative = torch.tanh(additive * (group["eta_in"] / eta if eta else 0.0))
     step = blend * eta_out * theta.abs() * relative + (1 - blend) * additive
     return theta - eta * group["decay"] * theta + torch.where(theta == 0, additive, step)
+
+
+def _present_eta_out(group: dict[str, Any]) -> float:
+    """eta_out as far as lr has fallen or risen since it was wrapped."""
+    initial = group.get("initial_eta", 0.0)
+    return group["eta_out"] * (float(group["lr"]) / initial if initial else 1.0)
 
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -195,3 +213,9 @@ def _check(group: dict[str, Any]) -> None:
         )
     if "lr" not in group or isinstance(group["lr"], torch.Tensor):
         raise ConfigError("the wrapped optimiser must have a number as its lr in every group")
+    if not _present_eta_out(group) < 1:
+        raise ConfigError(
+            f"eta_out {group['eta_out']:g} times lr / initial lr, {group['lr']:g} / {group['initial_eta']:g}, comes to "
+            f"{_present_eta_out(group):g}, at which coordinates change their signs: wrap the optimiser at the largest "
+            "lr of its schedule, or lower eta_out"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from copy import deepcopy
 
 import pytest
@@ -126,6 +127,53 @@ def test_groups_have_settings_of_their_own():
     assert second[0].item() == pytest.approx(1.5 * 0.5)
 
 
+def test_parameters_that_are_added_later_belong_to_both_optimisers():
+    (first,), (second,) = parameters_of(), parameters_of()
+    optimizer = Multiplicative(torch.optim.SGD([first], lr=0.1), eta_out=0.01, eta_in=10.0)
+    optimizer.add_param_group({"params": [second], "eta_out": 0.5})
+    set_gradients([first, second], [1.0, 1.0, 1.0])
+    optimizer.step()
+    assert first[0].item() == pytest.approx(1.5 * 0.99) and second[0].item() == pytest.approx(1.5 * 0.5)
+    optimizer.zero_grad()
+    assert first.grad is None and second.grad is None
+    with pytest.raises(sampler.ConfigError, match=r"eta_in must lie in \(0, inf\), got -1"):
+        optimizer.add_param_group({"params": parameters_of(), "eta_in": -1})
+    assert len(optimizer.param_groups) == len(optimizer.base.param_groups) == 2
+
+
+def test_a_copy_goes_on_by_itself():
+    (parameter,) = parameters_of()
+    optimizer = Multiplicative(torch.optim.Adam([parameter], lr=0.1), eta_out=0.02)
+    set_gradients([parameter], [1.0, 1.0, 1.0])
+    optimizer.step()
+    for copy in (deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        before = parameter.detach().clone()
+        (own,) = copy.param_groups[0]["params"]
+        own.grad = torch.ones(3, dtype=torch.float64)
+        copy.step()
+        assert copy.param_groups is copy.base.param_groups
+        assert own[0] < before[0]
+        torch.testing.assert_close(parameter.detach(), before)
+
+
+def test_a_schedule_by_which_signs_could_change_is_refused_before_anything_moves():
+    parameters = parameters_of()
+    optimizer = Multiplicative(torch.optim.SGD(parameters, lr=0.01), eta_out=0.05)
+    for lr, refused in ((0.19, False), (0.2, True)):
+        optimizer.param_groups[0]["lr"] = lr
+        set_gradients(parameters, [1e3, 1e3, 1e3])
+        before = parameters[0].detach().clone()
+        if refused:
+            with pytest.raises(
+                sampler.ConfigError, match=r"lr / initial lr, 0.2 / 0.01, comes to 1, .* at the largest"
+            ):
+                optimizer.step()
+            torch.testing.assert_close(parameters[0].detach(), before)
+        else:
+            optimizer.step()
+            torch.testing.assert_close(parameters[0].detach(), before - 0.95 * before.abs())
+
+
 def test_a_scheduler_lets_both_parts_fall():
     parameters = parameters_of((1.0,))
     optimizer = Multiplicative(torch.optim.SGD(parameters, lr=0.1), eta_out=0.1, eta_in=100.0)
@@ -216,7 +264,7 @@ def test_a_state_that_was_never_wrapped_is_refused():
         Multiplicative(torch.optim.Adam(parameters_of(), lr=0.1)).load_state_dict(plain.state_dict())
 
 
-@pytest.mark.parametrize("unfit", [torch.optim.LBFGS, torch.optim.Adafactor])
+@pytest.mark.parametrize("unfit", [torch.optim.LBFGS, torch.optim.Adafactor, torch.optim.ASGD])
 def test_optimisers_whose_steps_are_not_of_gradients_alone_are_refused(unfit):
     with pytest.raises(sampler.ConfigError, match=f"which {unfit.__name__} does not"):
         Multiplicative(unfit(parameters_of()))
