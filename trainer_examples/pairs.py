@@ -42,6 +42,8 @@ class Pairs:
     right: Tensor
     group: Tensor
     """(n,) pairs that share a left or a right side have the same number: they are equivalent"""
+    items: tuple[Tensor, Tensor]
+    """(n,) and (n,) numbers of the left and the right items: an image with several captions is one"""
 
     def __len__(self) -> int:
         return len(self.group)
@@ -203,8 +205,9 @@ def _ready(name: str, sides: tuple[Side, Side], parts: Sequence[NDArray[np.int64
     made: dict[str, Pairs] = {}
     for part, rows in zip(PARTS, parts, strict=True):
         left, right = (torch.from_numpy(number[rows]) for number in numbers)
-        group = groups_of(*([key[row] for row in rows] for key in keys))
-        made[part] = Pairs(left=left, right=right, group=torch.from_numpy(group))
+        of_part = [[key[row] for row in rows] for key in keys]
+        one, other = (torch.from_numpy(_numbered(key)) for key in of_part)
+        made[part] = Pairs(left=left, right=right, group=torch.from_numpy(groups_of(*of_part)), items=(one, other))
     return PairData(name=name, **made)
 
 

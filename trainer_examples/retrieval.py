@@ -115,11 +115,11 @@ def train(method: str, data: PairData, rate: float, *, epochs: int, seed: int, a
         run.collapses += one_epoch(model, optimizer, data.train, loader, hardness, detector)
         schedule.step()
         run.seconds += time.perf_counter() - began
-        found = recall_at_k(*model.embed(data.val), ks=KS, group=data.val.group)
+        found = recall_at_k(*model.embed(data.val), ks=KS, group=data.val.group, items=data.val.items)
         score = sum(sum(at.values()) for at in found.values())
         if score > run.val:
             run.val, run.epoch = score, epoch + 1
-            run.recalls = recall_at_k(*model.embed(data.test), ks=KS, group=data.test.group)
+            run.recalls = recall_at_k(*model.embed(data.test), ks=KS, group=data.test.group, items=data.test.items)
     if isinstance(loader, sampler.SampledLoader):
         loader.close()
     return run

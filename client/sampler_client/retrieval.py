@@ -150,15 +150,22 @@ class CollapseDetector:
     """
 
     def __init__(self, margin: float = 0.2, *, tolerance: float = 0.01, patience: int = 50) -> None:
-        if not (margin > 0 and tolerance > 0 and patience >= 1):
+        if not (0 < margin < math.inf and 0 < tolerance < math.inf and patience >= 1):
             raise ConfigError(
-                f"margin and tolerance must be positive and patience at least 1, got {margin}, {tolerance}, {patience}"
+                f"margin and tolerance must be positive and finite and patience at least 1, got {margin}, {tolerance}, "
+                f"{patience}"
             )
         self._plateau, self._tolerance, self._patience = 2 * margin, tolerance, patience
         self._still = 0
 
     def collapsed(self, hardest: float) -> bool:
-        """Whether it has, taking in a batch's mean loss at hardness 1."""
+        """Whether it has, taking in a batch's mean loss at hardness 1.
+
+        Raises:
+            ConfigError: the loss is not finite.
+        """
+        if not math.isfinite(hardest):
+            raise ConfigError(f"the loss must be finite, got {hardest}: training has diverged")
         near = abs(hardest - self._plateau) <= self._tolerance * self._plateau
         self._still = self._still + 1 if near else 0
         return self._still >= self._patience
@@ -166,14 +173,23 @@ class CollapseDetector:
 
 @torch.no_grad()
 def recall_at_k(
-    left: Tensor, right: Tensor, *, ks: Sequence[int] = (1, 5, 10), group: Tensor | None = None, rows: int = 1024
+    left: Tensor,
+    right: Tensor,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    group: Tensor | None = None,
+    items: tuple[Tensor, Tensor] | None = None,
+    rows: int = 1024,
 ) -> dict[str, dict[int, float]]:
-    """Share of the pairs whose partner, or an equivalent one, is among the k most similar of the whole set.
+    """Share of the items whose partner, or an equivalent one, is among the k most similar of the whole other side.
 
     Args:
         left, right: (n, d) embeddings of the same pairs in the same order.
         ks: each 1 … n.
         group: (n,) as in `MaxOfHinges`.
+        items: (n,) and (n,) numbers of the pairs' left and right items, where one is in several pairs, such as an image
+            with five captions: pairs with the same number have the same row. Each item is asked about, and found, once.
+            None: every pair has its own.
         rows: compared at a time with all; n x rows similarities are held.
 
     Returns:
@@ -188,14 +204,31 @@ def recall_at_k(
         raise ConfigError(f"rows must be at least 1, got {rows}")
     if not ks or min(ks) < 1 or max(ks) > len(left):
         raise ConfigError(f"ks must lie in 1 … {len(left)}, the number of pairs, got {tuple(ks)}")
+    firsts = _firsts(items, len(left), left.device)
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise ConfigError("embeddings must be finite; some are NaN or infinite")
-    left, right = functional.normalize(left.float(), dim=1), functional.normalize(right.float(), dim=1)
     group = torch.arange(len(left), device=left.device) if group is None else group
-    return {
-        "left_to_right": _recalls(left, right, group, ks, rows),
-        "right_to_left": _recalls(right, left, group, ks, rows),
-    }
+    one, other = (
+        (functional.normalize(side[first].float(), dim=1), group[first])
+        for side, first in zip((left, right), firsts, strict=True)
+    )
+    return {"left_to_right": _recalls(one, other, ks, rows), "right_to_left": _recalls(other, one, ks, rows)}
+
+
+def _firsts(items: tuple[Tensor, Tensor] | None, pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(i,) of either side, the first pair of each item."""
+    if items is None:
+        return torch.arange(pairs, device=device), torch.arange(pairs, device=device)
+    found: list[Tensor] = []
+    for name, item_n in zip(("left", "right"), items, strict=True):
+        if item_n.shape != (pairs,):
+            raise ConfigError(
+                f"items need one {name} number for each of {pairs} pairs, got shape {tuple(item_n.shape)}"
+            )
+        number_n = item_n.unique(return_inverse=True)[1].to(device)
+        first = torch.full((int(number_n.max()) + 1,), pairs, device=device)
+        found.append(first.scatter_reduce(0, number_n, torch.arange(pairs, device=device), "amin"))
+    return found[0], found[1]
 
 
 def _check_sides(left: Tensor, right: Tensor, group: Tensor | None = None) -> None:
@@ -209,12 +242,17 @@ def _check_sides(left: Tensor, right: Tensor, group: Tensor | None = None) -> No
         raise ConfigError(f"group needs one number for each of {len(left)} pairs, got shape {tuple(group.shape)}")
 
 
-def _recalls(query: Tensor, key: Tensor, group: Tensor, ks: Sequence[int], rows: int) -> dict[int, float]:
+def _recalls(
+    asked: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor], ks: Sequence[int], rows: int
+) -> dict[int, float]:
+    """Of the items that are asked about: embeddings and groups, on either side."""
+    query, query_group = asked
+    key, key_group = others
     found = dict.fromkeys(ks, 0)
     for start in range(0, len(query), rows):
         part = slice(start, start + rows)
-        nearest = (query[part] @ key.T).topk(max(ks), dim=1).indices
-        right = group[nearest] == group[part].unsqueeze(1)
+        nearest = (query[part] @ key.T).topk(min(max(ks), len(key)), dim=1).indices
+        right = key_group[nearest] == query_group[part].unsqueeze(1)
         for k in ks:
             found[k] += int(right[:, :k].any(1).sum())
     return {k: count / len(query) for k, count in found.items()}

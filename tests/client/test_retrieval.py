@@ -65,6 +65,29 @@ def test_an_equivalent_partner_counts_as_found():
     assert recall_at_k(left, right, ks=(1,), group=torch.tensor([7, 7, 8]))["left_to_right"][1] == 1.0
 
 
+def test_an_item_of_several_pairs_is_one_item_on_either_side():
+    images = torch.eye(2).repeat_interleave(5, 0)  # two images of five captions each
+    captions = images.clone()
+    captions[1] = torch.tensor([0.1, 0.9])  # nearer to the other image
+    items, group = (torch.arange(10) // 5, torch.arange(10)), torch.arange(10) // 5
+    found = recall_at_k(images, captions, ks=(1, 2), group=group, items=items)
+    assert found["left_to_right"][1] == 1.0, "each image has a caption of its own that is nearest"
+    assert found["right_to_left"] == {1: pytest.approx(9 / 10), 2: 1.0}, "the second of two images is the other one"
+    counted_five_times = recall_at_k(images, captions, ks=(1, 2), group=group)["right_to_left"][2]
+    assert counted_five_times == pytest.approx(9 / 10)
+    assert recall_at_k(images, captions, ks=(10,), group=group, items=items)["right_to_left"][10] == 1.0
+    with pytest.raises(sampler.ConfigError, match=r"one right number for each of 10 pairs, got shape \(3,\)"):
+        recall_at_k(images, captions, ks=(1,), items=(items[0], torch.arange(3)))
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_no_collapse_but_an_error(loss):
+    with pytest.raises(sampler.ConfigError, match="the loss must be finite"):
+        CollapseDetector().collapsed(loss)
+    with pytest.raises(sampler.ConfigError, match="must be positive and finite"):
+        CollapseDetector(margin=loss)
+
+
 def test_hardness_rises_once_the_warm_up_is_over():
     assert [warm_up(p, begin=0.1, end=0.3) for p in (0.0, 0.1, 0.2, 0.3, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
     assert warm_up(0.0, begin=0.0, end=0.0) == 1.0
