@@ -11,14 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from sampler_service.policies import HardNegative
+from sampler_service.policies.hard_negative import largest_group
 from sampler_service.shards import Shards
 from sampler_service.types import NO_ROW, Int64, Nearby
 
 QUERIES = 128
 """anchors of one search: reports are served between two"""
-
-MOST_EQUIVALENT = 64
-"""pairs beyond the band that are looked at to fill it, where known equivalents are left out"""
 
 
 def mine(
@@ -39,6 +37,7 @@ def mine(
     rng = np.random.default_rng([turn, seed])
     count = -(-shards.num_examples // (1 + int(policy.together)))
     anchor_a = rng.permutation(shards.num_examples)[:count]
+    spare = 1 if group_n is None else largest_group(group_n)  # the anchor itself, or all that match it
     bands: list[Int64] = []
     known: list[Int64] = []
     for start in range(0, count, QUERIES):
@@ -50,7 +49,6 @@ def mine(
             continue
         half = shards.dim // 2
         query_qd = np.concatenate((np.zeros_like(row_qd[:, :half]), row_qd[:, :half]), axis=1)
-        spare = MOST_EQUIVALENT if group_n is not None else 1  # the anchor itself
         found = shards.nearest(query_qd, int(policy.last) + spare, "dot", timeout_s)
         bands.append(_band(found.example_ids_qk, anchor_q, group_n, int(policy.first), int(policy.last)))
         known.append(anchor_q)

@@ -27,12 +27,13 @@ FIRST_COVERAGE = 0.5
 LATE = 0.9
 """share of an epoch that was lent when the order of the next one is made, at the earliest"""
 
+_TARGET = "a target of held-out examples: loader.set_target(sketches)"
 _GIVE = {
-    "alignment": "a target of held-out examples: loader.set_target(sketches)",
+    "alignment": "sketches: batch.report(losses, sketcher)",
     "place": "sketches: batch.report(losses, sketcher)",
     "nearby": "the embeddings of its pairs: batch.report(losses, PairSketches(left, right))",
 }
-"""what a trainer gives for a policy to make something of"""
+"""what a trainer reports for a policy to make something of"""
 
 
 class Refreshes:
@@ -122,12 +123,12 @@ class Refreshes:
     def lacking(self) -> str:
         """What the policy in force can't do without and was not given; empty when there is nothing."""
         watched, policy = self._watched, self._watched.rates.policy
-        for column, what in _GIVE.items():
-            if column not in self._wants(policy):
-                continue
-            sketched = watched.rates.sketched or watched.intake.scored
-            if not (watched.table.alignment_n is not None if column == "alignment" else sketched):
-                return f"policy {policy.name!r} needs {what}"
+        sketched = watched.rates.sketched or watched.intake.scored
+        for column in self._wants(policy) & _GIVE.keys():
+            if not sketched:
+                return f"policy {policy.name!r} needs {_GIVE[column]}"
+            if column == "alignment" and watched.table.alignment_n is None:
+                return f"policy {policy.name!r} needs {_TARGET}"
         return ""
 
     # --- inside ---

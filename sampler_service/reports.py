@@ -16,6 +16,7 @@ from sampler_service.config import RunConfig
 from sampler_service.errors import ConfigError, Stale
 from sampler_service.leases import Group
 from sampler_service.policies import POLICIES, HardNegative, Phases, Policy, make_policy, read_options
+from sampler_service.policies.hard_negative import MOST_EQUIVALENT, largest_group
 from sampler_service.population import Population
 from sampler_service.sketch.store import finite_rows
 from sampler_service.types import Float32, Int64, Report, ReportBlock
@@ -45,13 +46,18 @@ def policy_of(config: RunConfig) -> Policy:
         raise ConfigError(
             f"policy {config.policy!r} goes by the share of the run that is done; say how long: epochs=… or budget=…"
         )
-    parts = [phase.policy for phase in policy.phases] if isinstance(policy, Phases) else [policy]
-    if config.sketch_dim % 2 and any(isinstance(part, HardNegative) for part in parts):
+    if config.sketch_dim % 2 and _mines(policy):
         raise ConfigError(
             f"policy 'hard_negative' keeps the embeddings of a pair side by side, sketch_dim is {config.sketch_dim}; "
             "make it twice the length of an embedding"
         )
     return policy
+
+
+def _mines(policy: Policy) -> bool:
+    """Whether it searches for hard negatives, at least in a phase."""
+    parts = [phase.policy for phase in policy.phases] if isinstance(policy, Phases) else [policy]
+    return any(isinstance(part, HardNegative) for part in parts)
 
 
 def check_group(config: RunConfig, group: Group, rank: int, lead: int, alive: int) -> None:
@@ -110,9 +116,16 @@ def check_reference(config: RunConfig, reference_loss_n: Float32, sizes: Collect
 
 
 def check_groups(config: RunConfig, group_n: Int64, sizes: Collection[int]) -> None:
-    """Raise ConfigError unless there is one group for each example: of the run, or already of its data set."""
+    """Raise ConfigError unless there is one group for each example: of the run, or already of its data set; and where
+    they are pairs that match, so few in each that others are left to be negatives."""
     if len(group_n) not in sizes:
         raise ConfigError(f"groups: got {len(group_n)}, run {config.run!r} has {_either(sizes)} examples")
+    mines = _mines(make_policy(config.policy, read_options(config.policy_options)))
+    if mines and (most := largest_group(group_n)) > MOST_EQUIVALENT:
+        raise ConfigError(
+            f"groups: the largest has {most} pairs; for policy 'hard_negative' pairs of a group match one "
+            f"another, and {MOST_EQUIVALENT} may at most. Give groups of equivalent pairs, not classes"
+        )
 
 
 def _either(sizes: Collection[int]) -> str:
@@ -125,6 +138,11 @@ def misfit(config: RunConfig, report: Report, now: int) -> str:
         return (
             f"sketches have width {report.sketches.shape[1]}, run {config.run!r} was opened with sketch_dim "
             f"{config.sketch_dim}; make the sketcher with dim={config.sketch_dim} or open another run"
+        )
+    if config.policy == HardNegative.name and report.sketches is not None and report.norms is not None:
+        return (
+            f"run {config.run!r} has policy 'hard_negative', which needs the embeddings of pairs, and got sketches of "
+            "gradients, with their norms; say batch.report(losses, PairSketches(left, right))"
         )
     if report.step > now + STEPS_AHEAD:
         return (

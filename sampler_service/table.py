@@ -41,6 +41,7 @@ class Table:
         self.cluster_scatter = np.nan
         self.reference_loss_n: Float32 | None = None
         self.alignment_n: Float32 | None = None
+        self.alignment_step = NEVER
         self.agreement = 1.0
         self.place_n: Float64 | None = None
         self.nearby: Nearby | None = None
@@ -148,6 +149,7 @@ class Table:
     def align(self, alignment_n: Float32, agreement: float) -> None:
         """Take inner products with the mean of held-out sketches in, and how far these agree with one another."""
         self.alignment_n, self.agreement = longer(alignment_n, len(self), np.nan), agreement
+        self.alignment_step = self.step
         self.version += 1
 
     def place(self, place_n: Float64) -> None:
@@ -172,6 +174,7 @@ class Table:
             gradient_step_n=self.gradient_step_n,
             reference_loss_n=_cut(self.reference_loss_n, len(self)),
             alignment_n=self.alignment_n,
+            alignment_step=self.alignment_step,
             agreement=self.agreement,
             group_n=_cut(self.group_n, len(self)),
             place_n=self.place_n,

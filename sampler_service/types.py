@@ -68,6 +68,8 @@ class TableView:
     alignment_n: Float32 | None = None
     """Inner product of the example's sketch with the mean sketch of held-out examples, when the run was given one; NaN
     where there is no sketch."""
+    alignment_step: int | None = None
+    """Latest trainer step when they were compared: sketches that came later were not. None: there are none."""
     agreement: float = 1.0
     """|mean|^2 / mean |.|^2 of the held-out sketches, 0 … 1: 1 when all are the same, 0 when they cancel out."""
     group_n: Int64 | None = None

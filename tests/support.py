@@ -111,6 +111,8 @@ class FakeTrainer:
 
     def report(self, batch: Batch, **changes: Any) -> ReportSummary:
         step = batch.epoch * self.steps_per_epoch + batch.step
+        if self.sampler.config.policy == "hard_negative":
+            changes = {"norms": None, **changes}  # embeddings of pairs have none
         return self.sampler.report(self.session, [report_of(batch, **{"step": step, **changes})])
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sampler_service.errors import ConfigError
+from sampler_service.policies.freshness import freshness
 from sampler_service.types import NO_ROW, BestOfSome, ByPlace, NearTogether, Report, WeightedDraw
 from tests.support import DIM, FakeTrainer, gradients, ids_of, join_all, make_sampler
 
@@ -59,14 +60,37 @@ def test_a_target_puts_batches_that_point_to_it_first():
 def test_examples_that_point_to_the_target_are_drawn_more_often_at_weight_1():
     trainer = run("validation_alignment", policy_options={"alpha": "0.25", "half_life": "1000"})
     epoch(trainer, 0)
-    trainer.sampler.set_target(TARGET)
-    received = [batch for number in range(1, 9) for batch in epoch(trainer, number)]
+    received = []
+    for number in range(1, 9):
+        trainer.sampler.set_target(TARGET)
+        received += epoch(trainer, number)
     assert {batch.policy for batch in received} == {"validation_alignment"}
     assert all((batch.rows.weights == 1).all() for batch in received)
     # The four clusters are orthogonal: only the first gets the 75 % that are not even.
     share = np.mean([np.mean(batch.rows.example_ids % DIM == 0) for batch in received])
     assert share == pytest.approx(0.75 + 0.25 / DIM, abs=0.03)
     assert np.isnan(trainer.sampler.statistics().variance_ratio), "of draws that are biased nobody asks it"
+
+
+def test_an_alignment_is_as_old_as_its_comparison_whatever_was_reported_since():
+    trainer = run("validation_alignment", policy_options={"half_life": "1"})
+    epoch(trainer, 0)
+    trainer.sampler.set_target(TARGET)
+    compared_at = trainer.sampler._table.step
+    for number in (1, 2):
+        epoch(trainer, number)
+    view = trainer.sampler._table.view(trainer.steps_per_epoch)
+    fresh_n = freshness(view, "alignment", half_life=1.0)
+    assert view.step > compared_at and (view.gradient_step_n > compared_at).any()
+    assert fresh_n.max() == pytest.approx(2 ** -((view.step - compared_at) / trainer.steps_per_epoch))
+
+
+def test_a_target_that_is_never_set_anew_grows_too_old_to_draw_by():
+    trainer = run("validation_alignment", fresh_epochs=2)
+    epoch(trainer, 0)
+    trainer.sampler.set_target(TARGET)
+    policies = [{batch.policy for batch in epoch(trainer, number)} for number in range(1, 6)]
+    assert policies[0] == {"validation_alignment"} and policies[-1] == {"shuffle"}
 
 
 def test_held_out_examples_that_cancel_out_leave_even_draws():
@@ -232,6 +256,7 @@ def test_hardness_rises_with_the_run():
         ("validation_alignment", {}, r"'validation_alignment' needs a target"),
         ("balanced_order", {"sketches": None}, r"'balanced_order' needs sketches: batch.report\(losses, sketcher\)"),
         ("hard_negative", {"sketches": None}, r"'hard_negative' needs the embeddings of its pairs"),
+        ("poa", {"sketches": None}, r"'poa' needs sketches: batch.report\(losses, sketcher\)"),
     ],
 )
 def test_a_policy_that_never_gets_what_it_needs_refuses_the_third_epoch(policy, changes, words):
@@ -241,6 +266,31 @@ def test_a_policy_that_never_gets_what_it_needs_refuses_the_third_epoch(policy, 
         epoch(trainer, number, **changes)
     with pytest.raises(ConfigError, match=words + r".*; got none in 2 epochs"):
         trainer.start(2)
+
+
+def test_a_target_without_sketches_to_compare_it_with_is_not_enough():
+    trainer = run("validation_alignment")
+    trainer.sampler.set_target(TARGET)
+    for number in (0, 1):
+        epoch(trainer, number, sketches=None)
+    with pytest.raises(ConfigError, match=r"'validation_alignment' needs sketches: .*; got none in 2 epochs"):
+        trainer.start(2)
+
+
+def test_sketches_of_gradients_are_no_embeddings_of_pairs():
+    trainer = run("hard_negative", policy_options=HARD)
+    trainer.start(0)
+    (batch,) = trainer.take(1).batches
+    with pytest.raises(ConfigError, match=r"needs the embeddings of pairs, and got sketches of gradients"):
+        trainer.report(batch, norms=np.ones(len(batch.rows.example_ids), np.float32))
+
+
+def test_groups_of_pairs_that_leave_no_negatives_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sampler_service.reports.MOST_EQUIVALENT", 3)
+    with pytest.raises(ConfigError, match=r"the largest has 4 pairs; .* match one another, and 3 may at most"):
+        run("hard_negative", policy_options=HARD).sampler.set_groups(np.arange(N) // 4)
+    run("hard_negative", policy_options=HARD).sampler.set_groups(np.arange(N) // 3)
+    run("validation_alignment").sampler.set_groups(np.arange(N) // 4)  # labels
 
 
 def test_a_phase_whose_policy_never_gets_what_it_needs_refuses_its_third_epoch():

@@ -78,9 +78,12 @@ def known(view: TableView, need: str) -> Bool:
 
 def steps(view: TableView, need: str) -> Int64:
     """(n,) trainer steps at which the column `need` was taken, NEVER where it was not."""
+    step_n = view.step_n
     if need in ("norm", "cluster", "alignment") and view.gradient_step_n is not None:
-        return view.gradient_step_n
-    return view.step_n
+        step_n = view.gradient_step_n
+    if need == "alignment" and view.alignment_step is not None:
+        return np.minimum(step_n, view.alignment_step)  # of the sketch that was compared, not of one that came later
+    return step_n
 
 
 def coverage(view: TableView, needs: frozenset[str], *, max_age: int | None) -> float:

@@ -16,9 +16,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from sampler_service.errors import ConfigError
 from sampler_service.policies.contract import Kind, check_within, shuffled
-from sampler_service.types import NearTogether, Rates, Sweep, TableView
+from sampler_service.types import Int64, NearTogether, Rates, Sweep, TableView
+
+MOST_EQUIVALENT = 1024
+"""pairs of one group at most: as many are looked at beyond a band, so that it is filled when they are left out"""
+
+
+def largest_group(group_n: Int64) -> int:
+    """Pairs of the largest group, of groups (n,)."""
+    return int(np.unique(group_n, return_counts=True)[1].max())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
