@@ -36,19 +36,31 @@ class TimeBudget:
     Args:
         seconds: > 0.
         clock: seconds that only rise.
+        spent: seconds of the budget that are gone: `elapsed` as a checkpoint has it, for a run that goes on.
+
+    Raises:
+        ConfigError: seconds that are none.
     """
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, *, spent: float = 0.0) -> None:
         if not (math.isfinite(seconds) and seconds > 0):
             raise ConfigError(f"a time budget must be positive seconds, got {seconds!r}")
+        if not (math.isfinite(spent) and spent >= 0):
+            raise ConfigError(f"what is spent of a time budget must be seconds, 0 or more, got {spent!r}")
         self.seconds = seconds
         self._clock = clock
+        self._spent = float(spent)
         self._began: float | None = None
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the first batch was asked for; 0 before."""
-        return 0.0 if self._began is None else self._clock() - self._began
+        """Seconds since the first batch was asked for, and what was spent before that."""
+        return self._spent + (0.0 if self._began is None else self._clock() - self._began)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a batch was asked for by `over`."""
+        return self._began is not None
 
     @property
     def share(self) -> float:
@@ -66,8 +78,8 @@ class TimeBudget:
     def over(self, loader: Iterable[Item]) -> Iterator[Item]:
         """Pass after pass over a loader, up to the last step that still fits before the deadline.
 
-        Steps are judged by those before: one is begun while nearly all of the latest would have ended in time. The
-        first is made in any case.
+        Steps are judged by those before: one is begun while nearly all of the latest would have ended in time, and none
+        whose batch came after the deadline. The first is made in any case.
 
         Raises:
             ConfigError: the loader yields nothing.
@@ -79,6 +91,8 @@ class TimeBudget:
             asked, empty = self._clock(), True
             for item in loader:
                 empty = False
+                if took_s and self.elapsed > self.seconds:
+                    return
                 yield item
                 now = self._clock()
                 took_s.append(now - asked)
@@ -94,11 +108,17 @@ class TimeBudget:
 
 
 def share_of(budget: Any) -> Callable[[], float]:
-    """What tells the share of a budget that is spent.
+    """What tells the share of a budget that is spent; a ConfigError if nobody counts it.
 
     Raises:
         ConfigError: it is no TimeBudget.
     """
     if not isinstance(budget, TimeBudget):
         raise ConfigError(f"budget must be a TimeBudget, got {budget!r}")
-    return lambda: budget.share
+
+    def share() -> float:
+        if not budget.begun:
+            raise ConfigError("nobody counts the time of this run's budget: loop over budget.over(loader), not loader")
+        return budget.share
+
+    return share

@@ -101,6 +101,7 @@ class BatchStream:
         self._watchdog: threading.Thread | None = None
         self._closed = threading.Event()
         self._broken_since: float | None = None
+        self._begun_at = 0.0  # how far the run was when the epoch began
         self._reset_epoch(0, 0)
         self._last_batch_id = 0
         # At once: a rank without a stream may be taken by others while its model is still being built.
@@ -110,7 +111,6 @@ class BatchStream:
         self._epoch = epoch
         self._population = population  # examples that it was begun with, once that is known
         self._skip = skip_examples
-        self._begun_at = self._progress()
         self._received = 0  # batches of this epoch received
         self._held: dict[int, None] = {}  # batch_ids received and not done, in order
         self._done: list[int] = []  # done, not yet told
@@ -127,6 +127,7 @@ class BatchStream:
             received: batches that this trainer has had behind those.
         """
         self._reset_epoch(epoch, skip_examples, population)
+        self._begun_at = self._progress()
         self._received = received
         self._ended = False
         while True:

@@ -43,6 +43,22 @@ def test_a_step_that_would_overrun_is_not_begun():
     assert sum(budget.over(loader)) == 9.0, "the next might take 4 seconds"
 
 
+def test_a_batch_that_comes_after_the_deadline_is_not_trained_on():
+    loader = Steps(1.0, 1.0, 1.0, 60.0, 1.0)
+    budget = TimeBudget(10.0, loader.clock)
+    assert list(budget.over(loader)) == [1.0, 1.0, 1.0], "the fourth came a minute late"
+
+
+def test_a_run_that_goes_on_has_spent_what_its_checkpoint_says():
+    loader = Steps(1.0)
+    budget = TimeBudget(10.0, loader.clock, spent=7.0)
+    assert budget.elapsed == 7.0 and budget.linear() == pytest.approx(0.3)
+    assert len(list(budget.over(loader))) == 3
+    assert budget.elapsed == 10.0
+    with pytest.raises(sampler.ConfigError, match="0 or more, got -1"):
+        TimeBudget(10.0, spent=-1)
+
+
 def test_a_second_loop_goes_on_with_what_is_left():
     loader = Steps(1.0)
     budget = TimeBudget(10.0, loader.clock)
@@ -92,3 +108,13 @@ def test_phases_go_by_the_budget(service_address: str):
     assert policies == ["shuffle", "shuffle", "infobatch"]
     with pytest.raises(sampler.ConfigError, match="budget must be a TimeBudget, got 600"):
         sampler.attach(plain, service_address, run="r2", budget=600, timeouts=QUICK)
+
+
+def test_a_loop_that_does_not_count_its_time_is_refused(service_address: str):
+    plain = DataLoader(TensorDataset(torch.arange(16)), batch_size=8)
+    budget = TimeBudget(100.0)
+    with (
+        sampler.attach(plain, service_address, run="r", policy="time_budget", budget=budget, timeouts=QUICK) as loader,
+        pytest.raises(sampler.ConfigError, match=r"loop over budget.over\(loader\), not loader"),
+    ):
+        next(iter(loader))
