@@ -23,15 +23,17 @@ def test_windows_move_along_the_run():
 @pytest.mark.ray
 def test_it_compares_all_windows(tmp_path, capsys):
     out = tmp_path / "critical_period.json"
-    headline = critical_period.main(examples=400, epochs=4, seeds=1, json=out)
+    headline = critical_period.main(examples=400, epochs=5, seeds=1, json=out)
     assert len(headline) == 2 * 5
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == 6
     accuracy = {row["window"]: row["accuracy"] for row in rows}
     assert headline["accuracy_gap_0_25"] == pytest.approx(accuracy["0% to 25%"] - accuracy["never"])
     assert all(row["least_drawn"] >= 1 for row in rows if row["window"] == "never")
-    assert {row["steps"] for row in rows} == {4 * 7}
+    assert {row["steps"] for row in rows} == {5 * 7}
     hard = {row["window"]: row["hard_steps"] for row in rows}
     assert (hard.pop("never"), hard.pop("always")) == (0, 4 * 7)
     assert len(hard) == 4 and set(hard.values()) <= {7, 8, 9}, "a phase ends with an epoch, of two steps or more"
+    uneven = {row["window"]: row["most_drawn"] - row["least_drawn"] for row in rows}
+    assert uneven["never"] == 0 < uneven["0% to 25%"], "the first window leaves examples out, too"
     assert "hard examples" in capsys.readouterr().out
