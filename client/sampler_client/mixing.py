@@ -17,6 +17,7 @@ Shapes: b examples of a batch, K groups, m mixed examples, c classes.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sampler_client.errors import ConfigError
+
+WARNED_AFTER = 1000
+"""batches in a row without any kinds, more than the first epoch of most runs, in which nobody has a cluster yet"""
 
 
 def group_weights(progress: float, groups: int) -> list[float]:
@@ -114,6 +118,7 @@ class CascadingSum:
         self.groups = groups
         self.num_classes = num_classes
         self.tuples: Literal["different", "same"] | None = tuples
+        self._without_kinds = 0  # batches in a row
 
     def active(self, progress: float) -> int:
         """Groups that still have weight at a share of the cascade: so many examples make one that is trained on."""
@@ -153,11 +158,22 @@ class CascadingSum:
                     f"kinds must be {len(labels)}, one for each example, got {None if kinds is None else len(kinds)}: "
                     f"tuples={self.tuples!r} needs batch.cluster_ids or labels"
                 )
+            self._heed(kinds)
             order = tuple_order(kinds, len(shares), self.tuples).to(inputs.device)
             inputs, hot, factors = inputs[order], hot[order], factors[order]
         size = len(labels) // len(shares)
         mixed, targets, loss_weights = (_sum(each, shares, size) for each in (inputs, hot, factors))
         return Mixed(mixed, targets.clamp(max=1), loss_weights)  # shares of one class may sum to a bit more by rounding
+
+    def _heed(self, kinds: Any) -> None:
+        self._without_kinds = self._without_kinds + 1 if (_tensor(kinds) < 0).all() else 0
+        if self._without_kinds == WARNED_AFTER:
+            warnings.warn(
+                f"tuples={self.tuples!r} has had no effect for {WARNED_AFTER} batches: none of their examples is of a "
+                "kind. Clusters come of sketches under policy 'gradient_clustering', from scorers or a second stage, "
+                "since mixed examples have none of their own; or give labels as kinds",
+                stacklevel=3,
+            )
 
     def _shares(self, progress: float) -> list[float]:
         return [share for share in group_weights(progress, self.groups) if share > 0]

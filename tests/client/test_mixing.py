@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import sampler_client as sampler
+from sampler_client import mixing
 from sampler_client.mixing import CascadingSum, group_weights, mixed_loss, tuple_order
 from sampler_client.testing import fake_attach
 
@@ -141,6 +143,21 @@ def test_a_loops_batches_are_mixed_with_their_weights_and_clusters():
         (mixed_loss(model(mixed.inputs), mixed.targets) * mixed.loss_weights).mean().backward()
         assert mixed.inputs.shape == (4, 3)
         assert mixed.loss_weights.mean() == pytest.approx(batch.weights.mean())
+
+
+def test_kinds_that_nobody_ever_knows_are_warned_of_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mixing, "WARNED_AFTER", 3)
+    mixer, unknown, known = CascadingSum(2, 2, tuples="same"), torch.full((4,), -1), torch.tensor([-1, -1, -1, 0])
+    batch = torch.ones(4, 1), torch.ones(4, dtype=torch.int64), 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kinds in (unknown, unknown, known, unknown, unknown):
+            mixer(*batch, kinds=kinds)
+    with pytest.warns(UserWarning, match="tuples='same' has had no effect for 3 batches"):
+        mixer(*batch, kinds=unknown)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixer(*batch, kinds=unknown)
 
 
 @pytest.mark.parametrize(("progress", "active"), [(0.0, 4), (0.2, 4), (0.34, 3), (0.9, 2), (1.0, 1)])

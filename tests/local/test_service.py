@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from sampler_client import Phase, RemoteBatchSampler, TimeBudget, TwoStage
+from sampler_client.mixing import CascadingSum
 from sampler_client.reporter import ReportRows
 from sampler_service.local import LocalService
 from tests import scoring_factories as factories
@@ -66,6 +67,21 @@ def test_a_run_is_trained_seen_and_explained(service):
     assert explained.example.example_id == 7 and explained.why and len(explained.neighbours) == 3
     assert len(service.examples("try", "hardest", count=5)) == 5
     assert service.runs() == ["try"]
+
+
+@pytest.mark.parametrize("tuples", ["same", "different"])
+def test_tuples_of_mixed_examples_are_of_the_clusters_that_the_service_made(service, tuples):
+    options = {"policy": "gradient_clustering", "sketch_dim": DIM, "num_clusters": 4}
+    loader = service.attach(make_loader(drop_last=True), run="mixed", **options)
+    train(loader, epochs=2)
+    mixer = CascadingSum(2, 4, tuples=tuples)
+    for (_, x, _), batch in loader:
+        count_k = np.bincount(batch.cluster_ids, minlength=4)
+        of_cluster = torch.tensor(batch.cluster_ids).long()
+        mixed = mixer(x, of_cluster, 0.0, weights=batch.weights, kinds=batch.cluster_ids)
+        alike = int(((mixed.targets > 0).sum(1) == 1).sum())
+        assert batch.policy == "gradient_clustering"
+        assert alike == ((count_k // 2).sum() if tuples == "same" else max(0, count_k.max() - BATCH // 2))
 
 
 def test_there_is_no_server_no_connection_and_no_thread(monkeypatch):
