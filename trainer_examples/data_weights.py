@@ -155,6 +155,9 @@ METHODS: dict[str, Callable[..., None]] = {
     "validation_alignment, labels": partial(validation_alignment, grouped=True),
 }
 
+AGAINST = ("uniform", "Ren et al.")
+"""what the others are held against; where no name is said, the first one"""
+
 
 def _train_plainly(training: Training, loader: DataLoader[Any], steps: int) -> None:
     for images, labels in islice(_endless(loader), steps):
@@ -219,14 +222,15 @@ def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: i
 
 
 def table_of(results: Sequence[Result]) -> Table:
-    """A row per method; differences from the first one are paired by seed."""
+    """A row per method; differences are paired by seed."""
     table = Table(title=results[0].task, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "rate", "accuracy", f"minus {results[0].method}", "seconds"):
+    for heading in ("method", "rate", "accuracy", *(f"minus {name}" for name in AGAINST), "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    plain = np.array(results[0].accuracies)
+    others = {result.method: np.array(result.accuracies) for result in results}
     for result in results:
         accuracies = np.array(result.accuracies)
-        cells = [f"{result.rate:g}", points(accuracies), "" if result is results[0] else points(accuracies - plain)]
+        gaps = ["" if name == result.method else points(accuracies - others[name]) for name in AGAINST]
+        cells = [f"{result.rate:g}", points(accuracies), *gaps]
         table.add_row(result.method, *cells, f"{result.seconds:.1f}")
     return table
 
@@ -253,19 +257,23 @@ def main(
             console.print(table_of(found))
             results += found
     rows = [asdict(result) for result in results]
-    notes = [f"{images}; {settings}", "Differences are means over draws, each less the same draw's uniform accuracy."]
+    notes = [
+        f"{images}; {settings}",
+        "Differences are means over draws, each less the same draw's accuracy of what it is held against.",
+    ]
     write_result(json_file, name="data_weights", rows=rows, headline=headline_of(results), notes=notes)
     return results
 
 
 def headline_of(results: Sequence[Result]) -> dict[str, float | None]:
-    """Points of accuracy by which each method is above uniform draws, for each task, and their deviation over draws."""
-    plain = {result.task: np.array(result.accuracies) for result in results if result.method == next(iter(METHODS))}
+    """Points of accuracy by which each method is above those of AGAINST, of each task, and deviations over draws."""
+    accuracies = {(result.task, result.method): np.array(result.accuracies) for result in results}
     figures: dict[str, float | None] = {}
-    for result in results:
-        if result.method != next(iter(METHODS)):
-            name, gaps = f"{result.task}, {result.method}", np.array(result.accuracies) - plain[result.task]
-            figures[name], figures[f"deviation, {name}"] = spread((100 * gaps).tolist())
+    for other in AGAINST:
+        for (task, method), mine in accuracies.items():
+            if method not in (other, AGAINST[0]):
+                name = f"{task}, {method}" + (f" over {other}" if other != AGAINST[0] else "")
+                figures[name], figures[f"deviation, {name}"] = spread((100 * (mine - accuracies[task, other])).tolist())
     return figures
 
 

@@ -173,3 +173,6 @@ def test_the_command_prints_tables_and_writes_what_they_say(tmp_path: Path, caps
         if method != "uniform":
             gap = 100 * (value - accuracy[task, "uniform"])
             assert said["headline"][f"{task}, {method}"] == pytest.approx(gap)
+        if method not in ("uniform", "Ren et al."):
+            gap = 100 * (value - accuracy[task, "Ren et al."])
+            assert said["headline"][f"{task}, {method} over Ren et al."] == pytest.approx(gap)

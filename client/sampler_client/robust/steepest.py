@@ -51,6 +51,8 @@ def step_size(x: Tensor, norm: Norm) -> float:
     """1 / max_i ||x_i||^2: the best `lr` that surely does not overshoot on `log_exponential_loss` of <w, x>.
 
     It is the bound 1 / (b^2 loss) of steps on the exponential loss in Faghri et al.'s code, the loss divided out.
+    `CoordinateDescent` moves coordinates that tie for the largest all at once, as the source does, and so may overshoot
+    where columns of x are copies of one another.
 
     Args:
         x: (n, d), or (n, h, w) for a 2-D norm.
