@@ -1,11 +1,12 @@
 """Training for a fixed time: what a budget of seconds buys, with shuffling and with the policy `time_budget`.
 
     python -m trainer_examples.time_budget                             # digits
-    python -m trainer_examples.time_budget --data path/to/mnist --steps 1500
+    python -m trainer_examples.time_budget --data path/to/cifar10
 
 Both stop at the deadline, and their learning rates fall with the share of the budget that is spent: a schedule fitted
 to the budget is the baseline to beat. The whole budget is the time that shuffling takes for --steps steps; then a half
-and a quarter of it. What the service costs is in its seconds. Each learning rate is chosen of the same ones, by runs of
+and a quarter of it, in which there must still be some epochs: the first one has no losses that anything could be pruned
+by. What the service costs is in its seconds. Each learning rate is chosen of the same ones, by runs of
 another seed, on images that are neither trained nor tested on.
 """
 
@@ -42,8 +43,8 @@ console = Console()
 
 def train(
     method: str, data: ImageData, seconds: float, *, address: str, run: str, rate: float, seed: int
-) -> tuple[nn.Module, int, float]:
-    """A model, its steps, and the seconds they took."""
+) -> tuple[nn.Module, dict[str, float]]:
+    """A model; its steps, the share of them in which the policy pruned, and the seconds they took."""
     torch.manual_seed(seed)
     model = make_model(data.image_shape, data.num_classes)
     budget = sampler.TimeBudget(seconds)
@@ -52,7 +53,7 @@ def train(
     loader: Any = DataLoader(data.train, batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
     if method != "shuffle":
         loader = sampler.attach(loader, address, run=run, policy=method, budget=budget, seed=seed, ahead=16)
-    steps = 0
+    steps = pruned = 0
     for item in budget.over(loader):
         (x, y), batch = (item, None) if method == "shuffle" else item
         optimizer.zero_grad()
@@ -62,11 +63,12 @@ def train(
         schedule.step()
         if batch is not None:
             batch.report(losses)
+            pruned += bool((batch.weights != 1).any())
         steps += 1
     took = budget.elapsed
     if method != "shuffle":
         loader.close()
-    return model.eval(), steps, took
+    return model.eval(), {"steps": steps, "pruned": pruned / steps, "seconds": took}
 
 
 def seconds_of(data: ImageData, steps: int) -> float:
@@ -89,10 +91,8 @@ def accuracy_on(model: nn.Module, part: TensorDataset) -> float:
 
 def main(
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
-    examples: Annotated[
-        int, typer.Option(help="largest training set, of which a sixth chooses learning rates")
-    ] = 12_000,
-    steps: Annotated[int, typer.Option(help="of shuffling, whose time is the whole budget")] = 1000,
+    examples: Annotated[int, typer.Option(help="largest training set, of which a sixth chooses learning rates")] = 3000,
+    steps: Annotated[int, typer.Option(help="of shuffling, whose time is the whole budget")] = 1500,
     seeds: Annotated[int, typer.Option(help="runs of each method and budget")] = 3,
     json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
 ) -> dict[str, float]:
@@ -112,7 +112,7 @@ def main(
             for seed in range(seeds):
                 for method in METHODS:  # in turn, so that what else the machine does hits both
                     run = f"budget-{share}-{method}-{seed}"
-                    model, done, took = train(
+                    model, said = train(
                         method, images, seconds, address=address, run=run, rate=rates[method], seed=seed
                     )
                     rows.append(
@@ -121,9 +121,8 @@ def main(
                             "method": method,
                             "seed": seed,
                             "learning_rate": rates[method],
-                            "steps": done,
-                            "seconds": took,
-                            "over_deadline_s": max(0.0, took - seconds),
+                            **said,
+                            "over_deadline_s": max(0.0, said["seconds"] - seconds),
                             "training_loss": full_loss(model, images.train),
                             "accuracy": accuracy_on(model, images.test),
                         }
@@ -133,7 +132,7 @@ def main(
 
 def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -> dict[str, float]:
     table = Table(title=f"{name}, {seeds} seeds", title_justify="left")
-    for heading in ("budget", "method", "learning rate", "steps", "training loss", "test accuracy"):
+    for heading in ("budget", "method", "learning rate", "steps", "pruned", "training loss", "test accuracy"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     headline: dict[str, float] = {}
     for share in SHARES:
@@ -146,6 +145,7 @@ def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -
                 method,
                 f"{mine[0]['learning_rate']:g}",
                 f"{np.mean([row['steps'] for row in mine]):.0f}",
+                f"{np.mean([row['pruned'] for row in mine]):.0%}",
                 f"{np.mean([row['training_loss'] for row in mine]):.4g}",
                 "{:.2%} ± {:.2%}".format(*spread(accuracies[method].tolist())),
             )
@@ -161,7 +161,7 @@ def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -
 def _best_rate(method: str, data: ImageData, seconds: float, address: str) -> float:
     def found(rate: float) -> float:
         run = f"tuning-{method}-{seconds}-{rate}"
-        model, _, _ = train(method, data, seconds, address=address, run=run, rate=rate, seed=TUNING_SEED)
+        model, _ = train(method, data, seconds, address=address, run=run, rate=rate, seed=TUNING_SEED)
         return accuracy_on(model, data.test)
 
     return max(RATES, key=found)

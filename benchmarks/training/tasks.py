@@ -126,7 +126,7 @@ SETTINGS = {
         Setting(name="mnist_cnn", data="mnist", model="cnn", limit=20_000, steps=1500, threads=2),
         Setting(
             name="cifar_cnn", data="cifar10", model="cnn", limit=10_000, steps=3000, threads=2,
-            learning_rates=(0.1, 0.2), evaluations=8,
+            learning_rates=(0.05, 0.1, 0.2), evaluations=8,
         ),
         # methods.md 14: early on, while curvature and not noise limits, nothing is to be gained; what does it cost?
         Setting(
