@@ -46,18 +46,24 @@ def policy_of(config: RunConfig) -> Policy:
         raise ConfigError(
             f"policy {config.policy!r} goes by the share of the run that is done; say how long: epochs=… or budget=…"
         )
-    if config.sketch_dim % 2 and _mines(policy):
-        raise ConfigError(
-            f"policy 'hard_negative' keeps the embeddings of a pair side by side, sketch_dim is {config.sketch_dim}; "
-            "make it twice the length of an embedding"
-        )
+    for mining in _mining(policy):
+        if config.sketch_dim % 2:
+            raise ConfigError(
+                f"policy 'hard_negative' keeps the embeddings of a pair side by side, sketch_dim is "
+                f"{config.sketch_dim}; make it twice the length of an embedding"
+            )
+        if mining.first >= config.num_examples:
+            raise ConfigError(
+                f"policy 'hard_negative' takes what is of rank {mining.first:g} or beyond, and run {config.run!r} has "
+                f"{config.num_examples} pairs: lower its option 'first'"
+            )
     return policy
 
 
-def _mines(policy: Policy) -> bool:
-    """Whether it searches for hard negatives, at least in a phase."""
+def _mining(policy: Policy) -> list[HardNegative]:
+    """Those that search for hard negatives: itself, or some of its phases'."""
     parts = [phase.policy for phase in policy.phases] if isinstance(policy, Phases) else [policy]
-    return any(isinstance(part, HardNegative) for part in parts)
+    return [part for part in parts if isinstance(part, HardNegative)]
 
 
 def check_group(config: RunConfig, group: Group, rank: int, lead: int, alive: int) -> None:
@@ -120,8 +126,8 @@ def check_groups(config: RunConfig, group_n: Int64, sizes: Collection[int]) -> N
     they are pairs that match, so few in each that others are left to be negatives."""
     if len(group_n) not in sizes:
         raise ConfigError(f"groups: got {len(group_n)}, run {config.run!r} has {_either(sizes)} examples")
-    mines = _mines(make_policy(config.policy, read_options(config.policy_options)))
-    if mines and (most := largest_group(group_n)) > MOST_EQUIVALENT:
+    mining = _mining(make_policy(config.policy, read_options(config.policy_options)))
+    if mining and (most := largest_group(group_n)) > MOST_EQUIVALENT:
         raise ConfigError(
             f"groups: the largest has {most} pairs; for policy 'hard_negative' pairs of a group match one "
             f"another, and {MOST_EQUIVALENT} may at most. Give groups of equivalent pairs, not classes"

@@ -310,6 +310,8 @@ def test_a_run_that_does_not_fit_its_policy_is_refused():
         make_sampler(N, policy="hard_negative")
     with pytest.raises(ConfigError, match="side by side, sketch_dim is 5"):
         make_sampler(N, policy="hard_negative", epochs=2, sketch_dim=5)
+    with pytest.raises(ConfigError, match=f"of rank {N} or beyond, and run 'run' has {N} pairs: lower .*'first'"):
+        make_sampler(N, policy="hard_negative", epochs=2, policy_options={"first": str(N)})
     with pytest.raises(ConfigError, match="side by side, sketch_dim is 5"):
         options = {"schedule": "0.5 shuffle; 1 hard_negative"}
         make_sampler(N, policy="phases", policy_options=options, epochs=2, sketch_dim=5)

@@ -13,12 +13,14 @@ from trainer_examples import time_budget
 def test_it_compares_both_ways_at_each_budget(tmp_path, capsys):
     out = tmp_path / "time_budget.json"
     headline = time_budget.main(examples=600, steps=300, seeds=1, json=out)
-    gaps = [f"accuracy_gap{of}_{share}" for share in (25, 50, 100) for of in ("", "_deviation")]
+    names = [f"{share}{ending}" for share in (25, 50, 100) for ending in ("", "_hard_first")]
+    gaps = [f"accuracy_gap{of}_{name}" for name in names for of in ("", "_deviation")]
     assert list(headline) == [*gaps, "most_over_deadline_s"]
     rows = json.loads(out.read_text())["rows"]
     assert [(row["budget"], row["method"]) for row in rows] == [
         (share, method) for share in time_budget.SHARES for method in time_budget.METHODS
     ]
     assert all(row["steps"] > 0 for row in rows)
+    assert all((row["pruned"] > 0) == (row["method"] != "shuffle") for row in rows if row["budget"] == 1)
     assert headline["accuracy_gap_25"] == pytest.approx(rows[1]["accuracy"] - rows[0]["accuracy"])
     assert "accuracy_gap_25" in capsys.readouterr().out
