@@ -115,6 +115,7 @@ class Refreshes:
             raise ConfigError(f"the sketch of held-out example {bad} is not finite; leave it out")
         target_d = sketch_md.mean(axis=0, dtype=np.float32)
         alignment_n = watched.shards.dots(target_d, watched.timeout_s)
+        watched.shards.keep("target_md", sketch_md)
         with watched.lock:
             watched.table.align(alignment_n, _agreement(sketch_md, target_d))
             watched.rates.outdate()

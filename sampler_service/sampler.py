@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from sampler_service.config import RunConfig
 from sampler_service.datasets import Dataset, Examples
 from sampler_service.delivery import Delivery
 from sampler_service.drawn import Drawn
-from sampler_service.errors import ConfigError
+from sampler_service.errors import ConfigError, Unavailable
 from sampler_service.intake import Intake
 from sampler_service.leases import Group, Membership, Trainer
 from sampler_service.monitor import VarianceMonitor
@@ -271,6 +272,7 @@ class Sampler:
         with self._lock:
             reports.check_groups(self.config, group_n, self._sizes)
             self._table.set_groups(group_n)
+            self._shards.keep("group_n", group_n)
             return self._table.version
 
     def set_reference(self, reference_loss_n: Float32) -> int:
@@ -278,6 +280,7 @@ class Sampler:
         with self._lock:
             reports.check_reference(self.config, reference_loss_n, self._sizes)
             self._table.set_reference(reference_loss_n.copy())
+            self._shards.keep("reference_loss_n", reference_loss_n)
             return self._table.version
 
     # --- the data set ---
@@ -366,7 +369,8 @@ class Sampler:
         return self._refreshes.aim(sketch_md)
 
     def recover(self, dataset: Dataset | None = None, *, partial: bool = False) -> None:
-        """After a restart: take back from the shards what was reported; trainers join again by themselves.
+        """After a restart: take back from the shards what was reported, and what the run was given beside reports;
+        trainers join again by themselves.
 
         Args:
             dataset: what the run's data set has become meanwhile; None: nothing else.
@@ -386,12 +390,17 @@ class Sampler:
         if scored:  # by all of them, also if the run was lost between two
             self._shards.forget_gradients(self._timeout_s, partial=partial)
         columns = self._shards.columns(self._timeout_s, partial=partial)
+        given = self._shards.given(self._timeout_s, partial=partial)
         with self._lock:
             self._table.restore(columns.loss_n, columns.norm_n, columns.step_n)
+            self._table.give(given)
             self._intake.scored = self._rates.stage.kept_fresh = scored
             self._rates.sketched = stock.sketched > 0 and not scored
             self._intake.fresh_rows = int(np.count_nonzero(columns.step_n >= 0))
             self._watched.recovered = self._intake.fresh_rows > 0
+        if given.target_md is not None:
+            with suppress(Unavailable) if partial else nullcontext():
+                self._refreshes.aim(given.target_md)
 
     # --- what is seen of it ---
 

@@ -6,7 +6,8 @@ Shapes: n rows of the shard, r rows visited, d sketch length, k clusters or neig
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from sampler_service.index.neighbours import Neighbours
 from sampler_service.index.statistics import ClusterStatistics
 from sampler_service.sketch import routing
 from sampler_service.sketch.store import SketchStore, finite_rows
-from sampler_service.types import NO_CLUSTER, Bool, Float32, Float64, Int32, Int64, ReportBlock
+from sampler_service.types import NO_CLUSTER, Bool, Float32, Float64, Given, Int32, Int64, ReportBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class Shard:
         self._cluster_n: Int32 = np.full(len(self._store), NO_CLUSTER, np.int32)
         self._statistics = ClusterStatistics.zeros(0, dim)
         self._scored = False
+        self._given = Given()
 
     def __len__(self) -> int:
         return len(self._store)
@@ -95,11 +97,20 @@ class Shard:
         self._store.forget_gradients()
         self._cluster_n[:] = NO_CLUSTER
         self._statistics = ClusterStatistics.zeros(0, self._store.dim)
+        self._given = replace(self._given, target_md=None)
         self._scored = True
 
     def scored(self) -> bool:
         """Whether norms and sketches are those of scorers alone."""
         return self._scored
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep one thing of what the run was given, in the place of what it was before."""
+        self._given = replace(self._given, **{name: value})
+
+    def given(self) -> Given:
+        """What it was told to keep."""
+        return self._given
 
     def statistics(self) -> ClusterStatistics:
         """A copy of the statistics of this shard's clustered rows."""

@@ -21,11 +21,14 @@ from sampler_service.index.neighbours import Neighbours, merge
 from sampler_service.index.statistics import ClusterStatistics
 from sampler_service.shard import Refined, Shard
 from sampler_service.sketch import routing
-from sampler_service.types import NEVER, NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock, freeze
+from sampler_service.types import NEVER, NO_CLUSTER, Float32, Float64, Given, Int32, Int64, ReportBlock, freeze
 from sampler_service.views import ShardView
 
 CHUNK_ROWS = 2048
 """rows visited by one call to a shard: 1 ms of assignment, some tens of a first pass of moves"""
+
+KEEPER = 0
+"""shard that keeps what a run was given beside reports"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +149,15 @@ class Shards(Protocol):
         """Whether norms and sketches were forgotten for those of scorers."""
         ...
 
+    def keep(self, name: str, value: Any) -> None:
+        """Keep one column of `Given` for a run that may have to begin anew. One shard does: what it has is lost with
+        it."""
+        ...
+
+    def given(self, timeout_s: float | None = None, *, partial: bool = False) -> Given:
+        """What was kept; nothing where the shard that keeps it came back empty."""
+        ...
+
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         """The k nearest examples of each sketch, by "l2", "cosine" or "dot". Looks at all rows, in parts; `timeout_s`
         bounds all of them together."""
@@ -248,6 +260,12 @@ class LocalShards:
 
     def scored(self, timeout_s: float | None = None, *, partial: bool = False) -> bool:
         return any(shard.scored() for shard in self._shards)
+
+    def keep(self, name: str, value: Any) -> None:
+        self._shards[KEEPER].keep(name, value)
+
+    def given(self, timeout_s: float | None = None, *, partial: bool = False) -> Given:
+        return self._shards[KEEPER].given()
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         return merge([shard.nearest(sketch_qd, k, metric, 0, len(shard)) for shard in self._shards], k)

@@ -18,6 +18,7 @@ from sampler_service.types import (
     NO_CLUSTER,
     Float32,
     Float64,
+    Given,
     Int32,
     Int64,
     Nearby,
@@ -112,6 +113,14 @@ class Table:
         self.gradient_step_n = np.where(np.isnan(norm_n), NEVER, step_n)
         self.step = max(0, int(step_n.max(initial=0)))
         self.version += 1
+
+    def give(self, given: Given) -> None:
+        """Take in once more what the run was given. Examples that came later have none of it."""
+        if given.group_n is not None:
+            self.set_groups(given.group_n)
+        if given.reference_loss_n is not None:
+            self.set_reference(given.reference_loss_n.copy())
+        self.grow(len(self))
 
     def date_back(self, step: int) -> None:
         """Take gradients of later steps for ones of this step."""

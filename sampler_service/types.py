@@ -236,6 +236,16 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What trainers gave a run beside reports."""
+
+    group_n: Int64 | None = None
+    reference_loss_n: Float32 | None = None
+    target_md: Float32 | None = None
+    """sketches of held-out examples, (m, d)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportBlock:
     """Reported rows, already checked; r rows, each example at most once (the latest wins)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -318,6 +319,32 @@ def test_what_was_reported_survives_a_restart_of_the_run_in_the_shards():
     for column in ("loss_n", "norm_n", "step_n"):
         assert np.array_equal(getattr(table_of(before), column), getattr(table_of(after), column))
     assert after.refresh_due() is None and make_sampler(N).refresh_due() is None
+
+
+def test_what_a_run_was_given_survives_a_restart_of_the_run_in_the_shards():
+    before = make_sampler(N, policy="validation_alignment")
+    train(join_all(before)[0], 1)
+    before.set_groups(np.arange(N) % 3)
+    before.set_reference(np.linspace(0, 1, N).astype(np.float32))
+    before.set_target(np.ones((2, DIM), np.float32))
+    after = Sampler(before.config, before._shards)
+    after.recover()
+    for column in ("group_n", "reference_loss_n", "alignment_n"):
+        assert np.array_equal(getattr(table_of(before), column), getattr(table_of(after), column)), column
+    (trainer,) = join_all(after)
+    assert trainer.start(1).policy == "validation_alignment"
+    table_of(after).reference_loss_n[:] = 7  # what the shards keep is nobody else's
+    assert before._shards.given().reference_loss_n.max() == 1
+
+
+def test_examples_that_came_after_what_was_given_have_none_of_it_after_a_restart():
+    before = make_sampler(N)
+    before.set_groups(np.arange(N) % 3)
+    before.set_reference(np.zeros(N, np.float32))
+    after = Sampler(replace(before.config, num_examples=N + 2), before._shards)
+    after.recover()
+    assert table_of(after).group_n[-2:].tolist() == [3, 3]
+    assert np.isnan(table_of(after).reference_loss_n[-2:]).all()
 
 
 def test_ranks_in_two_epochs_at_once_share_the_rates_that_are_alike(monkeypatch):

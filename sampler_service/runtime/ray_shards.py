@@ -22,9 +22,19 @@ from sampler_service.index.neighbours import Neighbours, merge
 from sampler_service.index.statistics import ClusterStatistics
 from sampler_service.runtime.calls import answer, finished
 from sampler_service.shard import Refined
-from sampler_service.shards import CHUNK_ROWS, Columns, Stock, gather, gather_columns, relay, sample_shares, total
+from sampler_service.shards import (
+    CHUNK_ROWS,
+    KEEPER,
+    Columns,
+    Stock,
+    gather,
+    gather_columns,
+    relay,
+    sample_shares,
+    total,
+)
 from sampler_service.sketch import routing
-from sampler_service.types import NO_CLUSTER, Float32, Float64, Int32, Int64, ReportBlock
+from sampler_service.types import NO_CLUSTER, Float32, Float64, Given, Int32, Int64, ReportBlock
 from sampler_service.views import ShardView
 
 log = logging.getLogger(__name__)
@@ -163,6 +173,14 @@ class RayShards:
     def scored(self, timeout_s: float | None = None, *, partial: bool = False) -> bool:
         # One that came back empty has forgotten it.
         return any(scored for _, scored in self._here("scored", timeout_s, partial))
+
+    def keep(self, name: str, value: Any) -> None:
+        self._actors[KEEPER].keep.remote(name, value)  # nobody waits for it: calls of one actor come in their order
+
+    def given(self, timeout_s: float | None = None, *, partial: bool = False) -> Given:
+        with suppress(Unavailable) if partial else nullcontext():
+            return self._answer(self._actors[KEEPER].given.remote(), KEEPER, timeout_s)
+        return Given()
 
     def nearest(self, sketch_qd: Float32, k: int, metric: str = "l2", timeout_s: float | None = None) -> Neighbours:
         limit_s = self._call_s if timeout_s is None else timeout_s

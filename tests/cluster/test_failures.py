@@ -45,6 +45,18 @@ def test_a_killed_run_actor_comes_back_and_the_epoch_goes_on_with_what_was_repor
     assert sorted(i for batch in train(loader) for i in batch.example_ids.tolist()) == list(range(64))
 
 
+def test_a_killed_run_actor_knows_again_what_it_was_given(attach, service):
+    before = pids(service, "RunHost")
+    loader = attach("given-killed", policy="rho_loss")
+    with sampler.SamplerClient(service) as client:
+        client.set_reference("given-killed", np.zeros(64, np.float32))
+    train(loader)
+    assert {batch.policy for batch in train(loader)} == {"rho_loss"}
+    (host,) = below(service, "RunHost", before)
+    host.kill()
+    assert {batch.policy for batch in train(loader)} == {"rho_loss"}
+
+
 def test_a_killed_shard_comes_back_and_the_run_goes_on(attach, service):
     before = pids(service, "Shard")
     loader = attach("shard-killed", policy="gradient_clustering", num_clusters=4)
