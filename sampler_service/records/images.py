@@ -155,38 +155,54 @@ class ImagesFragment:
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """root/class/…/image: a label for each folder below the root, in the order of their names."""
+class ImageFolders:
+    """root/class/…/image, of one root or several: a label for each name of a folder below them, in the order of names.
 
-    address: Address
+    Folders of one name, below two roots, are one class.
+    """
+
+    addresses: tuple[Address, ...]
 
     def fragments(self, known: Known) -> Sequence[Fragment]:
-        found = [each for each in self.address.files() if extension(each.name) in EXTENSIONS]
-        of_folder = known.names.get(self.address.uri)
-        if of_folder is not None:
-            registered = of_folder()
-            found = [each for each in found if each.name not in registered]
-        classes = self._classes(found, known)
-        ranges = divide([each.bytes for each in found], SHARD_BYTES)
-        return [self._fragment(tuple(found[start:stop]), classes) for start, stop in ranges]
-
-    def _fragment(self, found: tuple[Found, ...], classes: tuple[str, ...]) -> ImagesFragment:
-        part, size = f"{found[0].name} to {found[-1].name}", sum(each.bytes for each in found)
-        identity = Identity("images", self.address.uri, part, size, version_of(found))
-        return ImagesFragment(self.address.fs, found, classes, identity)
-
-    def _classes(self, found: Sequence[Found], known: Known) -> tuple[str, ...]:
-        loose = [each.name for each in found if "/" not in each.name]
-        if len(loose) == len(found):
-            return ()
-        if loose:
-            raise ConfigError(
-                f"{loose[0]} lies in {self.address.uri} itself and other images in folders of classes: give each image "
-                "a folder, or none"
-            )
-        names = sorted({class_of(each) for each in found})
+        new = [(address, _new_images(address, known)) for address in self.addresses]
+        in_folders = [_in_folders(address, found) for address, found in new]
+        names = {
+            class_of(each) for (_, found), classed in zip(new, in_folders, strict=True) if classed for each in found
+        }
         # Appended images may be of some classes only, and keep the labels that these have.
-        return tuple(known.classes if known.classes and set(names) <= set(known.classes) else names)
+        classes = tuple(known.classes if known.classes and names <= set(known.classes) else sorted(names))
+        return [
+            _fragment(address, tuple(found[start:stop]), classes if classed else ())
+            for (address, found), classed in zip(new, in_folders, strict=True)
+            for start, stop in divide([each.bytes for each in found], SHARD_BYTES)
+        ]
+
+
+def _new_images(address: Address, known: Known) -> list[Found]:
+    """Images of a folder that are not registered."""
+    found = [each for each in address.files() if extension(each.name) in EXTENSIONS]
+    of_folder = known.names.get(address.uri)
+    if of_folder is None:
+        return found
+    registered = of_folder()
+    return [each for each in found if each.name not in registered]
+
+
+def _in_folders(address: Address, found: Sequence[Found]) -> bool:
+    """Whether images lie in folders of classes; ConfigError: only some of them do."""
+    loose = [each.name for each in found if "/" not in each.name]
+    if loose and len(loose) < len(found):
+        raise ConfigError(
+            f"{loose[0]} lies in {address.uri} itself and other images in folders of classes: give each image a "
+            "folder, or none"
+        )
+    return not loose
+
+
+def _fragment(address: Address, found: tuple[Found, ...], classes: tuple[str, ...]) -> ImagesFragment:
+    part, size = f"{found[0].name} to {found[-1].name}", sum(each.bytes for each in found)
+    identity = Identity("images", address.uri, part, size, version_of(found))
+    return ImagesFragment(address.fs, found, classes, identity)
 
 
 def class_of(found: Found) -> str:
