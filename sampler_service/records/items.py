@@ -21,6 +21,9 @@ from sampler_service.records.schemas import IMAGE, is_encoded, with_classes
 LOOK = 16
 """items that say which types there are, and rows that say how large they are"""
 
+TOLD = 64
+"""items of a part, by which it is known again"""
+
 ITEMS_BYTES = 1 << 23
 """of items that make a batch, about"""
 
@@ -97,18 +100,22 @@ def _first(items: MapStyle, start: int, stop: int) -> list[dict[str, Any]]:
 
 
 def _identity(items: MapStyle, start: int, stop: int) -> Identity:
-    """Whether an object is the one of last time is told by its class, its length, and two of its items."""
+    """Whether an object is the one of last time is told by its class, its length, and TOLD items of each part."""
     hashed = HashedFile()
-    for index in (start, stop - 1):
+    for index in spread(start, stop, TOLD):
         try:
             for name, value in item_of(items, index).items():
-                hashed.write(
-                    name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
-                )
+                hashed.write(name.encode() + _bytes_of(value))
         except Exception as error:  # it is said when it is written
             hashed.write(type(error).__name__.encode())
     part = f"items {start} to {stop - 1} of {len(items)}"
     return Identity("memory", f"memory:{type(items).__module__}.{type(items).__qualname__}", part, 0, hashed.checksum)
+
+
+def _bytes_of(value: Any) -> bytes:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}".encode() + value.tobytes()
+    return value if isinstance(value, bytes) else repr(value).encode()
 
 
 def spread(start: int, stop: int, count: int) -> list[int]:

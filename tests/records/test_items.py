@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from sampler_service.errors import ConfigError, Damaged
+from sampler_service.errors import ConfigError, Conflict, Damaged
 from sampler_service.records import items as items_module
 from sampler_service.records.fragments import Bad
 from sampler_service.records.schemas import class_names, is_image
@@ -81,6 +81,29 @@ def test_named_tuples_single_values_and_lists_of_them(register: Ingest):
     ]
     assert all_of(register([1.5, 2.5], "values")) == [{"0": 1.5}, {"0": 2.5}]
     assert register([(1, "a"), (2, "b")], "chosen", columns=["1"]).schema.names == ["1"]
+
+
+class Changed(Dataset):
+    """Numbers, of which one may have changed."""
+
+    def __init__(self, changed: int | None = None) -> None:
+        self.changed = changed
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> int:
+        if index >= len(self):
+            raise IndexError
+        return index + 1000 * (index == self.changed)
+
+
+@pytest.mark.parametrize("changed", [0, 29, 58, 59])
+def test_an_object_with_another_item_in_its_middle_is_another(register: Ingest, changed: int):
+    register(Changed())
+    with pytest.raises(Conflict, match=r"is registered and does not hold memory:.*Changed"):
+        register(Changed(changed))
+    assert register(Changed(changed), append=True).num_examples == 120, "all of it counts as new"
 
 
 def test_numbers_are_looked_at_in_many_places_of_a_large_object() -> None:
