@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from pyarrow import fs as pafs
 
 from sampler_service.errors import ConfigError
@@ -35,16 +36,13 @@ READERS = 8
 MOST_PIXELS = 8192 * 8192
 """of an image, by its header: decoded they take four bytes each, out of a file that may have been made to have few"""
 
-UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""what Pillow raises for bytes that are no image, or a broken one, or one of too many pixels"""
-
 
 def open_image(data: bytes | pa.Buffer) -> Image.Image:
     """An image of which the header was read, and nothing is decoded yet.
 
     Raises:
         Image.DecompressionBombError: it has more than MOST_PIXELS.
-        OSError, SyntaxError, ValueError, EOFError: it is no image that Pillow knows.
+        Exception: it is no image that Pillow knows, or a broken one: what its plugins raise, they do not say.
     """
     image = Image.open(io.BytesIO(data))
     if image.width * image.height > MOST_PIXELS:
@@ -60,20 +58,21 @@ def why_not(data: bytes | pa.Buffer) -> str:
         _try(data)
     except UnidentifiedImageError:
         return "it is no image that Pillow knows"
-    except UNDECODABLE as error:
+    except Exception as error:  # see `open_image`
         return str(error) or type(error).__name__
     return ""
 
 
 def _try(data: bytes | pa.Buffer) -> None:
-    """Raise one of UNDECODABLE unless bytes are an image that decodes."""
+    """Raise something unless bytes are an image that decodes."""
     image = open_image(data)
-    if image.format == "JPEG":
-        # Pillow verifies no JPEG, but decodes one at an eighth of its size in little time.
-        image.draft(None, (1, 1))
+    if isinstance(image, JpegImageFile):  # MPO is one too
+        image.draft(None, (1, 1))  # at an eighth of its size, in little time
         image.load()
+    elif image.format == "PNG":
+        image.verify()  # by its checksums: decoding one of 512 x 512 pixels takes 20 to 130 times as long
     else:
-        image.verify()
+        image.load()  # Pillow verifies no other format
 
 
 def _holds_image(data: bytes) -> bool:
@@ -82,7 +81,7 @@ def _holds_image(data: bytes) -> bool:
         _try(data)
     except Image.DecompressionBombError:
         return True
-    except UNDECODABLE:
+    except Exception:  # see `open_image`
         return False
     return True
 
@@ -99,9 +98,8 @@ def mark_images(schema: pa.Schema, first: pa.RecordBatch) -> pa.Schema:
     """The schema, where columns of bytes are said to be images if one of their first values is one."""
     fields = []
     for field in schema:
-        values = (
-            first.column(field.name).drop_null().slice(0, LOOK).to_pylist() if pa.types.is_binary(field.type) else []
-        )
+        is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+        values = first.column(field.name).drop_null().slice(0, LOOK).to_pylist() if is_bytes else []
         held = any(_holds_image(value) for value in values)
         fields.append(field.with_metadata({**(field.metadata or {}), **IMAGE}) if held else field)
     return pa.schema(fields)
@@ -155,38 +153,54 @@ class ImagesFragment:
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """root/class/…/image: a label for each folder below the root, in the order of their names."""
+class ImageFolders:
+    """root/class/…/image, of one root or several: a label for each name of a folder below them, in the order of names.
 
-    address: Address
+    Folders of one name, below two roots, are one class.
+    """
+
+    addresses: tuple[Address, ...]
 
     def fragments(self, known: Known) -> Sequence[Fragment]:
-        found = [each for each in self.address.files() if extension(each.name) in EXTENSIONS]
-        of_folder = known.names.get(self.address.uri)
-        if of_folder is not None:
-            registered = of_folder()
-            found = [each for each in found if each.name not in registered]
-        classes = self._classes(found, known)
-        ranges = divide([each.bytes for each in found], SHARD_BYTES)
-        return [self._fragment(tuple(found[start:stop]), classes) for start, stop in ranges]
-
-    def _fragment(self, found: tuple[Found, ...], classes: tuple[str, ...]) -> ImagesFragment:
-        part, size = f"{found[0].name} to {found[-1].name}", sum(each.bytes for each in found)
-        identity = Identity("images", self.address.uri, part, size, version_of(found))
-        return ImagesFragment(self.address.fs, found, classes, identity)
-
-    def _classes(self, found: Sequence[Found], known: Known) -> tuple[str, ...]:
-        loose = [each.name for each in found if "/" not in each.name]
-        if len(loose) == len(found):
-            return ()
-        if loose:
-            raise ConfigError(
-                f"{loose[0]} lies in {self.address.uri} itself and other images in folders of classes: give each image "
-                "a folder, or none"
-            )
-        names = sorted({class_of(each) for each in found})
+        new = [(address, _new_images(address, known)) for address in self.addresses]
+        in_folders = [_in_folders(address, found) for address, found in new]
+        names = {
+            class_of(each) for (_, found), classed in zip(new, in_folders, strict=True) if classed for each in found
+        }
         # Appended images may be of some classes only, and keep the labels that these have.
-        return tuple(known.classes if known.classes and set(names) <= set(known.classes) else names)
+        classes = tuple(known.classes if known.classes and names <= set(known.classes) else sorted(names))
+        return [
+            _fragment(address, tuple(found[start:stop]), classes if classed else ())
+            for (address, found), classed in zip(new, in_folders, strict=True)
+            for start, stop in divide([each.bytes for each in found], SHARD_BYTES)
+        ]
+
+
+def _new_images(address: Address, known: Known) -> list[Found]:
+    """Images of a folder that are not registered."""
+    found = [each for each in address.files() if extension(each.name) in EXTENSIONS]
+    of_folder = known.names.get(address.uri)
+    if of_folder is None:
+        return found
+    registered = of_folder()
+    return [each for each in found if each.name not in registered]
+
+
+def _in_folders(address: Address, found: Sequence[Found]) -> bool:
+    """Whether images lie in folders of classes; ConfigError: only some of them do."""
+    loose = [each.name for each in found if "/" not in each.name]
+    if loose and len(loose) < len(found):
+        raise ConfigError(
+            f"{loose[0]} lies in {address.uri} itself and other images in folders of classes: give each image a "
+            "folder, or none"
+        )
+    return not loose
+
+
+def _fragment(address: Address, found: tuple[Found, ...], classes: tuple[str, ...]) -> ImagesFragment:
+    part, size = f"{found[0].name} to {found[-1].name}", sum(each.bytes for each in found)
+    identity = Identity("images", address.uri, part, size, version_of(found))
+    return ImagesFragment(address.fs, found, classes, identity)
 
 
 def class_of(found: Found) -> str:

@@ -50,7 +50,9 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
 ) -> RecordStore:
     """Register data under a name, with ids 0 … N-1 in the order of its files (by name) and of the rows in them.
 
-    Doing so again changes nothing; with `append` it adds the files that are new.
+    Doing so again changes nothing; with `append` it adds the files that are new. An object in memory is the same again
+    where a hash says so: of all of a table, of a `datasets.Dataset` its fingerprint, of a map-style one its class, its
+    length and 64 items of each part of 256 MB. `append` takes any other object as all new, but for such parts.
 
     Example:
         store = ingest("s3://bucket/mnist/*.parquet", "mnist", id_column="id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,15 +14,21 @@ from PIL import Image
 
 from sampler_service.errors import ConfigError
 from sampler_service.records.checksums import HashedFile
-from sampler_service.records.fragments import SHARD_BYTES, Bad, RowsByNumber
+from sampler_service.records.fragments import SHARD_BYTES, Bad
 from sampler_service.records.manifest import Identity
 from sampler_service.records.schemas import IMAGE, is_encoded, with_classes
 
 LOOK = 16
-"""items that say which types there are"""
+"""items that say which types there are, and rows that say how large they are"""
+
+TOLD = 64
+"""items of a part, by which it is known again"""
 
 ITEMS_BYTES = 1 << 23
 """of items that make a batch, about"""
+
+PLACE = "sampler.place"
+"""last column of each batch that is read: the number of its rows, of which some are left out"""
 
 
 class MapStyle(Protocol):
@@ -33,7 +40,7 @@ class MapStyle(Protocol):
 
 
 @dataclass(frozen=True)
-class ItemsFragment(RowsByNumber):
+class ItemsFragment:
     """Items start … stop - 1, which are tuples, dicts or single values."""
 
     items: MapStyle
@@ -49,19 +56,20 @@ class ItemsFragment(RowsByNumber):
         fields = [field for field in self.schema() if field.name in schema.names]
         count = max(1, ITEMS_BYTES // _size(_first(self.items, self.start, self.stop)))
         for start in range(self.start, self.stop, count):
-            items = []
+            items, places = [], []
             for index in range(start, min(start + count, self.stop)):
                 try:
                     item = item_of(self.items, index)
                     items.append([_checked(item, field) for field in fields])
+                    places.append(index)
                 except Exception as error:  # whatever a person's dataset raises
                     bad.found(f"item {index}", type(self.items).__name__, f"{type(error).__name__}: {error}")
             columns = zip(*items, strict=True) if items else ([] for _ in fields)
             arrays = [_array(values, field) for values, field in zip(columns, fields, strict=True)]
-            yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+            yield _placed(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), places)
 
     def name_of(self, batch: pa.RecordBatch, row: int, before: int) -> str:  # noqa: ARG002
-        return f"item {self.start + before + row}"
+        return f"item {_place(batch, row)}"
 
 
 def item_of(items: MapStyle, index: int) -> dict[str, Any]:
@@ -92,18 +100,27 @@ def _first(items: MapStyle, start: int, stop: int) -> list[dict[str, Any]]:
 
 
 def _identity(items: MapStyle, start: int, stop: int) -> Identity:
-    """Whether an object is the one of last time is told by its class, its length, and two of its items."""
+    """Whether an object is the one of last time is told by its class, its length, and TOLD items of each part."""
     hashed = HashedFile()
-    for index in (start, stop - 1):
+    for index in spread(start, stop, TOLD):
         try:
             for name, value in item_of(items, index).items():
-                hashed.write(
-                    name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
-                )
+                hashed.write(name.encode() + _bytes_of(value))
         except Exception as error:  # it is said when it is written
             hashed.write(type(error).__name__.encode())
     part = f"items {start} to {stop - 1} of {len(items)}"
     return Identity("memory", f"memory:{type(items).__module__}.{type(items).__qualname__}", part, 0, hashed.checksum)
+
+
+def _bytes_of(value: Any) -> bytes:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}".encode() + value.tobytes()
+    return value if isinstance(value, bytes) else repr(value).encode()
+
+
+def spread(start: int, stop: int, count: int) -> list[int]:
+    """So many of the numbers start … stop - 1, evenly, with the first and the last; all, where there are fewer."""
+    return sorted({round(place) for place in np.linspace(start, stop - 1, count)})
 
 
 def named(item: Any) -> dict[str, Any]:
@@ -204,7 +221,7 @@ def items_fragments(items: Any) -> list[ItemsFragment]:
 
 
 @dataclass(frozen=True)
-class HuggingFaceFragment(RowsByNumber):
+class HuggingFaceFragment:
     """Rows of a `datasets.Dataset`, as Arrow has them."""
 
     data: Any
@@ -226,30 +243,71 @@ class HuggingFaceFragment(RowsByNumber):
                 schema = schema.set(number, field.with_metadata(IMAGE))
         return schema
 
-    def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:  # noqa: ARG002
-        count = max(1, ITEMS_BYTES // max(self.data[self.start : self.start + 1].nbytes, 1))
+    def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:
+        count = max(1, ITEMS_BYTES // _row_bytes(self.data, self.start, self.stop, schema.names))
         for start in range(self.start, self.stop, count):
             table = self.data[start : min(start + count, self.stop)].select(schema.names)
+            place = start
             for batch in table.to_batches():
-                yield _with_bytes(batch)
+                yield self._with_bytes(_placed(batch, range(place, place + batch.num_rows)), bad)
+                place += batch.num_rows
+
+    def name_of(self, batch: pa.RecordBatch, row: int, before: int) -> str:  # noqa: ARG002
+        return f"row {_place(batch, row)}"
+
+    def _with_bytes(self, batch: pa.RecordBatch, bad: Bad) -> pa.RecordBatch:
+        """Images and sounds that are known by their paths alone are read; rows whose files can't be are bad."""
+        why: dict[int, str] = {}
+        for number, field in enumerate(batch.schema):
+            if is_encoded(field.type):
+                values: list[bytes | None] = []
+                for row, value in enumerate(batch.column(number).to_pylist()):
+                    try:
+                        values.append(_read(value))
+                    except OSError as error:
+                        values.append(None)
+                        why.setdefault(row, f"column {field.name!r}: {error}")
+                batch = batch.set_column(number, field.with_type(pa.binary()), pa.array(values, pa.binary()))
+        for row, reason in why.items():
+            bad.found(f"row {_place(batch, row)}", self.identity, reason)
+        return batch.filter(pa.array([row not in why for row in range(batch.num_rows)])) if why else batch
 
 
-def _with_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Images and sounds that are known by their paths alone are read."""
-    for number, field in enumerate(batch.schema):
-        if is_encoded(field.type):
-            values = [_read(value) for value in batch.column(number).to_pylist()]
-            batch = batch.set_column(number, field.with_type(pa.binary()), pa.array(values, pa.binary()))
-    return batch
+def _placed(batch: pa.RecordBatch, places: Sequence[int]) -> pa.RecordBatch:
+    """A batch with the column PLACE."""
+    return batch.append_column(pa.field(PLACE, pa.int64()), pa.array(places, pa.int64()))
+
+
+def _place(batch: pa.RecordBatch, row: int) -> int:
+    return batch.column(batch.num_columns - 1)[row].as_py()
 
 
 def _read(value: Mapping[str, Any] | None) -> bytes | None:
     if value is None:
         return None
-    if value["bytes"] is not None:
+    if value["bytes"] is not None or value["path"] is None:
         return value["bytes"]
     with open(value["path"], "rb") as file:
         return file.read()
+
+
+def _row_bytes(data: Any, start: int, stop: int, names: Sequence[str]) -> int:
+    """Bytes of a row, about: the mean of some of start … stop - 1, with the files of which only the paths are known."""
+    rows = spread(start, stop, LOOK)
+    columns = data[rows].select(names).columns
+    sizes = [sum(map(_file_bytes, each.to_pylist())) if is_encoded(each.type) else each.nbytes for each in columns]
+    return max(1, sum(sizes) // len(rows))
+
+
+def _file_bytes(value: Mapping[str, Any] | None) -> int:
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        return 0
+    if value["bytes"] is not None:
+        return len(value["bytes"])
+    try:
+        return os.path.getsize(value["path"])
+    except OSError:  # it is said when the file is read
+        return 0
 
 
 def hugging_face_fragments(data: Any) -> list[HuggingFaceFragment]:
@@ -257,5 +315,5 @@ def hugging_face_fragments(data: Any) -> list[HuggingFaceFragment]:
     data = data.with_format("arrow")
     if not len(data):
         return []
-    rows = max(1, SHARD_BYTES // max(data[:1].nbytes, 1))
+    rows = max(1, SHARD_BYTES // _row_bytes(data, 0, len(data), data.column_names))
     return [HuggingFaceFragment(data, start, min(start + rows, len(data))) for start in range(0, len(data), rows)]

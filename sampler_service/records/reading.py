@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sampler_service.errors import ConfigError
-from sampler_service.records.images import UNDECODABLE, open_image
+from sampler_service.records.images import open_image
 from sampler_service.types import Decoding, Int64
 
 CHANNELS = {"RGB": 3, "L": 1}
@@ -167,7 +167,7 @@ class _Decoder:
             image.draft(self._mode, self._size)  # JPEG can decode at a smaller scale, many times faster
         try:
             image = image.convert(self._mode)
-        except UNDECODABLE as error:
+        except Exception as error:  # see `open_image`
             raise ConfigError(_undecodable(example_id, error)) from error
         if image.size != self._size:
             image = image.resize(self._size, Image.Resampling.BILINEAR)
@@ -177,7 +177,7 @@ class _Decoder:
 def _open(file: bytes | None, example_id: int) -> Image.Image:
     try:
         return open_image(file or b"")
-    except UNDECODABLE as error:
+    except Exception as error:  # see `open_image`
         raise ConfigError(_undecodable(example_id, error)) from error
 
 

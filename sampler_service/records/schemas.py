@@ -91,7 +91,7 @@ def common_schema(looked: Sequence[Looked]) -> pa.Schema:
     """One schema for all files: of the same names; integers beside floats become floats.
 
     Raises:
-        ConfigError: a column is missing in one of them, or its types don't go together.
+        ConfigError: a column is missing in one of them, or its types or classes don't go together.
     """
     first = looked[0]
     common = {field.name: field for field in first.schema}
@@ -103,6 +103,12 @@ def common_schema(looked: Sequence[Looked]) -> pa.Schema:
                 f"column {name!r} is in {has.where} and not in {lacks.where}: choose columns that all files have"
             )
         for field in each.schema:
+            known, named = class_names(common[field.name]), class_names(field)
+            if known is not None and named is not None and known != named:
+                raise ConfigError(
+                    f"the classes of column {field.name!r} are {known} in {first.where} and {named} in {each.where}: "
+                    "number them alike, or register each as a data set of its own"
+                )
             try:
                 merged = pa.unify_schemas(
                     [pa.schema([common[field.name]]), pa.schema([field])], promote_options="permissive"

@@ -13,7 +13,7 @@ import pyarrow as pa
 from sampler_service.errors import ConfigError
 from sampler_service.records.addresses import Address, Found, StorageOptions, resolve
 from sampler_service.records.fragments import Fragment, Known, Source
-from sampler_service.records.images import EXTENSIONS, ImageFolder, extension
+from sampler_service.records.images import EXTENSIONS, ImageFolders, extension
 from sampler_service.records.items import hugging_face_fragments, items_fragments
 from sampler_service.records.tables import StreamedFragment, parquet_fragments, table_fragments
 from sampler_service.records.tars import TarFragment
@@ -92,13 +92,13 @@ def source_of(data: Any, form: Format = "auto", storage_options: StorageOptions 
     if isinstance(data, str | os.PathLike):
         address = resolve(os.fspath(data), storage_options)
         form = _detect(address) if form == "auto" else form
-        return ImageFolder(address) if form == "images" else Files(address, form)
+        return ImageFolders((address,)) if form == "images" else Files(address, form)
     if isinstance(data, pa.RecordBatch):
         data = pa.Table.from_batches([data])
     if isinstance(data, pa.Table):
         return InMemory(table_fragments(data))
     if isinstance(data, list | tuple) and data and all(isinstance(each, str | os.PathLike) for each in data):
-        return Several([source_of(each, form, storage_options) for each in data])
+        return _together([source_of(each, form, storage_options) for each in data])
     if type(data).__module__.partition(".")[0] == "datasets":
         if not hasattr(data, "_fingerprint") or not hasattr(data, "with_format"):
             raise ConfigError(
@@ -107,6 +107,14 @@ def source_of(data: Any, form: Format = "auto", storage_options: StorageOptions 
             )
         return InMemory(hugging_face_fragments(data))
     return InMemory(items_fragments(data))
+
+
+def _together(sources: Sequence[Source]) -> Source:
+    """Sources one after the other; folders of images number their classes together."""
+    folders = [source for source in sources if isinstance(source, ImageFolders)]
+    if len(folders) == len(sources):
+        return ImageFolders(tuple(address for folder in folders for address in folder.addresses))
+    return Several(sources)
 
 
 def format_of(found: Found) -> Format | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from sampler_service.errors import ConfigError, Damaged, NotFound
 from sampler_service.records import DataDirectory, images
+from sampler_service.records.schemas import is_image
 from tests.records.support import Ingest, image, table_of, write_tar
 
 
@@ -128,9 +130,41 @@ def test_an_image_that_does_not_decode_is_named_or_left_out_and_counted(register
     assert store.manifest.shards[0].skipped == ("a/cut.jpg", "b/cut.png", "b/empty.png", "b/text.jpg")
 
 
+@pytest.mark.parametrize("form", ["GIF", "BMP", "PPM", "MPO", "WEBP", "TIFF", "JPEG", "PNG"])
+def test_an_image_that_is_cut_off_does_not_decode_whatever_its_format(register: Ingest, form: str):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    written = io.BytesIO()
+    two = {"save_all": True, "append_images": [Image.fromarray(pixels)]} if form == "MPO" else {}
+    Image.fromarray(pixels).save(written, form, **two)
+    whole, cut = written.getvalue(), written.getvalue()[: len(written.getvalue()) // 3]
+    assert Image.open(io.BytesIO(whole)).format == form
+    with pytest.raises(Damaged, match=r"row 1 of .* can't be used: column 'picture': "):
+        register(pa.table({"picture": [whole, cut]}))
+    assert register(pa.table({"picture": [whole, cut]}), "good", on_bad="skip").num_examples == 1
+
+
+def test_images_in_large_binary_are_looked_at_too(register: Ingest):
+    table = pa.table({"picture": pa.array([image(1), image(2)[:-20]], pa.large_binary())})
+    with pytest.raises(Damaged, match=r"row 1 of .*column 'picture'"):
+        register(table)
+    store = register(table, "good", on_bad="skip")
+    assert is_image(store.schema.field("picture"))
+
+
+def test_a_png_without_a_pixel_is_a_bad_image_and_no_accident(register: Ingest):
+    png = png_of((b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)), (b"IEND", b""))
+    with pytest.raises(Damaged, match=r"row 1 of .* can't be used: column 'picture': "):
+        register(pa.table({"picture": [image(1), png]}))
+    assert not is_image(register(pa.table({"picture": [png]}), "good").schema.field("picture"))
+
+
 def header_of_png(width: int, height: int) -> bytes:
     """A PNG file that says how large it is, and has not a pixel."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")]
+    return png_of((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b""))
+
+
+def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file of these chunks."""
     packed = [
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from sampler_service.errors import ConfigError, Damaged
+from sampler_service.errors import ConfigError, Conflict, Damaged
 from sampler_service.records import items as items_module
+from sampler_service.records.fragments import Bad
 from sampler_service.records.schemas import class_names, is_image
 from tests.records.support import Ingest, all_of, image
 
@@ -81,6 +83,36 @@ def test_named_tuples_single_values_and_lists_of_them(register: Ingest):
     assert register([(1, "a"), (2, "b")], "chosen", columns=["1"]).schema.names == ["1"]
 
 
+class Changed(Dataset):
+    """Numbers, of which one may have changed."""
+
+    def __init__(self, changed: int | None = None) -> None:
+        self.changed = changed
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> int:
+        if index >= len(self):
+            raise IndexError
+        return index + 1000 * (index == self.changed)
+
+
+@pytest.mark.parametrize("changed", [0, 29, 58, 59])
+def test_an_object_with_another_item_in_its_middle_is_another(register: Ingest, changed: int):
+    register(Changed())
+    with pytest.raises(Conflict, match=r"is registered and does not hold memory:.*Changed"):
+        register(Changed(changed))
+    assert register(Changed(changed), append=True).num_examples == 120, "all of it counts as new"
+
+
+def test_numbers_are_looked_at_in_many_places_of_a_large_object() -> None:
+    places = items_module.spread(100, 1_000_100, 64)
+    assert (places[0], places[-1], len(places)) == (100, 1_000_099, 64)
+    assert max(np.diff(places)) - min(np.diff(places)) <= 1
+    assert items_module.spread(3, 6, 64) == [3, 4, 5]
+
+
 class Uneven(Dataset):
     """Item 3 has another shape, item 5 raises."""
 
@@ -101,6 +133,22 @@ def test_an_item_that_can_not_be_used_is_named_or_left_out(register: Ingest):
     store = register(Uneven(), on_bad="skip")
     assert store.take(np.arange(6), ["1"]).to_pydict() == {"1": [0, 1, 2, 4, 6, 7]}
     assert store.manifest.shards[0].skipped == ("item 3", "item 5")
+
+
+class Broken(Dataset):
+    """Item 1 raises, the file of item 3 is no image."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> bytes:
+        if index >= len(self) or index == 1:
+            raise IndexError
+        return b"no image" if index == 3 else image(index)
+
+
+def test_an_image_that_does_not_decode_has_its_number_when_others_are_left_out_before_it(register: Ingest):
+    assert register(Broken(), on_bad="skip").manifest.shards[0].skipped == ("item 1", "item 3")
 
 
 def test_what_is_no_map_style_data_set_is_refused(register: Ingest):
@@ -144,3 +192,44 @@ def test_hugging_face_data_sets_keep_order_classes_and_images(register: Ingest, 
         register(datasets.DatasetDict(train=data))
     with pytest.raises(ConfigError, match=r"a IterableDataset can't be registered: .* without streaming=True"):
         register(data.to_iterable_dataset())
+
+
+def by_path(tmp_path: Path, *files: bytes) -> datasets.Dataset:
+    """Images of which only the paths are known."""
+    paths = [tmp_path / f"{number}.png" for number in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    pictures = [{"bytes": None, "path": str(path)} for path in paths]
+    return datasets.Dataset.from_dict({"image": pictures, "n": list(range(len(files)))}).cast_column(
+        "image", datasets.Image()
+    )
+
+
+def test_images_known_by_their_paths_count_with_their_files_in_shards_and_batches(tmp_path, monkeypatch):
+    files = [image(number, "BMP", 100) for number in range(40)]
+    data = by_path(tmp_path, b"", *files[1:])  # the first row says nothing of the others
+    monkeypatch.setattr(items_module, "SHARD_BYTES", 10 * len(files[1]))
+    fragments = items_module.hugging_face_fragments(data)
+    assert 4 <= len(fragments) <= 6
+    monkeypatch.setattr(items_module, "ITEMS_BYTES", 2 * len(files[1]))
+    batches = fragments[1].batches(fragments[1].schema(), Bad("fail"))
+    assert {batch.num_rows for batch in batches} <= {1, 2}
+
+
+def test_an_image_file_that_is_missing_is_named_or_left_out(register: Ingest, tmp_path):
+    data = by_path(tmp_path, *(image(number) for number in range(6)))
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "4.png").write_bytes(b"no image")
+    with pytest.raises(
+        Damaged, match=r"row 1 of memory:datasets .* can't be used: column 'image': .*No such file.*1.png"
+    ):
+        register(data)
+    store = register(data, on_bad="skip")
+    assert store.take(np.arange(4), ["n"]).to_pydict() == {"n": [0, 2, 3, 5]}
+    assert store.manifest.shards[0].skipped == ("row 1", "row 4")
+
+
+def test_an_image_of_neither_bytes_nor_path_is_none(register: Ingest):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    data = datasets.Dataset(pa.table({"image": pa.array([{"bytes": None, "path": None}, {"bytes": image(1)}], kind)}))
+    assert [row["image"] for row in all_of(register(data))] == [None, image(1)]

@@ -71,7 +71,14 @@ def test_an_image_of_another_size_is_named() -> None:
         reader.read(np.arange(2))
 
 
-@pytest.mark.parametrize("broken", [b"no image", b"", jpeg(64, 64)[:400]])
+def strange_dds() -> bytes:
+    """A file at which Pillow raises NotImplementedError."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "DDS")
+    return file.getvalue()[:80] + (153).to_bytes(4, "little") + file.getvalue()[84:]
+
+
+@pytest.mark.parametrize("broken", [b"no image", b"", jpeg(64, 64)[:400], strange_dds()])
 def test_an_image_that_does_not_decode_is_named(broken: bytes) -> None:
     store = store_of(png(1, size=(64, 64)), broken)
     reader = RecordReader(store, decode=[Decoding(column="image", height=64, width=64)])

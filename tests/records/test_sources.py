@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pytest
 from sampler_service.errors import ConfigError, Damaged
 from sampler_service.records import fragments as fragments_module
 from sampler_service.records import tables as tables_module
-from sampler_service.records.schemas import class_names, is_image
+from sampler_service.records.schemas import class_names, is_image, with_classes
 from tests.records.support import Ingest, all_of, image, table_of, write_tar
 
 
@@ -124,6 +125,37 @@ def test_a_folder_of_images_has_a_label_for_each_folder(register: Ingest, tmp_pa
         {"label": 1, "path": "dog/1.png"},
     ]
     assert store.take(np.array([2]), ["image"]).to_pylist() == [{"image": (root / "dog/1.png").read_bytes()}]
+
+
+def folders_of_images(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(image(number))
+
+
+def test_several_folders_of_images_number_their_classes_together(register: Ingest, tmp_path):
+    folders_of_images(tmp_path, "one/cat/1.png", "one/dog/1.png", "two/dog/2.png", "two/fish/2.png")
+    store = register([tmp_path / "one", tmp_path / "two"])
+    assert class_names(store.schema.field("label")) == ["cat", "dog", "fish"]
+    assert store.take(np.arange(4), ["label", "path"]).to_pydict() == {
+        "label": [0, 1, 1, 2],
+        "path": ["cat/1.png", "dog/1.png", "dog/2.png", "fish/2.png"],
+    }
+    assert register([tmp_path / "one", tmp_path / "two"]).generation == 1
+    folders_of_images(tmp_path, "three/fish/3.png", "three/cat/3.png")
+    grown = register([tmp_path / "three", tmp_path / "two"], append=True)
+    assert grown.take(np.arange(4, 6), ["label"]).to_pydict() == {"label": [0, 2]}
+
+
+def test_files_whose_labels_stand_for_other_classes_do_not_go_together(register: Ingest, tmp_path):
+    for name, classes in (("a", ["cat", "dog"]), ("b", ["dog", "fish"])):
+        label = with_classes(pa.field("label", pa.int64()), classes)
+        pq.write_table(pa.table([pa.array([0, 1])], schema=pa.schema([label])), tmp_path / f"{name}.parquet")
+    with pytest.raises(
+        ConfigError,
+        match=r"classes of column 'label' are \['cat', 'dog'\] in .*a.parquet and \['dog', 'fish'\] in .*b.parquet: ",
+    ):
+        register(tmp_path)
 
 
 def test_images_without_folders_have_no_label_and_many_become_several_shards(register: Ingest, tmp_path, monkeypatch):
