@@ -23,6 +23,9 @@ from benchmarks.records.plain import Epoch, counted, on
 
 SHARD_MB = 64
 
+SHARDS = 4
+"""tars of a kind of records, at least: as many as there may be workers, and more"""
+
 
 def ours(
     kind: Kind, address: str, batch_size: int, workers: int, ahead: int, *, files: bool = False
@@ -77,7 +80,8 @@ def webdataset(kind: Kind, table: pa.Table, folder: Path, batch_size: int, worke
     if not out.exists():
         out.mkdir(parents=True)
         pattern = str(out / "%05d.tar")
-        with wds.ShardWriter(pattern, maxsize=SHARD_MB << 16, verbose=0) as writer:
+        of_shard = -(-len(table) // SHARDS)  # a worker without any is an error there
+        with wds.ShardWriter(pattern, maxcount=of_shard, maxsize=SHARD_MB << 16, verbose=0) as writer:
             for row, record in enumerate(_records(table)):
                 writer.write({"__key__": f"{row:08d}", **{f"{name}.bin": _packed(v) for name, v in record.items()}})
     shards = sorted(map(str, out.glob("*.tar")))

@@ -1,10 +1,12 @@
 """The figures that are followed over time, out of the tables' rows.
 
 Every figure is of one method that was named before the runs were made: the best of several, chosen afterwards, would
-flatter us by their luck. The one exception has the method in its name. A figure is missing when its runs are, and None
-when the runs are there and miss its condition. "Reached" is first reached, medians over the seeds; what runs end with
-are means. Accuracy is reached 0.2 points below the mean accuracy that shuffled runs end with. What is about a training
-loss is of the learning rates that are best for it, of either method; all else is of those that are best for accuracy.
+flatter us by their luck. Exceptions: what has the method in its name, `infobatch_backprops_`, whose second budget was
+added after the first one's runs, and `noise40_naive`, the better of two that it stands against. A figure is missing
+when its runs are, and None when the runs are there and miss its condition. "Reached" is first reached, medians over the
+seeds; what runs end with are means. Accuracy is reached 0.2 points below the mean accuracy that shuffled runs end with.
+What is about a training loss is of the learning rates that are best for it, of either method; all else is of those that
+are best for accuracy.
 
 What figures are divided by:
 
@@ -62,7 +64,8 @@ NOTES = (
     "longtail_steps_selective_backprop: the same of that policy, which was put beside it after the runs were seen",
     "noise40_accuracy: trimmed_loss's final test accuracy less shuffle's; noise40_naive: the same of the better one of "
     "importance and selective_backprop, noise40_naive_ of each; of those that did not stand aside in every run",
-    "clean_overhead: seconds of policy auto over a plain DataLoader's, early in training where nothing is gained",
+    "clean_overhead: seconds of policy auto over a plain DataLoader's, early in training where nothing is gained: the "
+    "median of three pairs of runs, from seconds_least to seconds_most in the rows",
 )
 
 

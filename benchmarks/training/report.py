@@ -47,7 +47,8 @@ def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, Any]]
     `final_loss`, `…_to_loss…`, `fitted_accuracy_gap`), and by the rest at those that are best for accuracy.
     What is reached is over shuffle's whole run (`…_to_loss`, its final training loss; `…_of_run`) or over what
     shuffle itself needs to get there (`…_to_accuracy`); `seconds`, `forwarded` and `backpropagated` are of whole runs.
-    Seconds of runs that were made in another session than shuffle's are left out. `same_runs_as` names the method whose
+    Seconds of runs that were made in another session than shuffle's are left out; `seconds` is the median of the ratios
+    to shuffle's run of the same rate and seed, over all rates. `same_runs_as` names the method whose
     runs these are, step by step, where one stood aside throughout: the two are one measurement.
     """
     baseline, fitted_baseline = (results.of(task, BASELINE, seeds, merit) for merit in (for_accuracy, for_loss))
@@ -74,6 +75,7 @@ def task_rows(results: Results, task: str, seeds: range) -> list[dict[str, Any]]
             }
             by_loss = _by_loss(fitted, fitted_baseline, accuracy=_final(baseline, "accuracies"))
             compared = by_loss | _by_accuracy(curves, baseline)
+            compared |= _whole_seconds(rates, results.searched(task, BASELINE, seeds))
             rows.append(about | {key: _finite(value) for key, value in compared.items()})
     return rows
 
@@ -125,11 +127,20 @@ def _by_accuracy(curves: Sequence[Curve], baseline: Sequence[Curve]) -> dict[str
         "backprops_to_accuracy": to_goal("backpropagated"),
         "steps_to_accuracy_of_run": to_goal("steps", steps),
         "backprops_to_accuracy_of_run": to_goal("backpropagated", backprops),
-        "seconds": _over(_final(curves, "seconds"), seconds),
         "forwarded": _over(_final(curves, "forwarded"), backprops),
         "backpropagated": _over(_final(curves, "backpropagated"), backprops),
         "opening_s": median(_opening(curve) for curve in curves),
     }
+
+
+def _whole_seconds(
+    rates: Mapping[float, Sequence[Curve]], baseline: Mapping[float, Sequence[Curve]]
+) -> dict[str, float]:
+    """Of a run over those of the baseline's at the same rate with the same seed, if both were made in one session: what
+    a step costs does not depend on the rate."""
+    pairs = [pair for rate in rates.keys() & baseline.keys() for pair in zip(rates[rate], baseline[rate], strict=True)]
+    ratios = [_over(c.seconds[-1], b.seconds[-1]) for c, b in pairs if c.session == b.session] or [math.nan]
+    return {"seconds": median(ratios), "seconds_least": min(ratios), "seconds_most": max(ratios)}
 
 
 def _seconds(curves: Sequence[Curve], baseline: Sequence[Curve]) -> float:
@@ -203,10 +214,10 @@ def _markdown(task: str, rows: list[dict[str, Any]]) -> str:
         "(±), medians of where something is first reached. What follows the first learning rate is at that with the",
         "lowest training loss, what follows the second one at that with the best accuracy on a validation set (* the",
         "lowest or highest of more than two). Steps and seconds to shuffle's final training loss are over its whole",
-        "run, those to its accuracy (0.2 points below its final one) over its own. Seconds, forwarded and",
-        "backprops: whole runs over shuffle's, examples over those it trains on. A dash was never reached, or are",
-        "seconds of another session than shuffle's. Accuracies are means over the classes. Opening a run through the",
-        "service counts only where it says so.",
+        "run, those to its accuracy (0.2 points below its final one) over its own. Forwarded and backprops: examples",
+        "of whole runs over those that shuffle trains on; seconds: of whole runs over shuffle's of the same rate and",
+        "seed, the median over all rates. A dash was never reached, or are seconds of another session than shuffle's.",
+        "Accuracies are means over the classes. Opening a run through the service counts only where it says so.",
         "",
         f"Learning rates tried: {', '.join(f'{rate:g}' for rate in rates)}.",
         "",

@@ -267,6 +267,21 @@ def test_seconds_of_different_sessions_are_not_compared(tmp_path):
     assert rows["two_stage"]["steps_to_loss"] == pytest.approx(1.0)
 
 
+def test_whole_seconds_are_the_median_over_runs_of_the_same_rate_and_seed(tmp_path):
+    results = Results(tmp_path / "runs.jsonl")
+    took = {0.1: (10.0, 10.0, 10.0), 0.2: (20.0, 20.0, 20.0)}
+    factors = {0.1: (1.0, 1.2, 1.3), 0.2: (1.1, 1.5, 9.0)}  # the last one's session is another
+    for rate, seconds in took.items():
+        for seed, (whole, factor) in enumerate(zip(seconds, factors[rate], strict=True)):
+            for method, times in (("shuffle", 1.0), ("importance", factor)):
+                curve = curve_of(method, rate, seed, final=1.0)
+                curve.seconds[-1] = times * whole
+                curve.session = "two" if times == 9.0 else "one"
+                results.add(curve)
+    row = next(row for row in task_rows(results, "digits_mlp-clean", range(3)) if row["method"] == "importance")
+    assert [row[key] for key in ("seconds", "seconds_least", "seconds_most")] == pytest.approx([1.2, 1.0, 1.5])
+
+
 def test_a_line_that_was_being_written_when_it_stopped_is_made_again(tmp_path):
     path = tmp_path / "runs.jsonl"
     results = Results(path)
