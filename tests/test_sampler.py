@@ -341,6 +341,7 @@ def test_examples_that_came_after_what_was_given_have_none_of_it_after_a_restart
     before = make_sampler(N)
     before.set_groups(np.arange(N) % 3)
     before.set_reference(np.zeros(N, np.float32))
+    before._shards.grow(N + 2)
     after = Sampler(replace(before.config, num_examples=N + 2), before._shards)
     after.recover()
     assert table_of(after).group_n[-2:].tolist() == [3, 3]
