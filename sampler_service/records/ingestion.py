@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from sampler_service.config import check_size
 from sampler_service.errors import ConfigError, Conflict, NotFound
-from sampler_service.records.addresses import StorageOptions
+from sampler_service.records.addresses import StorageOptions, without_secrets
 from sampler_service.records.directory import DataDirectory, changing
 from sampler_service.records.fragments import Known, OnBad
 from sampler_service.records.images import quiet_pillow
@@ -103,7 +103,8 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
             check_fragments(fragments, registered, columns, schema)
         if not fragments:
             raise ConfigError(
-                f"there is nothing in {data if isinstance(data, str) else type(data).__name__}: no records"
+                f"there is nothing in {without_secrets(data) if isinstance(data, str) else type(data).__name__}: no "
+                "records"
             )
         before = registered or Manifest(
             name=name,

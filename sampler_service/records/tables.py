@@ -17,12 +17,16 @@ from sampler_service.errors import Damaged
 from sampler_service.records.addresses import Found, reaching
 from sampler_service.records.checksums import HashedFile
 from sampler_service.records.fragments import SHARD_BYTES, Bad, RowsByNumber, divide
+from sampler_service.records.images import extension
 from sampler_service.records.manifest import Identity
 
 TableFormat = Literal["parquet", "arrow", "csv", "jsonl"]
 
 BATCH_BYTES, MOST_ROWS = 1 << 23, 1 << 16
 """of what is read from Parquet, or cut from a table, at a time, about"""
+
+_COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "lz4": "lz4"}
+"""by what a file's name ends with, which the path of one on a web server may not"""
 
 CSV_BLOCK = 1 << 22
 """bytes, by the first of which types are inferred"""
@@ -115,7 +119,7 @@ class StreamedFragment(RowsByNumber):
         path = self.found.path
         with reaching(self.found.uri):
             if self.format != "arrow":
-                opened = self.fs.open_input_stream(path)
+                opened = self.fs.open_input_stream(path, compression=_COMPRESSIONS.get(extension(self.found.name)))
             elif isinstance(
                 self.fs, pafs.LocalFileSystem
             ):  # a batch may be larger than what should be read of it at once
@@ -126,7 +130,7 @@ class StreamedFragment(RowsByNumber):
             if self.format == "arrow":
                 yield _open_arrow(opened)
             elif self.format == "csv":
-                yield _open_csv(opened, path, schema)
+                yield _open_csv(opened, self.found.name, schema)
             else:
                 yield _open_json(opened, schema, self._ignores(schema))
 
@@ -141,8 +145,8 @@ def _open_arrow(file: pa.NativeFile) -> Any:
     return pa.ipc.open_file(file) if magic == b"ARROW1" else pa.ipc.open_stream(file)
 
 
-def _open_csv(stream: pa.NativeFile, path: str, schema: pa.Schema | None) -> Any:
-    delimiter = "\t" if ".tsv" in path.rpartition("/")[2] else ","
+def _open_csv(stream: pa.NativeFile, name: str, schema: pa.Schema | None) -> Any:
+    delimiter = "\t" if ".tsv" in name.rpartition("/")[2] else ","
     return pyarrow.csv.open_csv(
         stream,
         pyarrow.csv.ReadOptions(block_size=CSV_BLOCK),
