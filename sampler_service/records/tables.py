@@ -31,6 +31,9 @@ _COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "lz4": "lz4"}
 CSV_BLOCK = 1 << 22
 """bytes, by the first of which types are inferred"""
 
+END_MARK_BYTES = 8
+"""of an Arrow stream: a length of 0, which is in four bytes where old versions wrote it"""
+
 JSON_BLOCK = 1 << 24
 """bytes, which a line may have at most; types are inferred by the first"""
 
@@ -139,10 +142,28 @@ class StreamedFragment(RowsByNumber):
         return schema is not None and not set(self.schema().names) <= set(schema.names)
 
 
+class _Stream:
+    """Batches of an Arrow stream that has its end mark: without one it was cut off between two of them, or its writer
+    died."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+        self._reader = pa.ipc.open_stream(file)
+        self.schema = self._reader.schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        end = self._file.tell()
+        for batch in self._reader:
+            yield batch
+            end = self._file.tell()
+        if not 0 < self._file.tell() - end <= END_MARK_BYTES:
+            raise pa.ArrowInvalid("it has no end mark, as its writer leaves when it is closed")
+
+
 def _open_arrow(file: pa.NativeFile) -> Any:
     magic = file.read(6)
     file.seek(0)
-    return pa.ipc.open_file(file) if magic == b"ARROW1" else pa.ipc.open_stream(file)
+    return pa.ipc.open_file(file) if magic == b"ARROW1" else _Stream(file)
 
 
 def _open_csv(stream: pa.NativeFile, name: str, schema: pa.Schema | None) -> Any:
