@@ -28,7 +28,7 @@ from sampler_service.records.progress import with_bar
 from sampler_service.records.schemas import class_names
 from sampler_service.records.sources import Format, source_of
 from sampler_service.records.store import RecordStore, map_shard
-from sampler_service.records.writing import Work, full
+from sampler_service.records.writing import Work, full, holds
 
 Execute = Callable[[Sequence[Work]], Iterable[ShardInfo]]
 """writes shards, in any order and anywhere, so that they are in the data set's folder here when it is through"""
@@ -147,6 +147,7 @@ def _known(folder: Path, registered: Manifest | None) -> Known:
             each.uri: partial(_image_names, folder, registered, each.uri) for each in sources if each.kind == "images"
         },
         classes=None if label is None else class_names(label),
+        holds=lambda uri, fragments_of: holds(registered.shards_of(uri), fragments_of, registered.schema),
     )
 
 

@@ -42,9 +42,10 @@ class Files:
 
     def fragments(self, known: Known) -> Sequence[Fragment]:
         files = [found for found in self.address.files() if format_of(found) == self.format] or self.address.files()
-        return [fragment for found in known.unknown(files) for fragment in self._fragments(found)]
+        return [fragment for found in known.unknown(files, self.fragments_of) for fragment in self.fragments_of(found)]
 
-    def _fragments(self, found: Found) -> Sequence[Fragment]:
+    def fragments_of(self, found: Found) -> Sequence[Fragment]:
+        """Of one of its files."""
         fs = self.address.fs
         if self.format == "parquet":
             return parquet_fragments(fs, found)

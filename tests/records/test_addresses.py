@@ -187,6 +187,10 @@ def test_file_systems_of_fsspec_stand_in_where_arrow_knows_none(register: Ingest
     assert register("memory:///set/*.parquet", "pattern").num_examples == 20
     with memory.open("/set/1.parquet", "wb") as file:
         pq.write_table(table_of(20).slice(10, 10), file)
+    verify(store)
+    changed = memory.store["/set/1.parquet"].getvalue()
+    with memory.open("/set/1.parquet", "wb") as file:
+        file.write(changed.replace(b"k0010", b"k9910").replace((100).to_bytes(8, "little"), bytes(8)))
     with pytest.raises(Stale, match=r"memory://set/1.parquet was written again"):
         verify(store)
     with pytest.raises(NotFound, match="there is nothing at memory://nowhere"):
