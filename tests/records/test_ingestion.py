@@ -292,6 +292,29 @@ def test_a_name_that_stands_for_something_else_is_not_overwritten(register: Inge
         register(source, columns=["other"])
 
 
+def test_columns_and_types_that_are_registered_stay_when_others_are_asked_for(register: Ingest, source):
+    register(source, columns=["number", "text"], schema=pa.schema({"number": pa.int32()}))
+    again = {"columns": ["text", "number"], "schema": pa.schema({"number": pa.int32()})}
+    assert register(source, **again).generation == register(source).generation == 1
+    for append in (False, True):
+        with pytest.raises(Conflict, match="'data' has the columns number, text: they stay"):
+            register(source, columns=["text"], append=append)
+        with pytest.raises(Conflict, match="column 'number' of data set 'data' is int32, not double: it stays"):
+            register(source, schema=pa.schema({"number": pa.float64()}), append=append)
+        with pytest.raises(Conflict, match="'data' has no column 'key': it has number, text"):
+            register(source, schema=pa.schema({"key": pa.string()}), append=append)
+    pq.write_table(table_of(110).slice(100), source / "new.parquet")
+    assert register(source, **again, append=True).num_examples == 110
+    keyed = register(table_of(3), "keyed", id_column="number", schema=pa.schema({"number": pa.int16()}))
+    assert register(table_of(3), "keyed", schema=pa.schema({"number": pa.int16()})).version == keyed.version
+
+
+def test_the_path_of_images_is_a_column_that_is_not_asked_for(register: Ingest, tmp_path):
+    (tmp_path / "1.png").write_bytes(image(1))
+    assert register(tmp_path / "1.png", columns=["image"]).schema.names == ["image", "path"]
+    assert register(tmp_path / "1.png", columns=["image"]).generation == 1
+
+
 def test_a_registered_file_that_changes_is_noticed(register: Ingest, source):
     store = register(source)
     verify(store)
