@@ -100,7 +100,7 @@ class LocalSampler:
         drop_last: bool = False,
     ) -> None:
         self.num_samples = _whole("num_samples", num_samples, 1)
-        self.replacement = bool(replacement)
+        self.replacement = _flag("replacement", replacement)
         self.num_replicas, self.rank = _place(num_replicas, rank)
         self.seed = _whole("seed", seed, 0)
         self.drop_last = bool(drop_last)
@@ -250,6 +250,13 @@ def _whole(name: str, value: Any, least: int) -> int:
     if number < least:
         raise ConfigError(f"{name} must be at least {least}, got {value!r}")
     return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    """True or False. Numbers are refused: they are arguments that were meant for another place."""
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"{name} must be True or False, got {value!r}: give all behind num_samples by their names")
+    return bool(value)
 
 
 def _as_array(weights: Any) -> NDArray[np.float64]:

@@ -37,8 +37,31 @@ _NATIVE: dict[str, Callable[..., pafs.FileSystem]] = {
 }
 """by scheme: file systems of pyarrow that take storage options"""
 
+_BY_URI = ("file", "s3", "gs", "gcs", "hdfs", "viewfs")
+"""schemes of addresses that pyarrow takes, without further options"""
+
 _DENIED = ("ACCESS_DENIED", "FORBIDDEN", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "credentials", "401", "403")
 """what errors of object stores say, which pyarrow hands on as text, where they want to know who is asking"""
+
+
+_USER = r"(?<=://)[^/?#\s'\"]*@"
+
+_SIGNED = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
+
+
+def without_secrets(uri: str) -> str:
+    """An address without a user and a password, and without its query, which may be a signature; paths as they are."""
+    return re.sub(_USER, "", uri).partition("?")[0] if "://" in uri else uri
+
+
+def shown_uri(uri: str) -> str:
+    """An address as it is shown and kept: queries only for pyarrow's file systems, where they say where a store is."""
+    return re.sub(_USER, "", uri) if uri.partition("://")[0] in _BY_URI else without_secrets(uri)
+
+
+def _said(error: Exception) -> str:
+    """What other libraries say, with addresses in it."""
+    return _SIGNED.sub(r"\1", re.sub(_USER, "", str(error)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +92,7 @@ class Address:
     """A file, a folder, or files by a pattern with `*`."""
 
     uri: str
-    """as it is shown and kept: local ones are absolute paths, others have no password"""
+    """as it is shown and kept: local ones are absolute paths, others have no password (see `shown_uri`)"""
     fs: pafs.FileSystem
     path: str
 
@@ -81,17 +104,16 @@ class Address:
             ConfigError: the store wants other credentials.
             Unavailable: the store can't be reached.
         """
-        pattern = "*" in self.path
-        fits = re.compile(".*".join(map(re.escape, self.path.split("*"))), re.DOTALL)  # [ and ? stand for themselves
+        shown = without_secrets(self.path)
+        pattern = "*" in shown
+        fits = re.compile(".*".join(map(re.escape, shown.split("*"))), re.DOTALL)  # [ and ? stand for themselves
         base = self.path[: self.path.index("*")].rpartition("/")[0] if pattern else self.path.rstrip("/")
         with reaching(self.uri):
             listed = list(self._list(base))
         files = [
-            Found(
-                path, path.removeprefix(base).strip("/") or path.rpartition("/")[2], self._uri_of(path), size, version
-            )
+            Found(path, _name_of(path, base), self._uri_of(path), size, version)
             for path, size, version in listed
-            if not pattern or fits.fullmatch(path)
+            if not pattern or fits.fullmatch(without_secrets(path))
         ]
         if pattern and not files:
             raise NotFound(f"no file fits {self.uri}: look at the pattern")
@@ -100,6 +122,8 @@ class Address:
 
     def _uri_of(self, path: str) -> str:
         """Address of one file of this one's file system, with the same query."""
+        if "://" in path:
+            return without_secrets(path)
         base, _, query = self.uri.partition("?")
         if "://" not in base:
             return path
@@ -127,6 +151,12 @@ class Address:
                 yield info.path, info.size, "" if info.mtime_ns is None else str(info.mtime_ns)
 
 
+def _name_of(path: str, base: str) -> str:
+    """Of a file below an address, or of the one file that is there."""
+    shown = without_secrets(path)
+    return shown.removeprefix(without_secrets(base)).strip("/") or shown.rpartition("/")[2]
+
+
 def resolve(uri: str, storage_options: StorageOptions | None = None) -> Address:
     """The file system and the path of an address.
 
@@ -139,7 +169,7 @@ def resolve(uri: str, storage_options: StorageOptions | None = None) -> Address:
         ConfigError: nobody knows the scheme, what it needs is not installed, or it does not take the options.
     """
     scheme, separator, rest = uri.partition("://")
-    shown = re.sub(r"(?<=://)[^/@]*@", "", uri)  # without a user's name and password
+    shown = shown_uri(uri)
     options = dict(storage_options or {})
     try:
         if not separator:
@@ -147,7 +177,7 @@ def resolve(uri: str, storage_options: StorageOptions | None = None) -> Address:
             return Address(path, pafs.LocalFileSystem(), path)
         if options and scheme in _NATIVE:
             return Address(shown, _NATIVE[scheme](**options), rest.partition("?")[0].rstrip("/"))
-        if not options and scheme in ("file", "s3", "gs", "gcs", "hdfs", "viewfs"):
+        if not options and scheme in _BY_URI:
             with reaching(shown):
                 filesystem, path = pafs.FileSystem.from_uri(uri)
             return Address(path if scheme == "file" else shown, filesystem, path)
@@ -157,7 +187,7 @@ def resolve(uri: str, storage_options: StorageOptions | None = None) -> Address:
         if isinstance(error, SamplerError):
             raise
         using = f" with the storage options {', '.join(sorted(options))}" if options else ""
-        raise ConfigError(f"the address {shown!r}{using} can't be used: {error}") from error
+        raise ConfigError(f"the address {shown!r}{using} can't be used: {_said(error)}") from error
 
 
 def _version(told: Any) -> str:
@@ -176,9 +206,10 @@ def reaching(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFound(f"there is nothing at {uri}: look at the spelling, and whether it is mounted") from error
     except Exception as error:  # of any library that fsspec has found for the scheme
+        said = _said(error)
         if isinstance(error, PermissionError) or any(word in str(error) for word in _DENIED):
             raise ConfigError(
-                f"{uri} may not be read ({error}): give credentials in the environment, such as AWS_ACCESS_KEY_ID and "
+                f"{uri} may not be read ({said}): give credentials in the environment, such as AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or as storage options"
             ) from error
-        raise Unavailable(f"{uri} can't be read ({type(error).__name__}: {error}): try again, or look at it") from error
+        raise Unavailable(f"{uri} can't be read ({type(error).__name__}: {said}): try again, or look at it") from error

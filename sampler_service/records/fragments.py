@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 import pyarrow as pa
@@ -78,14 +79,16 @@ class Known:
         memory: identities of what had no address.
         names: by uri of a folder of images, a function that gives the names of its registered files.
         classes: names of the classes of images, in the order of their labels.
+        holds: whether all fragments of a file, by its uri, still make what is registered of it.
     """
 
     versions: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     memory: frozenset[Identity] = frozenset()
     names: Mapping[str, Callable[[], set[str]]] = field(default_factory=dict)
     classes: Sequence[str] | None = None
+    holds: Callable[[str, Callable[[], Sequence[Fragment]]], bool] = lambda *_: False
 
-    def unknown(self, files: Sequence[Found]) -> list[Found]:
+    def unknown(self, files: Sequence[Found], fragments_of: Callable[[Found], Sequence[Fragment]]) -> list[Found]:
         """Files that are not registered.
 
         Raises:
@@ -93,7 +96,9 @@ class Known:
         """
         for found in files:
             registered = self.versions.get(found.uri)
-            if registered is not None and registered != (found.bytes, found.version):
+            if registered is None or registered == (found.bytes, found.version):
+                continue
+            if registered[0] != found.bytes or not self.holds(found.uri, partial(fragments_of, found)):
                 raise Stale(
                     f"{found.uri} has changed since it was registered ({registered[0]} bytes then, {found.bytes} now): "
                     "its records keep their ids, so register what it holds now under another name"

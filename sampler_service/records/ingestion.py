@@ -17,18 +17,18 @@ import pyarrow as pa
 
 from sampler_service.config import check_size
 from sampler_service.errors import ConfigError, Conflict, NotFound
-from sampler_service.records.addresses import StorageOptions
+from sampler_service.records.addresses import StorageOptions, without_secrets
 from sampler_service.records.directory import DataDirectory, changing
 from sampler_service.records.fragments import Known, OnBad
 from sampler_service.records.images import quiet_pillow
-from sampler_service.records.keys import write_keys
+from sampler_service.records.keys import key_type, write_keys
 from sampler_service.records.looking import check_fragments, schema_of
 from sampler_service.records.manifest import PART, FileInfo, Manifest, ShardInfo, read_manifest, write_manifest
 from sampler_service.records.progress import with_bar
 from sampler_service.records.schemas import class_names
 from sampler_service.records.sources import Format, source_of
 from sampler_service.records.store import RecordStore, map_shard
-from sampler_service.records.writing import Work, full
+from sampler_service.records.writing import Work, full, holds
 
 Execute = Callable[[Sequence[Work]], Iterable[ShardInfo]]
 """writes shards, in any order and anywhere, so that they are in the data set's folder here when it is through"""
@@ -66,7 +66,7 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
         id_column: a column of unique int64 or texts: the examples' keys.
         columns: those to keep; None: all.
         schema: types of some columns, in the place of those that are found.
-        append: add to what is registered under the name. Its columns and its id column stay what they are.
+        append: add to what is registered under the name. Its columns, their types and its id column stay what they are.
         on_bad: "skip" leaves out, and counts, images that do not decode, and samples and items that can't be used.
         storage_options: for the file system of a URI, such as {"endpoint_override": "http://host:9000"}.
         execute: writes the shards; in this process, or on Ray: `sampler_service.runtime.ingestion.on_ray`.
@@ -78,7 +78,8 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
         NotFound: there is nothing at the address; or nothing to append to.
         ConfigError: a column that there is not, files whose columns don't go together, a key that is there twice, an
             address that asks for credentials, a source with nothing in it.
-        Conflict: the name stands for something else; or what is appended has other columns.
+        Conflict: the name stands for something else, or for other columns or types than are asked for; or what is
+            appended has other columns.
         Stale: a file that is registered has changed.
         Damaged: a file is cut off, a value is none of its type, an image does not decode.
         Unavailable: the disk is full, or the source can't be reached; what was done is kept.
@@ -92,7 +93,7 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
         registered = _registered(folder, name, append)
         fragments = source.fragments(_known(folder, registered))
         if registered is not None:
-            _check_same(registered, id_column, columns)
+            _check_same(registered, id_column, columns, schema)
             if not fragments:
                 return RecordStore.open(folder)
             if not append:
@@ -103,7 +104,8 @@ def ingest(  # noqa: PLR0913 - one argument for each thing that a person may say
             check_fragments(fragments, registered, columns, schema)
         if not fragments:
             raise ConfigError(
-                f"there is nothing in {data if isinstance(data, str) else type(data).__name__}: no records"
+                f"there is nothing in {without_secrets(data) if isinstance(data, str) else type(data).__name__}: no "
+                "records"
             )
         before = registered or Manifest(
             name=name,
@@ -146,6 +148,7 @@ def _known(folder: Path, registered: Manifest | None) -> Known:
             each.uri: partial(_image_names, folder, registered, each.uri) for each in sources if each.kind == "images"
         },
         classes=None if label is None else class_names(label),
+        holds=lambda uri, fragments_of: holds(registered.shards_of(uri), fragments_of, registered.schema),
     )
 
 
@@ -163,14 +166,28 @@ def image_names(folder: Path, shard: ShardInfo) -> list[str]:
     return sorted([*held, *shard.skipped])
 
 
-def _check_same(registered: Manifest, id_column: str | None, columns: Sequence[str] | None) -> None:
+def _check_same(
+    registered: Manifest, id_column: str | None, columns: Sequence[str] | None, given: pa.Schema | None
+) -> None:
     """Raise Conflict where something else is asked for than is registered."""
+    name, schema = registered.name, registered.schema
     if id_column is not None and id_column != registered.id_column:
+        raise Conflict(f"data set {name!r} has the id column {registered.id_column!r}, not {id_column!r}: it stays")
+    always = {"path"} if any(shard.source.kind == "images" for shard in registered.shards) else set[str]()
+    if columns is not None and {*columns} | always != {*schema.names} | always:
         raise Conflict(
-            f"data set {registered.name!r} has the id column {registered.id_column!r}, not {id_column!r}: it stays"
+            f"data set {name!r} has the columns {', '.join(schema.names)}: they stay, so ask for these or for none; "
+            "register others under another name"
         )
-    if columns is not None and not set(columns) <= set(registered.schema.names):
-        raise Conflict(f"data set {registered.name!r} has the columns {', '.join(registered.schema.names)}: they stay")
+    for field in given or ():
+        if field.name not in schema.names:
+            raise Conflict(f"data set {name!r} has no column {field.name!r}: it has {', '.join(schema.names)}")
+        kind = key_type(field, "schema=, --type") if field.name == registered.id_column else field.type
+        if kind != schema.field(field.name).type:
+            raise Conflict(
+                f"column {field.name!r} of data set {name!r} is {schema.field(field.name).type}, not {field.type}: it "
+                "stays; register it with other types under another name"
+            )
 
 
 def _remove_parts(folder: Path) -> None:

@@ -40,30 +40,36 @@ class MapStyle(Protocol):
 
 
 @dataclass(frozen=True)
-class ItemsFragment:
-    """Items start … stop - 1, which are tuples, dicts or single values."""
+class OfObject:
+    """What fragments of an object have in common: it, which is the same in all of them, and which part each one is."""
 
-    items: MapStyle
+    data: Any
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class ItemsFragment(OfObject):
+    """Items start … stop - 1 of a map-style dataset, which are tuples, dicts or single values."""
+
     identity: Identity
 
     def schema(self) -> pa.Schema:
-        first = _first(self.items, self.start, self.stop)
+        first = _first(self.data, self.start, self.stop)
         return pa.schema([_field(name, [item[name] for item in first]) for name in first[0]])
 
     def batches(self, schema: pa.Schema, bad: Bad) -> Iterator[pa.RecordBatch]:
         fields = [field for field in self.schema() if field.name in schema.names]
-        count = max(1, ITEMS_BYTES // _size(_first(self.items, self.start, self.stop)))
+        count = max(1, ITEMS_BYTES // _size(_first(self.data, self.start, self.stop)))
         for start in range(self.start, self.stop, count):
             items, places = [], []
             for index in range(start, min(start + count, self.stop)):
                 try:
-                    item = item_of(self.items, index)
+                    item = item_of(self.data, index)
                     items.append([_checked(item, field) for field in fields])
                     places.append(index)
                 except Exception as error:  # whatever a person's dataset raises
-                    bad.found(f"item {index}", type(self.items).__name__, f"{type(error).__name__}: {error}")
+                    bad.found(f"item {index}", type(self.data).__name__, f"{type(error).__name__}: {error}")
             columns = zip(*items, strict=True) if items else ([] for _ in fields)
             arrays = [_array(values, field) for values, field in zip(columns, fields, strict=True)]
             yield _placed(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), places)
@@ -221,13 +227,8 @@ def items_fragments(items: Any) -> list[ItemsFragment]:
 
 
 @dataclass(frozen=True)
-class HuggingFaceFragment:
-    """Rows of a `datasets.Dataset`, as Arrow has them."""
-
-    data: Any
-    """with_format("arrow")"""
-    start: int
-    stop: int
+class HuggingFaceFragment(OfObject):
+    """Rows of a `datasets.Dataset` with_format("arrow")."""
 
     @property
     def identity(self) -> Identity:

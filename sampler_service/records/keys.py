@@ -71,6 +71,8 @@ def write_keys(path: Path, keys: pa.ChunkedArray, column: str, shard_of: Sequenc
         hashed = HashedFile(file)
         with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), batch.schema) as writer:
             writer.write_batch(batch)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
     return FileInfo(path.name, hashed.bytes, hashed.checksum)
 

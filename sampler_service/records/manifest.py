@@ -117,6 +117,10 @@ class Manifest:
         content = checksum_of("".join(file.checksum for file in self.files()).encode())
         return Version(self.uid, self.generation, content)
 
+    def shards_of(self, uri: str) -> list[ShardInfo]:
+        """Those that were made of one source, in its order."""
+        return [shard for shard in self.shards if shard.source.uri == uri]
+
     def files(self) -> Iterator[FileInfo]:
         """All files but the manifest itself."""
         yield from self.shards

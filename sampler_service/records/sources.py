@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from sampler_service.errors import ConfigError
-from sampler_service.records.addresses import Address, Found, StorageOptions, resolve
+from sampler_service.records.addresses import Address, Found, StorageOptions, resolve, shown_uri
 from sampler_service.records.fragments import Fragment, Known, Source
 from sampler_service.records.images import EXTENSIONS, ImageFolders, extension
 from sampler_service.records.items import hugging_face_fragments, items_fragments
@@ -42,9 +42,10 @@ class Files:
 
     def fragments(self, known: Known) -> Sequence[Fragment]:
         files = [found for found in self.address.files() if format_of(found) == self.format] or self.address.files()
-        return [fragment for found in known.unknown(files) for fragment in self._fragments(found)]
+        return [fragment for found in known.unknown(files, self.fragments_of) for fragment in self.fragments_of(found)]
 
-    def _fragments(self, found: Found) -> Sequence[Fragment]:
+    def fragments_of(self, found: Found) -> Sequence[Fragment]:
+        """Of one of its files."""
         fs = self.address.fs
         if self.format == "parquet":
             return parquet_fragments(fs, found)
@@ -98,6 +99,7 @@ def source_of(data: Any, form: Format = "auto", storage_options: StorageOptions 
     if isinstance(data, pa.Table):
         return InMemory(table_fragments(data))
     if isinstance(data, list | tuple) and data and all(isinstance(each, str | os.PathLike) for each in data):
+        _check_different(data)
         return _together([source_of(each, form, storage_options) for each in data])
     if type(data).__module__.partition(".")[0] == "datasets":
         if not hasattr(data, "_fingerprint") or not hasattr(data, "with_format"):
@@ -107,6 +109,18 @@ def source_of(data: Any, form: Format = "auto", storage_options: StorageOptions 
             )
         return InMemory(hugging_face_fragments(data))
     return InMemory(items_fragments(data))
+
+
+def _check_different(data: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise ConfigError for addresses that would be kept as one, though they are not."""
+    given: dict[str, str] = {}
+    for each in map(str, data):
+        uri = shown_uri(each)
+        if given.setdefault(uri, each) != each:
+            raise ConfigError(
+                f"{uri} is given twice, with something else behind its ?, which is not kept: register each as a data "
+                "set of its own, or copy the files"
+            )
 
 
 def _together(sources: Sequence[Source]) -> Source:
@@ -119,7 +133,7 @@ def _together(sources: Sequence[Source]) -> Source:
 
 def format_of(found: Found) -> Format | None:
     """The format that a file's name tells."""
-    name = found.path.rpartition("/")[2]
+    name = found.name.rpartition("/")[2]
     if extension(name) in _COMPRESSED:
         name = name.rpartition(".")[0]
     return _FORMATS.get(extension(name))

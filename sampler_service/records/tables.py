@@ -17,6 +17,7 @@ from sampler_service.errors import Damaged
 from sampler_service.records.addresses import Found, reaching
 from sampler_service.records.checksums import HashedFile
 from sampler_service.records.fragments import SHARD_BYTES, Bad, RowsByNumber, divide
+from sampler_service.records.images import extension
 from sampler_service.records.manifest import Identity
 
 TableFormat = Literal["parquet", "arrow", "csv", "jsonl"]
@@ -24,8 +25,14 @@ TableFormat = Literal["parquet", "arrow", "csv", "jsonl"]
 BATCH_BYTES, MOST_ROWS = 1 << 23, 1 << 16
 """of what is read from Parquet, or cut from a table, at a time, about"""
 
+_COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "lz4": "lz4"}
+"""by what a file's name ends with, which the path of one on a web server may not"""
+
 CSV_BLOCK = 1 << 22
 """bytes, by the first of which types are inferred"""
+
+END_MARK_BYTES = 8
+"""of an Arrow stream: a length of 0, which is in four bytes where old versions wrote it"""
 
 JSON_BLOCK = 1 << 24
 """bytes, which a line may have at most; types are inferred by the first"""
@@ -115,7 +122,7 @@ class StreamedFragment(RowsByNumber):
         path = self.found.path
         with reaching(self.found.uri):
             if self.format != "arrow":
-                opened = self.fs.open_input_stream(path)
+                opened = self.fs.open_input_stream(path, compression=_COMPRESSIONS.get(extension(self.found.name)))
             elif isinstance(
                 self.fs, pafs.LocalFileSystem
             ):  # a batch may be larger than what should be read of it at once
@@ -126,7 +133,7 @@ class StreamedFragment(RowsByNumber):
             if self.format == "arrow":
                 yield _open_arrow(opened)
             elif self.format == "csv":
-                yield _open_csv(opened, path, schema)
+                yield _open_csv(opened, self.found.name, schema)
             else:
                 yield _open_json(opened, schema, self._ignores(schema))
 
@@ -135,14 +142,32 @@ class StreamedFragment(RowsByNumber):
         return schema is not None and not set(self.schema().names) <= set(schema.names)
 
 
+class _Stream:
+    """Batches of an Arrow stream that has its end mark: without one it was cut off between two of them, or its writer
+    died."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+        self._reader = pa.ipc.open_stream(file)
+        self.schema = self._reader.schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        end = self._file.tell()
+        for batch in self._reader:
+            yield batch
+            end = self._file.tell()
+        if not 0 < self._file.tell() - end <= END_MARK_BYTES:
+            raise pa.ArrowInvalid("it has no end mark, as its writer leaves when it is closed")
+
+
 def _open_arrow(file: pa.NativeFile) -> Any:
     magic = file.read(6)
     file.seek(0)
-    return pa.ipc.open_file(file) if magic == b"ARROW1" else pa.ipc.open_stream(file)
+    return pa.ipc.open_file(file) if magic == b"ARROW1" else _Stream(file)
 
 
-def _open_csv(stream: pa.NativeFile, path: str, schema: pa.Schema | None) -> Any:
-    delimiter = "\t" if ".tsv" in path.rpartition("/")[2] else ","
+def _open_csv(stream: pa.NativeFile, name: str, schema: pa.Schema | None) -> Any:
+    delimiter = "\t" if ".tsv" in name.rpartition("/")[2] else ","
     return pyarrow.csv.open_csv(
         stream,
         pyarrow.csv.ReadOptions(block_size=CSV_BLOCK),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from pyarrow import fs as pafs
+
 from sampler_service.errors import Damaged, NotFound, Stale
-from sampler_service.records.addresses import Found, StorageOptions, resolve
+from sampler_service.records.addresses import Address, Found, StorageOptions, resolve
 from sampler_service.records.checksums import checksum
-from sampler_service.records.images import version_of
+from sampler_service.records.images import ImagesFragment, quiet_pillow, version_of
 from sampler_service.records.ingestion import image_names
 from sampler_service.records.manifest import FileInfo, Manifest, ShardInfo
+from sampler_service.records.schemas import class_names
+from sampler_service.records.sources import Files, format_of
 from sampler_service.records.store import RecordStore
+from sampler_service.records.writing import holds
 
 SHOWN = 10
 """lines in a message"""
@@ -50,7 +56,9 @@ def verify(
             f"{store.path} and ingest anew"
         )
     if sources:
-        changed = _changed_files(manifest, storage_options) + _changed_images(store.path, manifest, storage_options)
+        with quiet_pillow():
+            changed = _changed_files(manifest, storage_options)
+            changed += _changed_images(store.path, manifest, storage_options)
         if changed:
             raise Stale(
                 f"data set {manifest.name!r} is whole, but {_lines(changed)}; its records are those of before: "
@@ -76,41 +84,59 @@ def _changed_files(manifest: Manifest, options: StorageOptions | None) -> list[s
 
     def look(uri: str) -> str:
         try:
-            (found,) = resolve(uri, options).files() or (None,)
+            address = resolve(uri, options)
+            (found,) = address.files() or (None,)
         except NotFound:
-            found = None
+            return f"{uri} is gone"
         then = registered[uri]
         if found is None:
             return f"{uri} is gone"
         if found.bytes != then.bytes:
             return f"{uri} has {found.bytes} bytes and had {then.bytes}"
-        return f"{uri} was written again" if found.version != then.version else ""
+        if found.version == then.version or _holds_file(manifest, address, found):
+            return ""
+        return f"{uri} was written again"
 
     with ThreadPoolExecutor(LOOKERS) as pool:
         return [wrong for wrong in pool.map(look, registered) if wrong]
 
 
+def _holds_file(manifest: Manifest, address: Address, found: Found) -> bool:
+    """Whether the records that a file holds are the registered ones, though it was written again."""
+    form = format_of(found)
+    if form is None:
+        return False  # the format was told when it was registered, and is not kept
+    return holds(manifest.shards_of(found.uri), partial(Files(address, form).fragments_of, found), manifest.schema)
+
+
 def _changed_images(folder: Path, manifest: Manifest, options: StorageOptions | None) -> list[str]:
-    of_images = [shard for shard in manifest.shards if shard.source.kind == "images"]
     wrong = []
-    for uri in dict.fromkeys(shard.source.uri for shard in of_images):
+    for uri in dict.fromkeys(shard.source.uri for shard in manifest.shards if shard.source.kind == "images"):
         try:
-            there = {found.name: found for found in resolve(uri, options).files()}
+            address = resolve(uri, options)
+            there = {found.name: found for found in address.files()}
         except NotFound:
             wrong.append(f"{uri} is gone")
             continue
-        wrong += [_changed_part(folder, shard, there) for shard in of_images if shard.source.uri == uri]
+        wrong += [_changed_part(folder, manifest, shard, address.fs, there) for shard in manifest.shards_of(uri)]
     return [each for each in wrong if each]
 
 
-def _changed_part(folder: Path, shard: ShardInfo, there: dict[str, Found]) -> str:
+def _changed_part(
+    folder: Path, manifest: Manifest, shard: ShardInfo, fs: pafs.FileSystem, there: Mapping[str, Found]
+) -> str:
     names = image_names(folder, shard)
     gone = [name for name in names if name not in there]
     if gone:
         return f"{gone[0]} of {shard.source.uri} is gone" + (f", with {len(gone) - 1} others" if gone[1:] else "")
-    if version_of([there[name] for name in names]) != shard.source.version:
-        return f"files of {shard.source} were written again"
-    return ""
+    found = tuple(there[name] for name in names)
+    if version_of(found) == shard.source.version:
+        return ""
+    schema = manifest.schema
+    classes = (class_names(schema.field("label")) or ()) if "label" in schema.names else ()
+    fragment = ImagesFragment(fs, found, tuple(classes), shard.source)
+    same = sum(each.bytes for each in found) == shard.source.bytes and holds([shard], lambda: [fragment], schema)
+    return "" if same else f"files of {shard.source} were written again"
 
 
 def _lines(said: Sequence[str]) -> str:

@@ -6,14 +6,14 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 
-from sampler_service.errors import Unavailable
+from sampler_service.errors import Damaged, Unavailable
 from sampler_service.records.checksums import HashedFile, checksum_of
 from sampler_service.records.fragments import Bad, Fragment, OnBad
 from sampler_service.records.images import sound_rows
@@ -70,6 +70,30 @@ def write_shard(work: Work, tell: Tell = lambda *_: None) -> ShardInfo:
     return shard
 
 
+def holds(shards: Sequence[ShardInfo], fragments_of: Callable[[], Sequence[Fragment]], schema: pa.Schema) -> bool:
+    """Whether fragments still make the shards that were made of them. They are read for that, and nothing is written.
+
+    Args:
+        shards: all of one source, in their order.
+        fragments_of: gives that source's fragments as they are now.
+        schema: of the data set.
+
+    Raises:
+        Unavailable, ConfigError: the source can't be read.
+    """
+    try:
+        fragments = fragments_of()
+        if [fragment.identity.part for fragment in fragments] != [shard.source.part for shard in shards]:
+            return False
+        for shard, fragment in zip(shards, fragments, strict=True):
+            made = _write(Work(fragment, Path(shard.file), schema, "skip"), None, lambda *_: None)
+            if (made.bytes, made.checksum) != (shard.bytes, shard.checksum):
+                return False
+    except Damaged:
+        return False
+    return True
+
+
 def open_part(path: Path) -> IO[bytes]:
     """A file for a shard that is being written."""
     return path.open("wb")
@@ -106,7 +130,7 @@ def _made(work: Work) -> str:
     return checksum_of(work.schema.serialize().to_pybytes() + work.on_bad.encode())
 
 
-def _write(work: Work, file: IO[bytes], tell: Tell) -> ShardInfo:
+def _write(work: Work, file: IO[bytes] | None, tell: Tell) -> ShardInfo:
     hashed, bad, rows = HashedFile(file), Bad(work.on_bad), 0
     with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), work.schema) as writer:
         for block in _blocks(_records(work, bad)):

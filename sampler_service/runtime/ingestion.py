@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from ray import cloudpickle
 from sampler_service.errors import ConfigError, SamplerError
 from sampler_service.records.copies import fetch_file
 from sampler_service.records.images import quiet_pillow
+from sampler_service.records.items import OfObject
 from sampler_service.records.manifest import ShardInfo, shard_from_json
 from sampler_service.records.writing import Work, finished, write_note, write_shard
 from sampler_service.runtime.copies import fetch_from
@@ -60,9 +61,12 @@ def _written(works: Sequence[Work]) -> Iterator[ShardInfo]:
         import ray.data  # takes pandas, and a second: only here
     except ModuleNotFoundError as error:
         raise ConfigError(f"Ray Data needs {error.name!r}, which is not installed: pip install 'ray[data]'") from error
-    items = [{"number": number, "work": _pickled(work)} for number, work in enumerate(works)]
+    items = [
+        {"number": number, "work": _pickled(_without(work)), "object": _object_of(work)}
+        for number, work in enumerate(works)
+    ]
     # A block of Ray's for each shard, so that each is a task of its own.
-    written = ray.data.from_items(items, override_num_blocks=len(items)).map(_write)
+    written = ray.data.from_items(items, override_num_blocks=len(items)).map(partial(_write, _put(works)))
     failed: SamplerError | None = None
     here = ray.get_runtime_context().get_node_id()
     for row in written.iter_rows():
@@ -78,9 +82,28 @@ def _written(works: Sequence[Work]) -> Iterator[ShardInfo]:
         raise failed
 
 
-def _write(row: dict[str, Any]) -> dict[str, Any]:
+def _object_of(work: Work) -> int:
+    """Which of the objects that were put into Ray's store a work is of; 0: of none."""
+    return id(work.fragment.data) if isinstance(work.fragment, OfObject) else 0
+
+
+def _put(works: Sequence[Work]) -> dict[int, ray.ObjectRef]:
+    """References to the objects that works are of: within the works they would be pickled once for each shard."""
+    objects = {_object_of(work): work.fragment.data for work in works if isinstance(work.fragment, OfObject)}
+    return {number: ray.put(data) for number, data in objects.items()}
+
+
+def _without(work: Work) -> Work:
+    """A work whose fragment waits for its object."""
+    fragment = work.fragment
+    return replace(work, fragment=replace(fragment, data=None)) if isinstance(fragment, OfObject) else work
+
+
+def _write(objects: Mapping[int, ray.ObjectRef], row: dict[str, Any]) -> dict[str, Any]:
     """In a worker of Ray's."""
     work: Work = cloudpickle.loads(row["work"])
+    if isinstance(work.fragment, OfObject):
+        work = replace(work, fragment=replace(work.fragment, data=ray.get(objects[row["object"]])))
     said = {"number": row["number"], "node": ray.get_runtime_context().get_node_id(), "shard": "", "error": b""}
     try:
         work.path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sampler_service.records import RecordStore, verify
-from tests.cluster.support import OPEN_CLUSTER, cli, ray_head
+from tests.cluster.support import OPEN_CLUSTER, cli, python, ray_head
 from tests.records.support import all_of, image, table_of
 
 pytestmark = pytest.mark.timeout(300)
@@ -46,3 +47,36 @@ def test_ray_data_writes_the_shards_that_this_process_would_and_keeps_them_when_
         row for number in range(6) for row in pq.read_table(source / f"{number}.parquet").to_pylist()
     ]
     assert {name: (tmp_path / "data" / name).stat().st_mtime_ns for name in kept} == kept, "not written again"
+
+
+IN_MEMORY = """
+import json
+import datasets
+from sampler_service.records import ingest, items
+from sampler_service.runtime.ingestion import on_ray
+
+class Counted:
+    pickled = 0
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return index * 10
+
+    def __getstate__(self):
+        Counted.pickled += 1
+        return {{}}
+
+items.SHARD_BYTES = 80  # ten numbers
+on_cluster = dict(data_dir={folder!r}, execute=on_ray())
+own = ingest(Counted(), "own", **on_cluster)
+theirs = ingest(datasets.Dataset.from_dict(dict(n=list(range(40)))), "theirs", **on_cluster)
+print(json.dumps([Counted.pickled, len(own.manifest.shards), len(theirs.manifest.shards)]))
+"""
+
+
+def test_an_object_in_memory_goes_to_the_cluster_once_however_many_shards_it_makes(tmp_path: Path):
+    assert json.loads(python(IN_MEMORY.format(folder=str(tmp_path)))) == [1, 4, 4]
+    assert [row["0"] for row in all_of(RecordStore.open(tmp_path / "own"))] == list(range(0, 400, 10))
+    assert [row["n"] for row in all_of(RecordStore.open(tmp_path / "theirs"))] == list(range(40))

@@ -79,10 +79,11 @@ def test_skipping_batches_of_what_attach_returned_is_refused(attach):
         skip_first_batches(loader, 2)
 
 
-def test_a_prepared_loader_of_records_is_refused_with_the_line_to_write(accelerator):
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "multiprocessing_context": "forkserver"}])
+def test_a_prepared_loader_of_records_is_refused_with_the_line_to_write(accelerator, workers):
     served = ServedService(records=MemoryRecords("numbers", table_of(N)))
-    with remote(served) as records, pytest.raises(sampler.ConfigError, match=f"{LINE}"):
-        list(accelerator.prepare(DataLoader(records, batch_size=None)))
+    with remote(served) as records, pytest.raises(sampler.ConfigError, match=LINE):
+        list(accelerator.prepare(DataLoader(records, batch_size=None, **workers)))
     served.stop()
 
 

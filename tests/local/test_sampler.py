@@ -340,12 +340,20 @@ def test_a_position_is_of_the_weights_that_its_epoch_began_with():
         ({"rank": 1}, "give both num_replicas and rank or neither, got None and 1"),
         ({"num_replicas": torch.Generator(), "rank": 0}, "num_replicas must be a whole number, got .*Generator"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"replacement": 4}, "replacement must be True or False, got 4: give all behind num_samples by their names"),
+        ({"replacement": None}, "replacement must be True or False, got None"),
         ({"num_samples": 2, "num_replicas": 3, "rank": 0, "drop_last": True}, "num_samples=2 for num_replicas=3"),
     ],
 )
 def test_what_can_not_be_is_refused_with_argument_and_value(arguments, says):
     with pytest.raises(ConfigError, match=says):
         LocalSampler(**{"weights": [1.0, 2.0], "num_samples": 2, **arguments})
+
+
+def test_arguments_in_the_places_of_another_sampler_are_refused():
+    with pytest.raises(ConfigError, match="replacement must be True or False, got 4"):
+        LocalSampler(WEIGHTS, 30, 4, 1, 0)
+    assert LocalSampler(WEIGHTS, 30, np.bool_(False)).replacement is False
 
 
 def test_a_rank_of_the_environment_that_is_no_number_is_named(monkeypatch):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -182,22 +187,83 @@ def test_file_systems_of_fsspec_stand_in_where_arrow_knows_none(register: Ingest
     assert register("memory:///set/*.parquet", "pattern").num_examples == 20
     with memory.open("/set/1.parquet", "wb") as file:
         pq.write_table(table_of(20).slice(10, 10), file)
+    verify(store)
+    changed = memory.store["/set/1.parquet"].getvalue()
+    with memory.open("/set/1.parquet", "wb") as file:
+        file.write(changed.replace(b"k0010", b"k9910").replace((100).to_bytes(8, "little"), bytes(8)))
     with pytest.raises(Stale, match=r"memory://set/1.parquet was written again"):
         verify(store)
     with pytest.raises(NotFound, match="there is nothing at memory://nowhere"):
         register("memory://nowhere", "nowhere", format="csv")
 
 
-def test_a_file_on_a_web_server_is_read(register: Ingest, tmp_path):
-    (tmp_path / "a.csv").write_text("x\n1\n2\n")
-    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+class Closed(SimpleHTTPRequestHandler):
+    """Files for those who sign their requests, or say the password."""
+
+    def send_head(self) -> Any:
+        words = "Basic " + base64.b64encode(b"someone:pass@word").decode()
+        if "sig=secret/1" not in self.path and self.headers.get("Authorization") != words:
+            self.send_error(401)
+            return None
+        return super().send_head()
+
+    def log_message(self, *_) -> None: ...
+
+
+@contextmanager
+def web_server(folder: Path, handler: type[SimpleHTTPRequestHandler] = SimpleHTTPRequestHandler) -> Iterator[str]:
+    """host:port"""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder)) as server:
         Thread(target=server.serve_forever).start()
         try:
-            store = register(f"http://127.0.0.1:{server.server_port}/a.csv")
+            yield f"127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
+
+
+def test_a_file_on_a_web_server_is_read(register: Ingest, tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n2\n")
+    with web_server(tmp_path) as host:
+        store = register(f"http://{host}/a.csv")
+        verify(store)
     assert all_of(store) == [{"x": 1}, {"x": 2}]
+
+
+@pytest.mark.parametrize("secret", ["{host}/{name}?sig=secret/1", "someone:pass%40word@{host}/{name}"])
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.tsv", "a.png"])
+def test_a_signature_or_a_password_opens_a_file_and_is_not_kept(register: Ingest, tmp_path, secret: str, name: str):
+    data = {"a.csv.gz": gzip.compress(b"x,y\n1,2\n"), "a.tsv": b"x\ty\n1\t2\n", "a.png": image(1)}[name]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / name).write_bytes(data)
+    with web_server(tmp_path / "files", Closed) as host:
+        store = register("http://" + secret.format(host=host, name=name))
+        assert all_of(store) == ([{"image": data, "path": name}] if name == "a.png" else [{"x": 1, "y": 2}])
+        address = f"http://{host}" if name == "a.png" else f"http://{host}/{name}"
+        assert store.manifest.shards[0].source.uri.startswith(address)
+        kept = b"".join(path.read_bytes() for path in store.path.iterdir())
+        assert not any(word in kept for word in (b"secret", b"pass", b"someone", b"sig"))
+        assert register("http://" + secret.format(host=host, name=name)).generation == 1
+        with pytest.raises(ConfigError, match=f"{host}/{name} may not be read"):
+            verify(store)
+        password = base64.b64encode(b"someone:pass@word").decode()
+        verify(store, storage_options={"headers": {"Authorization": f"Basic {password}"}})
+
+
+def test_what_goes_wrong_at_an_address_is_said_without_its_secrets(register: Ingest, tmp_path):
+    with web_server(tmp_path, Closed) as host:
+        wrong = (f"http://{host}/a.csv?sig=wrong/1", f"http://someone:wr%40ng@{host}/a.csv", "httpx://u:wr@ng@h/a?k=wr")
+        for address in wrong:
+            with pytest.raises(ConfigError) as raised:
+                register(address, format="csv")
+            assert "wr" not in str(raised.value), address
+        with pytest.raises(NotFound) as raised:
+            register(f"http://{host}/none.csv?sig=secret/1")
+        assert "secret" not in str(raised.value)
+
+
+def test_addresses_that_differ_in_what_is_not_kept_are_not_registered_together(register: Ingest):
+    with pytest.raises(ConfigError, match=r"http://host/a.csv is given twice, .* behind its \?, which is not kept"):
+        register(["http://host/a.csv?part=1", "http://host/a.csv?part=2"])
 
 
 def test_nothing_but_a_star_stands_for_other_characters(register: Ingest, tmp_path):

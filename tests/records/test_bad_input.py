@@ -107,6 +107,24 @@ def test_a_file_that_is_cut_off(register: Ingest, tmp_path, name: str):
         register(path)
 
 
+@pytest.mark.parametrize("batches", range(4))
+def test_an_arrow_stream_that_ends_between_two_batches_is_cut_off(register: Ingest, tmp_path, batches: int):
+    table = table_of(30).append_column("coded", pa.array(["x", "y", "z"] * 10).dictionary_encode())
+    path = tmp_path / "a.arrow"
+    with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        for number in range(batches):
+            writer.write_batch(table.combine_chunks().slice(10 * number, 10).to_batches()[0])
+    whole = path.read_bytes()
+    assert whole.endswith(b"\xff\xff\xff\xff\0\0\0\0")
+    for missing in (8, 4):
+        path.write_bytes(whole[:-missing])
+        with pytest.raises(Damaged, match=r"a.arrow can't be read: .*is it whole"):
+            register(path)
+    if batches:
+        path.write_bytes(whole)
+        assert register(path, "good").num_examples == 10 * batches
+
+
 def test_a_file_that_is_of_another_format(register: Ingest, tmp_path):
     (tmp_path / "a.parquet").write_text("x\n1\n")
     with pytest.raises(Damaged, match=r"a.parquet can't be read"):

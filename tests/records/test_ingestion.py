@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from sampler_service.errors import Busy, ConfigError, Conflict, Damaged, NotFound, Stale, Unavailable
-from sampler_service.records import ingest, ingestion, progress, verify, writing
+from sampler_service.records import RecordStore, ingest, ingestion, progress, tables, verify, writing
 from sampler_service.records.directory import changing
 from sampler_service.records.manifest import PART
 from sampler_service.records.progress import one_by_one
@@ -292,6 +292,29 @@ def test_a_name_that_stands_for_something_else_is_not_overwritten(register: Inge
         register(source, columns=["other"])
 
 
+def test_columns_and_types_that_are_registered_stay_when_others_are_asked_for(register: Ingest, source):
+    register(source, columns=["number", "text"], schema=pa.schema({"number": pa.int32()}))
+    again = {"columns": ["text", "number"], "schema": pa.schema({"number": pa.int32()})}
+    assert register(source, **again).generation == register(source).generation == 1
+    for append in (False, True):
+        with pytest.raises(Conflict, match="'data' has the columns number, text: they stay"):
+            register(source, columns=["text"], append=append)
+        with pytest.raises(Conflict, match="column 'number' of data set 'data' is int32, not double: it stays"):
+            register(source, schema=pa.schema({"number": pa.float64()}), append=append)
+        with pytest.raises(Conflict, match="'data' has no column 'key': it has number, text"):
+            register(source, schema=pa.schema({"key": pa.string()}), append=append)
+    pq.write_table(table_of(110).slice(100), source / "new.parquet")
+    assert register(source, **again, append=True).num_examples == 110
+    keyed = register(table_of(3), "keyed", id_column="number", schema=pa.schema({"number": pa.int16()}))
+    assert register(table_of(3), "keyed", schema=pa.schema({"number": pa.int16()})).version == keyed.version
+
+
+def test_the_path_of_images_is_a_column_that_is_not_asked_for(register: Ingest, tmp_path):
+    (tmp_path / "1.png").write_bytes(image(1))
+    assert register(tmp_path / "1.png", columns=["image"]).schema.names == ["image", "path"]
+    assert register(tmp_path / "1.png", columns=["image"]).generation == 1
+
+
 def test_a_registered_file_that_changes_is_noticed(register: Ingest, source):
     store = register(source)
     verify(store)
@@ -303,22 +326,57 @@ def test_a_registered_file_that_changes_is_noticed(register: Ingest, source):
     ):
         verify(store)
     verify(store, sources=False)
-    os.utime(source / "3.parquet", ns=(0, 0))
+    os.utime(source / "3.parquet", ns=(0, 0))  # its bytes are what they were
     (source / "4.parquet").unlink()
-    with pytest.raises(Stale, match=r"3.parquet was written again; .*4.parquet is gone"):
+    with pytest.raises(Stale, match=r"is whole, but .*2.parquet has \d+ bytes and had \d+; .*4.parquet is gone; its"):
+        verify(store)
+
+
+def test_files_that_were_copied_anew_are_still_those_that_are_registered(register: Ingest, source, tmp_path):
+    register(source)
+    (tmp_path / "a.csv").write_text("x\n1\n2\n")
+    register(tmp_path / "a.csv", "csv", schema=pa.schema({"x": pa.float32()}))
+    for path in (*source.iterdir(), tmp_path / "a.csv"):
+        os.utime(path, ns=(0, 0))
+    pq.write_table(table_of(110).slice(100), source / "new.parquet")
+    grown = register(source, append=True)
+    assert (grown.num_examples, grown.generation) == (110, 2)
+    verify(grown)
+    assert register(tmp_path / "a.csv", "csv").generation == 1
+    (tmp_path / "a.csv").write_text("x\n1\n3\n")
+    with pytest.raises(Stale, match=r"a.csv was written again"):
+        verify(RecordStore.open(grown.path.with_name("csv")))
+    with pytest.raises(Stale, match=r"a.csv has changed since it was registered \(6 bytes then, 6 now\)"):
+        register(tmp_path / "a.csv", "csv")
+
+
+def test_a_large_file_that_was_copied_anew_is_compared_part_by_part(register: Ingest, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "SHARD_BYTES", 2000)
+    pq.write_table(table_of(200), tmp_path / "a.parquet", row_group_size=20, compression="none")
+    store = register(tmp_path / "a.parquet", columns=["number"])
+    assert len(store.manifest.shards) > 1
+    os.utime(tmp_path / "a.parquet", ns=(0, 0))
+    verify(store)
+    data = (tmp_path / "a.parquet").read_bytes()
+    last = (1990).to_bytes(8, "little")
+    assert last in data
+    (tmp_path / "a.parquet").write_bytes(data.replace(last, (1991).to_bytes(8, "little")))
+    with pytest.raises(Stale, match=r"a.parquet was written again"):
         verify(store)
 
 
 def test_registered_images_that_change_are_noticed(register: Ingest, tmp_path):
-    for name in ("1.png", "2.png"):
-        (tmp_path / name).write_bytes(image(1))
-    store = register(f"{tmp_path}/*.png", format="images")
+    for name in ("1.bmp", "2.bmp", "bad.bmp"):
+        (tmp_path / name).write_bytes(b"no" if name == "bad.bmp" else image(1, "BMP"))
+    store = register(f"{tmp_path}/*.bmp", format="images", on_bad="skip")
     verify(store)
-    (tmp_path / "2.png").write_bytes(image(1, side=9))
-    with pytest.raises(Stale, match=r"files of .* \(1.png to 2.png\) were written again"):
+    os.utime(tmp_path / "1.bmp", ns=(0, 0))
+    verify(store)
+    (tmp_path / "2.bmp").write_bytes(image(2, "BMP"))
+    with pytest.raises(Stale, match=r"files of .* \(1.bmp to bad.bmp\) were written again"):
         verify(store)
-    (tmp_path / "2.png").unlink()
-    with pytest.raises(Stale, match=r"2.png of .* is gone"):
+    (tmp_path / "2.bmp").unlink()
+    with pytest.raises(Stale, match=r"2.bmp of .* is gone"):
         verify(store)
 
 

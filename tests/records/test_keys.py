@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -45,6 +47,14 @@ def test_keys_go_with_the_records_and_grow_with_them(register: Ingest):
     store.refresh()
     assert store.ids_of(["k0011"]).tolist() == [11]
     assert len(list(store.path.glob("keys-*"))) == 1
+
+
+def test_keys_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    monkeypatch.setattr(os, "replace", lambda *_: synced.append("named"))
+    written = write_keys(tmp_path / "keys.arrow", pa.chunked_array([["a", "b"]]), "key", [(0, "there")])
+    assert synced == [written.bytes, "named"]
 
 
 def test_small_integers_are_keys_too(register: Ingest):

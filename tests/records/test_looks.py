@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from sampler_service.records.looks import look_of
+from sampler_service.records.schemas import IMAGE
 from tests.memory_records import TableStore, png
 
 
@@ -44,3 +48,31 @@ def test_one_text_is_shown_alone_and_several_columns_line_by_line() -> None:
 
 def test_what_can_not_be_read_is_named() -> None:
     assert shown(pa.table({"vector": [[0.5], [1.5]]})) == "columns vector"
+
+
+def files_of(*files: bytes | None, marked: bool = True) -> pa.Table:
+    field = pa.field("file", pa.binary(), metadata=IMAGE if marked else None)
+    return pa.table([pa.array(files, pa.binary())], schema=pa.schema([field]))
+
+
+def test_a_column_that_is_marked_is_shown_whatever_its_files_begin_with() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PPM")
+    assert shown(files_of(file.getvalue(), file.getvalue())) == file.getvalue()
+    assert shown(files_of(None, png(9))) == png(9), "the first may be null"
+    blob = pa.table({"blob": [b"BM is no bitmap", b"BM"]})
+    assert shown(blob.append_column(files_of(b"").schema.field(0), [[png(3), png(9)]])) == png(9)
+
+
+def test_sound_is_no_image() -> None:
+    sound, webp = b"RIFF\0\0\0\0WAVEfmt ", b"RIFF\0\0\0\0WEBPVP8 "
+    assert shown(files_of(sound, sound, marked=False)) == "columns file"
+    assert shown(files_of(webp, webp, marked=False)) == webp
+
+
+def test_an_example_without_an_image_says_so() -> None:
+    assert shown(files_of(png(3), None)) == "no image"
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 4, 4), np.uint8))
+    with_null = pa.ExtensionArray.from_storage(tensors.type, pa.array([[0] * 16, None], pa.list_(pa.uint8(), 16)))
+    assert shown(pa.table({"image": with_null})) == "no image"
+    assert shown(pa.table({"image": pa.array([[0] * 16, None], pa.list_(pa.uint8()))})) == "no image"

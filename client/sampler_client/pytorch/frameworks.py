@@ -34,7 +34,7 @@ LINES["pytorch_lightning"] = LINES["lightning"]
 _REWRITING = ("accelerate.data_loader", "ray.train.torch.train_loop_utils", "ray.train.v2.torch.train_loop_utils")
 """modules whose loaders and samplers take others apart; what else of these frameworks iterates does no harm"""
 
-_PLUMBING = ("sampler_client.", "torch.utils.data.", "torchdata.")
+_PLUMBING = ("sampler_client.", "torch.utils.data.", "torchdata.", "multiprocessing.")
 
 
 def refuse_rewriting(what: str) -> None:
@@ -90,7 +90,8 @@ def check_place(found: tuple[int, int]) -> None:
 
 
 def _callers() -> Iterator[str]:
-    """Modules that the present call came through, innermost first, but for this client's and the DataLoader's own."""
+    """Modules that the present call came through, innermost first, but for this client's and the DataLoader's own, with
+    what starts its workers."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")

@@ -288,6 +288,8 @@ class RemoteBatches(IterableDataset[tuple[Any, Batch]]):
         self._close(done=failure is None)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Workers do not see who iterates over their DataLoader. This is where it starts them, in the trainer's process.
+        frameworks.refuse_rewriting("a RemoteBatches")
         return {**self.__dict__, "_stream": None}
 
     @property
