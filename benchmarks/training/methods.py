@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 
 from benchmarks.training.loop import MOMENTUM, Method
+from benchmarks.training.memory import MEMORIES
 from benchmarks.training.ours import AHEAD, OURS, Ours, options
 from benchmarks.training.peers import PEERS
 from benchmarks.training.tasks import Setting, Task
@@ -16,7 +17,9 @@ HARNESS = 2
 SHORTER = {", half the steps": 0.5, ", 0.6 of the steps": 0.6}
 """after a method's name: its budget, and with it its learning rates' fall, is so much of the others'"""
 
-METHODS = (*PEERS, *OURS, *(name + shorter for shorter in SHORTER for name in ("shuffle", "two_stage")))
+IN_PROCESS = PEERS | MEMORIES
+
+METHODS = (*PEERS, *MEMORIES, *OURS, *(name + shorter for shorter in SHORTER for name in ("shuffle", "two_stage")))
 
 
 def parts_of(name: str) -> tuple[str, float]:
@@ -31,7 +34,7 @@ def make_method(name: str, task: Task, *, seed: int, address: str) -> Method:
     """A method for one run; `address` is that of a service."""
     kind, share = parts_of(name)
     task = replace(task, setting=replace(task.setting, steps=round(share * task.setting.steps)))
-    return PEERS[kind](task, seed) if kind in PEERS else Ours(task, kind, address=address, seed=seed)
+    return IN_PROCESS[kind](task, seed) if kind in IN_PROCESS else Ours(task, kind, address=address, seed=seed)
 
 
 def setup(setting: Setting, name: str) -> str:
@@ -46,8 +49,8 @@ def setup(setting: Setting, name: str) -> str:
 def hyper_parameters(name: str) -> str:
     """What it runs with, the learning rate aside: "beta 3". Empty for one without any, or that is no longer here."""
     name, _ = parts_of(name)
-    if name in PEERS:
-        values = {key: getattr(PEERS[name], key) for key in PEERS[name].hyper}
+    if name in IN_PROCESS:
+        values = {key: getattr(IN_PROCESS[name], key) for key in IN_PROCESS[name].hyper}
     else:
         values = options(name) if name in OURS else {}
     return ", ".join(

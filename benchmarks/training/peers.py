@@ -30,7 +30,9 @@ def fetch(examples: Examples, order: np.ndarray, batch_size: int) -> DataLoader[
     return DataLoader(examples, batch_sampler=batches, collate_fn=as_fetched)  # pyright: ignore[reportArgumentType]
 
 
-class _Peer:
+class Peer:
+    """What peers share: the task, shuffled epochs, and nothing to do where they say nothing else."""
+
     hyper: ClassVar[tuple[str, ...]] = ()
     """attributes that the tables show"""
 
@@ -62,7 +64,7 @@ class _Peer:
                 yield order[i * batch_size : i * batch_size + len(y)], x, y
 
 
-class Shuffle(_Peer):
+class Shuffle(Peer):
     """Shuffled epochs: the baseline."""
 
     def steps(self, model: nn.Module) -> Iterator[Step]:  # noqa: ARG002 - it does not look at the model
@@ -70,7 +72,7 @@ class Shuffle(_Peer):
             yield Step(x, y, taken / self.total)
 
 
-class InfoBatch(_Peer):
+class InfoBatch(Peer):
     """Qin et al., ICLR 2024, arXiv 2303.04947: each epoch drops half of what is below the mean loss, and weighs the
     rest.
 
@@ -113,7 +115,7 @@ class InfoBatch(_Peer):
         self.loss_n[step.handle] = losses.numpy()
 
 
-class SelectiveBackprop(_Peer):
+class SelectiveBackprop(Peer):
     """Jiang et al. 2019, arXiv 1910.00762: forward everything, backpropagate what has a high percentile of loss.
 
     P(select) = CDF(loss)^beta over the last 1024 losses; beta 3, their default, selects a quarter.
@@ -160,7 +162,7 @@ class SelectiveBackpropHalf(SelectiveBackprop):
     beta = 1.0
 
 
-class Presampling(_Peer):
+class Presampling(Peer):
     """Katharopoulos and Fleuret, ICML 2018, arXiv 1803.00942: 3 b uniform candidates, of which b are drawn by the
     last layer's gradient.
 
@@ -204,7 +206,7 @@ class Presampling(_Peer):
         self._tau = self.smoothing * self._tau + (1 - self.smoothing) * now
 
 
-class RhoLoss(_Peer):
+class RhoLoss(Peer):
     """Mindermann et al., ICML 2022, arXiv 2206.07137: the b of 10 b with the highest loss over an irreducible one.
 
     The irreducible losses come from two models, each trained on one half and asked about the other (the paper's
@@ -255,7 +257,7 @@ class RhoLoss(_Peer):
         return loss_n, trained, asked
 
 
-class Kakurenbo(_Peer):
+class Kakurenbo(Peer):
     """Nguyen et al., NeurIPS 2023, arXiv 2310.10102: each epoch hides low losses, but moves back what is not known
     well.
 
