@@ -224,7 +224,7 @@ def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: i
 def table_of(results: Sequence[Result]) -> Table:
     """A row per method; differences are paired by seed."""
     table = Table(title=results[0].task, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "rate", "accuracy", *(f"minus {name}" for name in AGAINST), "seconds"):
+    for heading in ("method", "rate", "accuracy", *(f"minus\n{name}" for name in AGAINST), "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     others = {result.method: np.array(result.accuracies) for result in results}
     for result in results:
