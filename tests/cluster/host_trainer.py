@@ -33,7 +33,7 @@ class Gradients:
         centre_kd = rng.standard_normal((GROUPS, dim))
         sketch_rd = centre_kd[example_ids % GROUPS] + 0.05 * rng.standard_normal((len(example_ids), dim))
         self.sketches = sketch_rd.astype(np.float16)
-        self.norms = np.linalg.norm(sketch_rd, axis=1).astype(np.float32)
+        self.norms: np.ndarray | None = np.linalg.norm(sketch_rd, axis=1).astype(np.float32)
         self.usable = np.ones(len(example_ids), bool)
 
     def take(self, coefficients: Any, /) -> Gradients:

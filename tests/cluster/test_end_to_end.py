@@ -15,12 +15,15 @@ from tests.cluster.support import cli, until
 from tests.support import make_config
 
 
-def train(loader) -> list[sampler.Batch]:
-    """The batches of one epoch, each of them reported."""
+def train(loader, *, pairs: bool = False) -> list[sampler.Batch]:
+    """The batches of one epoch, each of them reported; `pairs`: with embeddings of pairs, which have no norms."""
     seen = []
     for (ids,), batch in loader:
         assert ids.tolist() == batch.example_ids.tolist()
-        batch.report(np.ones(len(batch)), Gradients(batch.example_ids, dim=64))
+        sketches = Gradients(batch.example_ids, dim=64)
+        if pairs:
+            sketches.norms = None
+        batch.report(np.ones(len(batch)), sketches)
         seen.append(batch)
     loader.fence()
     return seen
@@ -64,9 +67,9 @@ def test_orders_and_near_pairs_are_made_in_the_background(attach, service):
     mined = attach("mined", policy="hard_negative", policy_options=options)
     with sampler.SamplerClient(service) as client:
         client.set_groups("mined", np.arange(64))
-        until(lambda: train(mined) and client.statistics("mined").refreshes > 0, "pairs to be compared")
-    assert sorted(i for batch in train(mined) for i in batch.example_ids.tolist()) == list(range(64))
-    kinds = [len(set((batch.example_ids % GROUPS).tolist())) for batch in train(mined)]
+        until(lambda: train(mined, pairs=True) and client.statistics("mined").refreshes > 0, "pairs to be compared")
+    assert sorted(i for batch in train(mined, pairs=True) for i in batch.example_ids.tolist()) == list(range(64))
+    kinds = [len(set((batch.example_ids % GROUPS).tolist())) for batch in train(mined, pairs=True)]
     assert np.mean(kinds) < GROUPS, "batches hold what is alike"
 
 

@@ -21,6 +21,7 @@ def test_windows_move_along_the_run():
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("prompt_reports")  # an epoch here is over before its reports have been sent
 def test_it_compares_all_windows(tmp_path, capsys):
     out = tmp_path / "critical_period.json"
     headline = critical_period.main(examples=400, epochs=5, seeds=1, json=out)
