@@ -2,13 +2,14 @@
 
     python -m trainer_examples.ordering                             # scikit-learn's digits
     python -m trainer_examples.ordering --data path/to/mnist        # 10,000 of its images
+    python -m trainer_examples.ordering --data path/to/mnist --momentum 0
 
 Three questions, a table each.
 
 1. Does training gain at equal steps? The controls are `poa` with one attempt, which leaves the order random, and
    random pacing: batches of a subset that grows at random, which does as well as sorted curricula do in "When Do
-   Curricula Work?" (arXiv 2012.03107). Each method has the learning rate of `RATES` at which the mean loss of
-   held-out images is lowest.
+   Curricula Work?" (arXiv 2012.03107). Each method has the learning rate at which the mean loss of held-out images
+   is lowest; there are as many, and steps are as long in the end, whatever the momentum.
 2. Do sketches rank batches as real steps do? At some points of a shuffled run, `CANDIDATES` random batches are ranked
    by the exact drop of the target's loss, and by sketches: fresh ones; those of when the epoch began, which an order
    made then could have at best; and those that `poa` has, of when each image was last trained on.
@@ -39,13 +40,11 @@ from torch import Tensor
 from sampler_client import GradientSketcher
 from sampler_client.pytorch.lookahead import lookahead_drops
 from sampler_service.embedded import running_service
-from trainer_examples.comparison import RATES
 from trainer_examples.data import load
 from trainer_examples.orders import (
     BATCH,
     LOOKAHEAD,
     METHODS,
-    MOMENTUM,
     PACING,
     SKETCH_DIM,
     Served,
@@ -62,6 +61,7 @@ CANDIDATES = 24  # batches that are ranked at a time
 POINTS = (0, 0.25, 0.5, 1, 1.1, 1.25, 1.5, 2, 3, 5, 8)  # epochs after which they are
 EARLY = 2  # the last epoch that counts as early
 TURNS = 12  # epochs of each that are timed
+RATES = (0.02, 0.05, 0.1, 0.2, 0.5)  # learning rates without momentum; with it they are multiplied by 1 - momentum
 
 console = Console()
 
@@ -157,19 +157,21 @@ def costs(task: Task, *, rate: float, turns: int, address: str) -> dict[str, dic
     }
 
 
-def main(
+def main(  # noqa: PLR0913 - the options of a command line
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
     examples: Annotated[int, typer.Option(help="largest training set")] = 10_000,
     epochs: Annotated[int, typer.Option(help="of each run")] = 10,
     short: Annotated[int, typer.Option(help="epochs of a run with exact look-ahead; all are looked at then")] = 3,
     seeds: Annotated[int, typer.Option(help="runs of each method at each rate")] = 3,
+    momentum: Annotated[float, typer.Option(min=0, max=0.99, help="of SGD, in all runs")] = 0.9,
     address: Annotated[str | None, typer.Option(help="a running service; none: one is started")] = None,
     json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
 ) -> dict[str, float]:
     """Compare the orders; returns the figures that stand out."""
     torch.set_num_threads(1)  # the model is small; the other core is the service's
     images = load(data, limit=examples)
-    task = Task.of(images)
+    task = Task.of(images, momentum)
+    rates = [float(f"{rate * (1 - momentum):.3g}") for rate in RATES]
     console.print(f"{images}; {task.steps} steps of {BATCH} an epoch", highlight=False)
     horizons = sorted({short, epochs})
     runs: list[Trained] = []
@@ -177,7 +179,7 @@ def main(
         for method in METHODS:
             console.print(f"{method} …")
             for seed in range(seeds):
-                for rate in RATES:
+                for rate in rates:
                     runs += train(method, task, rate=rate, seed=seed, horizons=horizons, address=host)
         rate = at_best_rate(runs, "shuffle", epochs)[0].rate
         console.print("cost …")
@@ -201,7 +203,7 @@ def main(
         + [_plain({"part": "agreement", "rate": rate, **asdict(row)}) for row in agreed]
         + [{"part": "cost", "rate": rate, "method": method, **times} for method, times in cost.items()],
         headline=headline,
-        notes=[f"{images}; {task.steps} steps of {BATCH} an epoch.", *_notes(rate, seeds)],
+        notes=[f"{images}; {task.steps} steps of {BATCH} an epoch.", *_notes(rate, momentum, rates, seeds)],
     )
     return headline
 
@@ -226,7 +228,7 @@ def _headline(agreed: list[Agreement], cost: dict[str, dict[str, float]], runs: 
     }
 
 
-def _notes(rate: float, seeds: int) -> list[str]:
+def _notes(rate: float, momentum: float, rates: Sequence[float], seeds: int) -> list[str]:
     return [
         f"poa_rank_agreement: Spearman's correlation over {CANDIDATES} batches of {BATCH}, mean of the points of the "
         f"first {EARLY} epochs and of {seeds} seeds, fresh sketches of {SKETCH_DIM} numbers.",
@@ -238,8 +240,9 @@ def _notes(rate: float, seeds: int) -> list[str]:
         "poa_and_sketcher_cost: a step of poa over one of shuffle without a sketcher, which shuffling has no need of.",
         "lookahead_cost: a step with exact look-ahead over one of random pacing, both without the service; not to be "
         "held against the others, whose steps wait for one.",
-        f"SGD {rate:g} with momentum {MOMENTUM:g} for ranks and costs, which suits shuffle; in training each method "
-        "has the rate at which the mean loss of held-out images is lowest.",
+        f"SGD {rate:g} with momentum {momentum:g} for ranks and costs, which suits shuffle; in training each method "
+        f"has that of the rates {', '.join(f'{each:g}' for each in rates)} at which the mean loss of held-out "
+        "images is lowest.",
     ]
 
 

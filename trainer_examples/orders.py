@@ -27,7 +27,6 @@ from trainer_examples.data import ImageData
 from trainer_examples.models import make_model
 
 BATCH = 32
-MOMENTUM = 0.9
 SKETCH_DIM = 64
 TARGET = 512  # held-out images that look-ahead looks at, at most
 ATTEMPTS = 8  # batches of which the best comes next
@@ -47,7 +46,7 @@ METHODS = (*SERVED, PACING, LOOKAHEAD)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Images for four purposes, of which no two share any; `train` is whole batches."""
+    """Images for four purposes, of which no two share any, and how they are trained on; `train` is whole batches."""
 
     name: str
     image_shape: tuple[int, int, int]
@@ -58,9 +57,11 @@ class Task:
     held_out: TensorDataset
     """by which learning rates are chosen"""
     test: TensorDataset
+    momentum: float
+    """of every run"""
 
     @classmethod
-    def of(cls, data: ImageData) -> Task:
+    def of(cls, data: ImageData, momentum: float = 0.9) -> Task:
         """A fifth of the training images each for the target and to choose rates by."""
         tensors, fifth = data.train.tensors, len(data.train) // 5
         batches = (len(data.train) - 2 * fifth) // BATCH
@@ -76,6 +77,7 @@ class Task:
             target=part(0, min(TARGET, fifth)),
             held_out=part(fifth, fifth),
             test=data.test,
+            momentum=momentum,
         )
 
     @property
@@ -87,7 +89,7 @@ class Task:
         """A model and its optimiser, the same for every method."""
         torch.manual_seed(seed)
         model = make_model(self.image_shape, self.num_classes)
-        return model, SGD(model.parameters(), lr=rate, momentum=MOMENTUM)
+        return model, SGD(model.parameters(), lr=rate, momentum=self.momentum)
 
 
 def loss_of(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:

@@ -94,8 +94,10 @@ def test_the_comparison_runs_through_a_service(
     monkeypatch.setattr(ordering, "RATES", (0.05,))
     monkeypatch.setattr(ordering, "TURNS", 1)
     monkeypatch.setattr(ordering, "POINTS", (0, 1))
-    headline = main(examples=550, epochs=2, short=1, seeds=1, address=served.address, json=tmp_path / "ordering.json")
-    written = json.loads((tmp_path / "ordering.json").read_text())
+    out = tmp_path / "ordering.json"
+    headline = main(examples=550, epochs=2, short=1, seeds=1, momentum=0.5, address=served.address, json=out)
+    written = json.loads(out.read_text())
+    assert {row.get("rate") for row in written["rows"]} == {0.025}, "half of it, with a momentum of a half"
     assert written["headline"] == headline
     assert all(np.isfinite(value) for value in headline.values())
     trained = {(row["method"], row["epochs"]): row for row in written["rows"] if row["part"] == "training"}
