@@ -9,12 +9,14 @@ as well; weights inside each batch by differentiating through a step (Ren et al.
 service's policy `validation_alignment`, to which the trainer tells the held-out gradients every few steps, with the
 labels for groups and without any: only then what it does for a rare class is all by alignment.
 
-Model, steps, momentum and a learning rate that falls linearly to 0 are the same for all. Each has the rate of one grid
-that is best for it on draws of the task that no comparison has, tested on images that no comparison tests on.
+Model, steps (15 epochs, as in the source), momentum and a learning rate that falls linearly to 0 are the same for all.
+Each has the rate of one grid that is best for it on draws of the task that no comparison has, tested on images that no
+comparison tests on.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -44,8 +46,9 @@ from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import Scarce, imbalance, low_data
 
 TASKS: dict[str, Callable[..., Scarce]] = {"imbalance": imbalance, "low data": low_data}
-RATES = (0.003, 0.01, 0.03, 0.1)
-STEPS = 300
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+EPOCHS = 15
+"""the source's; a run is as many steps as they are of shuffling"""
 FIRST_SEED = 100
 """of the draws of the comparison: the policy's form was found on some of lower seeds"""
 TUNING_SEEDS = (1_000_003, 1_000_033)
@@ -56,12 +59,16 @@ TUNING_SEEDS = (1_000_003, 1_000_033)
 class Settings:
     """What all methods share, and what `validation_alignment` has besides."""
 
-    steps: int = STEPS
+    epochs: int = EPOCHS
     batch_size: int = 20
     momentum: float = 0.9
     target_every: int = 5
     """steps from one held-out gradient to the next: it turns as soon as the classes that it asked for were trained"""
     sketch_dim: int = 64
+
+    def steps(self, task: Scarce) -> int:
+        """Of each run on a task."""
+        return self.epochs * math.ceil(len(task.train) / self.batch_size)
 
 
 class Training:
@@ -73,7 +80,7 @@ class Training:
         small = c == 1 and h * w <= MLP_PIXELS
         self.model: nn.Module = mlp(h * w, task.num_classes) if small else cnn(c, task.num_classes, width=16)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=settings.momentum)
-        self._schedule = LinearLR(self._optimizer, start_factor=1.0, end_factor=0.0, total_iters=settings.steps)
+        self._schedule = LinearLR(self._optimizer, start_factor=1.0, end_factor=0.0, total_iters=settings.steps(task))
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """(b,) of a batch."""
@@ -97,21 +104,21 @@ class Training:
 
 
 def uniform(training: Training, task: Scarce, settings: Settings, **_: Any) -> None:
-    _train_plainly(training, DataLoader(task.train, settings.batch_size, shuffle=True), settings.steps)
+    _train_plainly(training, DataLoader(task.train, settings.batch_size, shuffle=True), settings.steps(task))
 
 
 def class_balanced(training: Training, task: Scarce, settings: Settings, **_: Any) -> None:
-    _train_plainly(training, _balanced(task.train, settings.batch_size), settings.steps)
+    _train_plainly(training, _balanced(task.train, settings.batch_size), settings.steps(task))
 
 
 def class_balanced_with_held_out(training: Training, task: Scarce, settings: Settings, **_: Any) -> None:
     images, labels = (torch.cat(parts) for parts in zip(task.train.tensors, task.held_out.tensors, strict=True))
-    _train_plainly(training, _balanced(TensorDataset(images, labels), settings.batch_size), settings.steps)
+    _train_plainly(training, _balanced(TensorDataset(images, labels), settings.batch_size), settings.steps(task))
 
 
 def ren_et_al(training: Training, task: Scarce, settings: Settings, **_: Any) -> None:
     loader = DataLoader(task.train, settings.batch_size, shuffle=True)
-    for images, labels in islice(_endless(loader), settings.steps):
+    for images, labels in islice(_endless(loader), settings.steps(task)):
         weights = meta_weights(training.model, images, labels, *task.held_out.tensors)
         training.step(weights @ training.losses(images, labels))
 
@@ -136,7 +143,7 @@ def validation_alignment(
         if grouped:
             client.set_groups(run, task.train.tensors[1].numpy())
         with loader:
-            for step, ((images, labels), batch) in enumerate(islice(_endless(loader), settings.steps)):
+            for step, ((images, labels), batch) in enumerate(islice(_endless(loader), settings.steps(task))):
                 if step % settings.target_every == 0:
                     training.losses(*task.held_out.tensors).mean().backward()
                     loader.set_target(sketcher.take())
@@ -243,12 +250,12 @@ def points(values: np.ndarray) -> str:
 def main(
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="draws of each task")] = 10,
-    steps: Annotated[int, typer.Option(min=1, help="of each run")] = STEPS,
+    epochs: Annotated[int, typer.Option(min=1, help="of each run")] = EPOCHS,
     json_file: Annotated[Path | None, typer.Option("--json", help="file for the results")] = None,
 ) -> list[Result]:
     """Compare all methods on both tasks."""
     torch.set_num_threads(1)
-    images, settings, console = load(data), Settings(steps=steps), Console()
+    images, settings, console = load(data), Settings(epochs=epochs), Console()
     console.print(str(images))
     results: list[Result] = []
     with running_service() as address:

@@ -106,7 +106,7 @@ class Noting(Training):
 def test_the_rare_class_is_drawn_far_more_often_than_it_is_there(
     served: ServedService, grouped: bool, factor: int
 ) -> None:
-    task, settings = imbalance(DIGITS, 0), Settings(steps=60)
+    task, settings = imbalance(DIGITS, 0), Settings(epochs=12)
     training = Noting(task, settings, rate=0.03, seed=0)
     data_weights.validation_alignment(training, task, settings, address=served.address, seed=0, grouped=grouped)
     there, drawn = (
@@ -146,7 +146,7 @@ def test_a_rate_is_chosen_by_other_draws_and_then_the_comparison_is_run(monkeypa
 @pytest.mark.usefixtures("one_rate")
 def test_all_methods_are_compared_on_both_tasks(served: ServedService) -> None:
     for name, draw in data_weights.TASKS.items():
-        found = data_weights.compare(name, partial(draw, DIGITS), Settings(steps=3), 2, served.address)
+        found = data_weights.compare(name, partial(draw, DIGITS), Settings(epochs=1), 2, served.address)
         assert [result.method for result in found] == list(data_weights.METHODS)
         for result in found:
             assert len(result.accuracies) == 2 and 0 <= min(result.accuracies) <= max(result.accuracies) <= 1
@@ -162,9 +162,9 @@ def test_a_spread_is_in_points_with_the_deviation_of_a_sample() -> None:
 @pytest.mark.usefixtures("one_rate")
 def test_the_command_prints_tables_and_writes_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "weights.json"
-    data_weights.main(seeds=1, steps=1, json_file=out)
+    data_weights.main(seeds=1, epochs=1, json_file=out)
     said, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert "steps=1" in said["notes"][0]
+    assert "epochs=1" in said["notes"][0]
     rows = [(row["task"], row["method"]) for row in said["rows"]]
     assert rows == [(task, method) for task in data_weights.TASKS for method in data_weights.METHODS]
     assert all(method in printed for _, method in rows)
