@@ -7,8 +7,9 @@ import pytest
 
 from sampler_service.errors import ConfigError
 from sampler_service.policies.freshness import freshness
+from sampler_service.reports import policy_of
 from sampler_service.types import NO_ROW, BestOfSome, ByPlace, NearTogether, Report, WeightedDraw
-from tests.support import DIM, FakeTrainer, gradients, ids_of, join_all, make_sampler
+from tests.support import DIM, FakeTrainer, gradients, ids_of, join_all, make_config, make_sampler
 
 N = 64
 
@@ -308,6 +309,10 @@ def test_a_run_that_does_not_fit_its_policy_is_refused():
         make_sampler(N, policy="phases")
     with pytest.raises(ConfigError, match="goes by the share of the run that is done"):
         make_sampler(N, policy="hard_negative")
+    for length in ({}, {"epochs": 4}):
+        with pytest.raises(ConfigError, match=r"'time_budget' goes by a clock, which run 'run' has not: give budget="):
+            policy_of(make_config(N, policy="time_budget", **length))
+    assert policy_of(make_config(N, policy="time_budget", by_budget=True)).name == "time_budget"
     with pytest.raises(ConfigError, match="side by side, sketch_dim is 5"):
         make_sampler(N, policy="hard_negative", epochs=2, sketch_dim=5)
     with pytest.raises(ConfigError, match=f"of rank {N} or beyond, and run 'run' has {N} pairs: lower .*'first'"):

@@ -110,6 +110,12 @@ def test_phases_go_by_the_budget(service_address: str):
         sampler.attach(plain, service_address, run="r2", budget=600, timeouts=QUICK)
 
 
+def test_the_policy_of_budgets_without_one_is_refused(service_address: str):
+    plain = DataLoader(TensorDataset(torch.arange(16)), batch_size=8)
+    with pytest.raises(sampler.ConfigError, match=r"budget=TimeBudget\(seconds\) and loop over budget.over\(loader\)"):
+        sampler.attach(plain, service_address, run="r", policy="time_budget", epochs=4, timeouts=QUICK)
+
+
 def test_a_loop_that_does_not_count_its_time_is_refused(service_address: str):
     plain = DataLoader(TensorDataset(torch.arange(16)), batch_size=8)
     budget = TimeBudget(100.0)
