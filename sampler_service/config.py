@@ -198,7 +198,7 @@ class ServiceConfig:
         if self.page_port and self.page_port == self.port:
             raise ConfigError(f"port and page_port are both {self.port}; give the page another with --page-port")
         for name, least in _LEAST.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # nor NaN
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 1 <= self.message_bytes <= MOST_MESSAGE_BYTES:
             raise ConfigError(f"message_bytes must be 1 to {MOST_MESSAGE_BYTES}, got {self.message_bytes}")

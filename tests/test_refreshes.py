@@ -382,6 +382,12 @@ def test_a_run_that_does_not_fit_its_policy_is_refused():
         make_sampler(N, policy="phases", policy_options=options, epochs=2, sketch_dim=5)
 
 
+def test_a_phase_can_not_end_at_nan():
+    options = {"schedule": "0.5 shuffle; nan infobatch; 1 shuffle"}
+    with pytest.raises(ConfigError, match=r"must end at rising shares of the run, .* end at \[0.5, nan, 1.0\]"):
+        make_sampler(N, policy="phases", policy_options=options, epochs=2)
+
+
 def test_each_phase_has_its_policy_and_no_cluster_is_left_out_early():
     schedule = "0.2 shuffle; 0.6 gradient_clustering; 0.8 selective_backprop; 1 shuffle"
     trainer = run("phases", policy_options={"schedule": schedule}, epochs=10, num_clusters=4)

@@ -273,6 +273,19 @@ def test_a_port_in_use_is_refused_and_the_one_that_listens_goes_on(client: Sampl
     assert client.runs() == ["bystander"]
 
 
+@pytest.mark.parametrize("name", ["gpus_per_shard", "scorer_gpus", "shards"])
+def test_a_setting_that_is_no_number_is_refused(name: str):
+    with pytest.raises(ServiceConfigError, match=rf"{name} must be at least [01], got nan"):
+        ServiceConfig(**{name: float("nan")})
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "positive, got 0"), ("20", "a number, got '20'")])
+def test_a_deadline_is_a_positive_number(value, words: str):
+    with pytest.raises(ConfigError, match=f"Timeouts.call_s, in seconds, must be {words}"):
+        Timeouts(call_s=value)
+    assert Timeouts(call_s=float("inf")).call_s == float("inf")
+
+
 def test_a_client_newer_than_the_service_is_told_so(client: SamplerClient, monkeypatch: pytest.MonkeyPatch):
     newer = SimpleNamespace(**(vars(wire) | {"PROTOCOL": wire.PROTOCOL + 1}))
     monkeypatch.setattr(client_module, "wire", newer)
