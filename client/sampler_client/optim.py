@@ -13,7 +13,7 @@ so that signs can change:
 
 Source: Kirtas, Passalis and Tefas, arXiv 2307.07189. The framework and the multiplicative rule are theirs; no code and
 no full text were to be had, and the form of the hybrid rule, as well as what happens at zero, are a reconstruction of
-ours (`methods.md` 5).
+ours.
 """
 
 from __future__ import annotations

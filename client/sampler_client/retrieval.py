@@ -8,7 +8,7 @@ cosine of a left and a right embedding, the hinges of pair i are
 Summed they are the usual ranking loss; the largest of each kind alone, that of VSE++.
 
 Source: Faghri, Fleet, Kiros and Fidler, "VSE++", BMVC 2018, arXiv 1707.05612, equations 4 to 6. The warm-up and the
-detector of collapse are ours, after what others met (`methods.md` 2.3).
+detector of collapse are ours: alone, the largest hinges can leave an untrained model where all similarities are equal.
 
 Shapes: b pairs, d numbers of an embedding, n pairs of a whole set.
 """

@@ -6,7 +6,7 @@ are there show no example less than a tenth as often as shuffling would: their r
 
 Source: Achille, Rovere, Soatto, "Critical Learning Periods in Deep Networks", ICLR 2019, arXiv 1711.08856; Golatkar,
 Achille, Soatto, "Time Matters in Regularizing Deep Networks", NeurIPS 2019, arXiv 1905.13277; the last part without
-pruning is InfoBatch's, arXiv 2303.04947. The schedule is our reading of them, not a claim of theirs (`methods.md` 7.4).
+pruning is InfoBatch's, arXiv 2303.04947. The schedule is our reading of them, not a claim of theirs.
 
 Shapes: n examples.
 """

@@ -60,7 +60,7 @@ def test_a_step_of_sgd_is_the_papers_formula(blend):
 @pytest.mark.parametrize(
     ("name", "directions"),
     [
-        # m l of the first two steps for gradients 3 and 1, worked out by hand from `methods.md` 5.1
+        # m l of the first two steps for gradients 3 and 1, worked out by hand from each optimiser's own rule
         ("sgd", (3, 1)),
         ("momentum", (3 + 0.9 * 3, 1 + 0.9 * (0.9 * 3 + 1))),  # Nesterov's: g + beta m
         ("adagrad", (3 / math.sqrt(9), 1 / math.sqrt(10))),

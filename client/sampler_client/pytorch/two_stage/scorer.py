@@ -5,7 +5,8 @@ delta = softmax(z) - onehot(y), so its norm is ||delta|| sqrt(||h||^2 + 1), and 
 of both factors is a sketch. Sequences sum over their positions.
 
 Source: Katharopoulos and Fleuret, "Not All Samples Are Created Equal", ICML 2018, arXiv 1803.00942 (the last layer's
-gradient as the score); Johnson and Guestrin 2018 (the same for its parameters); sketch: `sketches.md` 4.
+gradient as the score); Johnson and Guestrin 2018 (the same for its parameters). The sketch, a product of two Gaussian
+projections whose inner products are on average those of the gradients, is ours.
 
 Shapes: c candidates, t positions, k classes, h inputs of the head, d sketch length.
 """
