@@ -292,6 +292,11 @@ def test_settings_outside_their_range_are_refused(settings, words):
         Multiplicative(torch.optim.SGD(parameters_of(), lr=0.1), **settings)
 
 
+def test_a_learning_rate_that_is_no_number_is_refused():
+    with pytest.raises(sampler.ConfigError, match="lr must be at least 0, got nan"):
+        Multiplicative(torch.optim.SGD(parameters_of(), lr=math.nan))
+
+
 def test_an_optimiser_that_decays_weights_by_itself_is_refused():
     with pytest.raises(sampler.ConfigError, match=r"weight_decay 0.01.*give it to Multiplicative"):
         Multiplicative(torch.optim.AdamW(parameters_of(), lr=0.1))

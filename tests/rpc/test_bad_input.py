@@ -46,6 +46,7 @@ from tests.raw_wire import (
     raw_join,
     report_message,
 )
+from tests.support import make_config
 
 pytestmark = pytest.mark.usefixtures("bystander")
 
@@ -273,10 +274,27 @@ def test_a_port_in_use_is_refused_and_the_one_that_listens_goes_on(client: Sampl
     assert client.runs() == ["bystander"]
 
 
-@pytest.mark.parametrize("name", ["gpus_per_shard", "scorer_gpus", "shards"])
-def test_a_setting_that_is_no_number_is_refused(name: str):
-    with pytest.raises(ServiceConfigError, match=rf"{name} must be at least [01], got nan"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpus_per_shard", "at least 0"),
+        ("scorer_gpus", "at least 0"),
+        ("call_s", "positive seconds"),
+        ("shards", "a whole number"),
+        ("page_port", "a whole number"),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused(name: str, words: str):
+    with pytest.raises(ServiceConfigError, match=f"{name} must be {words}, got nan"):
         ServiceConfig(**{name: float("nan")})
+
+
+@pytest.mark.parametrize("name", ["seed", "sketch_dim", "num_clusters", "max_lead", "candidates", "epochs"])
+def test_a_run_has_whole_numbers(name: str):
+    with pytest.raises(ServiceConfigError, match=f"{name} must be a whole number, got 1.5"):
+        make_config(N, **{name: 1.5})
+    with pytest.raises(ServiceConfigError, match="fresh_epochs must be at least 0, got nan"):
+        make_config(N, fresh_epochs=float("nan"))
 
 
 @pytest.mark.parametrize(("value", "words"), [(0, "positive, got 0"), ("20", "a number, got '20'")])

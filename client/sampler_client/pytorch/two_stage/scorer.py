@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from sampler_client.config import check_whole
 from sampler_client.errors import ConfigError
 from sampler_client.pytorch.projection import gaussian, unwrapped
 
@@ -77,6 +78,7 @@ class LastLayerScorer:
         sketch_dim: int = 0,
         ignore_index: int = -100,
     ) -> None:
+        check_whole("sketch_dim", sketch_dim, 0)
         self.model = unwrapped(model)
         self.device = next((value.device for value in self.model.parameters()), torch.device("cpu"))
         self._forward = forward or _default_forward
