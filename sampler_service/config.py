@@ -5,12 +5,14 @@ A run is named once and for all by its RunConfig: opening it again with another 
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sampler_service.errors import ConfigError, Conflict
 
@@ -44,6 +46,26 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
+def check_whole(name: str, value: Any, least: float = -math.inf) -> int:
+    """The value as a number; a ConfigError unless it is a whole one, at least so large."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}") from None
+    if number < least:
+        raise ConfigError(f"{name} must be at least {least}, got {value!r}")
+    return number
+
+
+def _check_numbers(settings: object, whole: Iterable[str], least: Mapping[str, float]) -> None:
+    """Raise ConfigError unless these settings are whole numbers, and those at least so large, which NaN is not."""
+    for name in whole:
+        check_whole(name, getattr(settings, name))
+    for name, low in least.items():
+        if not getattr(settings, name) >= low:
+            raise ConfigError(f"{name} must be at least {low}, got {getattr(settings, name)}")
+
+
 def default_data_dir() -> str:
     """Where data sets are kept unless another folder is given: in the user's cache."""
     return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gradient-sampler", "datasets"))
@@ -53,6 +75,11 @@ def check_size(dataset: str, num_examples: int) -> None:
     """Raise ConfigError unless a dataset can have so many examples."""
     if not 1 <= num_examples <= MOST_EXAMPLES:
         raise ConfigError(f"dataset {dataset!r} has {num_examples} examples; it must have 1 to {MOST_EXAMPLES}")
+
+
+_WHOLE_OF_RUNS = ("num_examples", "seed", "sketch_dim", "num_clusters", "max_lead", "candidates", "epochs")
+
+_LEAST_OF_RUNS = {"epochs": 0, "fresh_epochs": 0, "refresh_coverage": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +118,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_name("run", self.run)
         check_name("dataset", self.dataset)
+        _check_numbers(self, _WHOLE_OF_RUNS, _LEAST_OF_RUNS)
         check_size(self.dataset, self.num_examples)
         if not 1 <= self.sketch_dim <= 4096:
             raise ConfigError(f"sketch_dim must be 1 to 4096, got {self.sketch_dim}; 64 suits clustering")
@@ -144,6 +172,11 @@ _LEAST = {
 }
 """the smallest value of each of these settings"""
 
+_WHOLE = (
+    *("port", "shards", "threads_per_shard", "max_trainers", "message_bytes"),
+    *("scorers", "threads_per_scorer", "max_weights_bytes"),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
@@ -191,19 +224,18 @@ class ServiceConfig:
 
     def __post_init__(self) -> None:
         check_name("service", self.name)
+        _check_numbers(self, _WHOLE, _LEAST)
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be 0 to 65535, got {self.port}")
-        if self.page_port is not None and not 0 <= self.page_port <= 65535:
+        if self.page_port is not None and not 0 <= check_whole("page_port", self.page_port) <= 65535:
             raise ConfigError(f"page_port must be 0 to 65535, got {self.page_port}")
         if self.page_port and self.page_port == self.port:
             raise ConfigError(f"port and page_port are both {self.port}; give the page another with --page-port")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 1 <= self.message_bytes <= MOST_MESSAGE_BYTES:
             raise ConfigError(f"message_bytes must be 1 to {MOST_MESSAGE_BYTES}, got {self.message_bytes}")
-        if not 0 < self.follow_s < float("inf"):
-            raise ConfigError(f"follow_s must be positive seconds, got {self.follow_s}")
+        for name in ("call_s", "follow_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be positive seconds, got {getattr(self, name)}")
         if bool(self.scorers) != bool(self.scoring):
             raise ConfigError(
                 f"scorers is {self.scorers} and scoring {self.scoring!r}: give both, --scorers 1 --scoring "

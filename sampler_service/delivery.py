@@ -104,6 +104,11 @@ class Delivery:
         position = self._at.get(trainer.session)
         return position.epoch if position else None
 
+    def begun_by_others(self, trainer: Trainer, epoch: int) -> int:
+        """Places other than a trainer's that have begun an epoch; -1 when its own has, too."""
+        places = {place for here in self._epochs if here.epoch == epoch for place in here.begins_at}
+        return -1 if trainer.rank in places else len(places)
+
     def start_epoch(
         self, trainer: Trainer, epoch: int, skip: int, first_step: int, now: float, population: str = ""
     ) -> tuple[Chosen, int]:

@@ -89,6 +89,16 @@ class PresentRates:
         """Epoch in which that came into force, if it is a phase's; else minus infinity."""
         return self._picks.since
 
+    def ends_with(self, epoch: int) -> bool:
+        """Whether the policy in force is known to serve that epoch and none after it."""
+        if self._config.by_budget or not self._config.epochs:
+            return False
+        if isinstance(self._policy, Phases):
+            here, following = (self._policy.at(self._progress(at)).policy for at in (epoch, epoch + 1))
+            if here is not self.policy or here is not following:
+                return here is self.policy
+        return epoch + 1 >= self._config.epochs
+
     def choose(self, epoch: int, steps: int, population: Population) -> Chosen:
         """Present rates of these examples, for `steps` steps (0: the epoch begins); made anew when the table has moved
         on far enough.

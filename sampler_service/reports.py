@@ -15,7 +15,15 @@ import numpy as np
 from sampler_service.config import RunConfig
 from sampler_service.errors import ConfigError, Stale
 from sampler_service.leases import Group
-from sampler_service.policies import POLICIES, HardNegative, Phases, Policy, make_policy, read_options
+from sampler_service.policies import (
+    POLICIES,
+    HardNegative,
+    Phases,
+    Policy,
+    TimeBudget,
+    make_policy,
+    read_options,
+)
 from sampler_service.policies.hard_negative import MOST_EQUIVALENT, largest_group
 from sampler_service.population import Population
 from sampler_service.sketch.store import finite_rows
@@ -41,6 +49,11 @@ def policy_of(config: RunConfig) -> Policy:
         raise ConfigError(
             f"policy {config.policy!r} goes through each epoch's examples and proposes no candidates; leave "
             f"two_stage=… out, or use one of {draws}"
+        )
+    if isinstance(policy, TimeBudget) and not config.by_budget:
+        raise ConfigError(
+            f"policy {config.policy!r} goes by a clock, which run {config.run!r} has not: give "
+            "budget=TimeBudget(seconds) and loop over budget.over(loader); by epochs, 'phases' does the same"
         )
     if getattr(policy, "by_progress", False) and not (config.epochs or config.by_budget):
         raise ConfigError(

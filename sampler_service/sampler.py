@@ -43,7 +43,7 @@ from sampler_service.views import ExampleView, Explanation, RunStatistics
 from sampler_service.watched import Watched
 
 PATIENCE = 2
-"""epochs that a run may do without what its policy needs"""
+"""epochs that a run may do without what its policy needs; 1 where it has no more than two, or that policy has"""
 
 
 class Sampler:
@@ -202,11 +202,7 @@ class Sampler:
             trainer, now = self._members.find(session), self._clock()
             trainer.seen(now)
             delivery = self._of(trainer)
-            # Not sooner: of several ranks one may begin an epoch just before another gives what is needed.
-            passes = min(delivery.passes, epoch - self._rates.since)
-            begins = epoch > delivery.epoch and passes >= PATIENCE
-            if begins and (lacking := self._refreshes.lacking()):
-                raise ConfigError(f"{lacking}; got none in {passes} epochs")
+            self._check_given(delivery, trainer, epoch)
             self._rates.told(epoch, progress)
             first, num_steps = delivery.start_epoch(trainer, epoch, skip_examples, first_step, now, population)
             return EpochStarted(
@@ -443,6 +439,19 @@ class Sampler:
                 self._shards.delete(ids, self._timeout_s, partial=partial)
             with self._lock:
                 self._untold = self._untold[len(ids) :]  # there may be others by now
+
+    def _check_given(self, delivery: Delivery, trainer: Trainer, epoch: int) -> None:
+        """Raise ConfigError where a trainer begins an epoch whose policy was not given what it needs, though there was
+        time to: after PATIENCE epochs, or in the last one that is known to be the policy's."""
+        others = delivery.begun_by_others(trainer, epoch)
+        passes = min(delivery.passes - bool(others), epoch - self._rates.since)
+        # Not the first: of several ranks one may begin an epoch just before another gives what is needed. And a report
+        # may be on its way, of an epoch of few batches all of them.
+        last = others == delivery.group.places - 1 and self._intake.accepted and self._rates.ends_with(epoch)
+        late = epoch > delivery.epoch and passes >= PATIENCE
+        if (late or (last and passes >= 1)) and (lacking := self._refreshes.lacking()):
+            ends = "" if late else f", and epoch {epoch} is the last that it is for: give it before"
+            raise ConfigError(f"{lacking}; got none in {passes} epoch{'s' * (passes != 1)}{ends}")
 
     @property
     def _sizes(self) -> tuple[int, int]:

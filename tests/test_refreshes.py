@@ -7,8 +7,9 @@ import pytest
 
 from sampler_service.errors import ConfigError
 from sampler_service.policies.freshness import freshness
+from sampler_service.reports import policy_of
 from sampler_service.types import NO_ROW, BestOfSome, ByPlace, NearTogether, Report, WeightedDraw
-from tests.support import DIM, FakeTrainer, gradients, ids_of, join_all, make_sampler
+from tests.support import DIM, FakeTrainer, gradients, ids_of, join_all, make_config, make_sampler
 
 N = 64
 
@@ -268,6 +269,55 @@ def test_a_policy_that_never_gets_what_it_needs_refuses_the_third_epoch(policy, 
         trainer.start(2)
 
 
+@pytest.mark.parametrize(
+    ("policy", "changes", "words"),
+    [
+        ("poa", {}, r"'poa' needs a target of held-out examples"),
+        ("hard_negative", {"sketches": None}, r"'hard_negative' needs the embeddings of its pairs"),
+    ],
+)
+def test_a_run_of_two_epochs_is_refused_its_last(policy, changes, words):
+    trainer = run(policy, epochs=2, **({"policy_options": HARD} if policy == "hard_negative" else {}))
+    epoch(trainer, 0, **changes)
+    with pytest.raises(ConfigError, match=words + r".*; got none in 1 epoch, and epoch 1 is the last that it is for"):
+        trainer.start(1)
+
+
+def test_a_run_of_one_epoch_and_one_of_which_nothing_was_reported_yet_are_not_refused():
+    epoch(run("poa", epochs=1), 0)
+    trainer = run("poa", epochs=2)
+    trainer.start(0)
+    trainer.drain()
+    assert "sketches that were compared with held-out ones" in trainer.start(1).reason
+
+
+def two_ranks() -> list[FakeTrainer]:
+    """Of a run of two epochs, at the end of the first one."""
+    trainers = join_all(make_sampler(N, policy="poa", epochs=2), world=2, batch=8)
+    for trainer in trainers:
+        trainer.start(0)
+    for trainer in trainers:
+        while batches := trainer.take_acked().batches:
+            trainer.report(batches[0])
+    return trainers
+
+
+def test_of_two_ranks_the_last_one_to_begin_the_last_epoch_is_refused():
+    one, other = two_ranks()
+    assert one.start(1).policy == "shuffle", "the other one may be about to give the target"
+    with pytest.raises(ConfigError, match=r"'poa' needs a target .*; got none in 1 epoch, and epoch 1 is the last"):
+        other.start(1)
+    other.sampler.set_target(TARGET)
+    other.start(1)
+
+
+def test_a_rank_that_gives_the_target_after_the_other_went_on_is_in_time():
+    one, other = two_ranks()
+    one.start(1)
+    other.sampler.set_target(TARGET)
+    other.start(1)
+
+
 def test_a_target_without_sketches_to_compare_it_with_is_not_enough():
     trainer = run("validation_alignment")
     trainer.sampler.set_target(TARGET)
@@ -303,11 +353,26 @@ def test_a_phase_whose_policy_never_gets_what_it_needs_refuses_its_third_epoch()
     assert trainer.start(5).policy == "poa"
 
 
+def test_a_phase_of_two_epochs_is_refused_its_last_and_does_not_hold_the_next_one_up():
+    trainer = run("phases", policy_options={"schedule": "0.3 shuffle; 0.5 poa; 1 shuffle"}, epochs=10)
+    for number in range(4):
+        epoch(trainer, number)
+    with pytest.raises(ConfigError, match=r"policy 'poa' needs a target .*, and epoch 4 is the last that it is for"):
+        trainer.start(4)
+    trainer = run("phases", policy_options={"schedule": "0.3 shuffle; 0.4 poa; 1 shuffle"}, epochs=10)
+    for number in range(6):
+        epoch(trainer, number)
+
+
 def test_a_run_that_does_not_fit_its_policy_is_refused():
     with pytest.raises(ConfigError, match="goes by the share of the run that is done; say how long: epochs="):
         make_sampler(N, policy="phases")
     with pytest.raises(ConfigError, match="goes by the share of the run that is done"):
         make_sampler(N, policy="hard_negative")
+    for length in ({}, {"epochs": 4}):
+        with pytest.raises(ConfigError, match=r"'time_budget' goes by a clock, which run 'run' has not: give budget="):
+            policy_of(make_config(N, policy="time_budget", **length))
+    assert policy_of(make_config(N, policy="time_budget", by_budget=True)).name == "time_budget"
     with pytest.raises(ConfigError, match="side by side, sketch_dim is 5"):
         make_sampler(N, policy="hard_negative", epochs=2, sketch_dim=5)
     with pytest.raises(ConfigError, match=f"of rank {N} or beyond, and run 'run' has {N} pairs: lower .*'first'"):
@@ -315,6 +380,12 @@ def test_a_run_that_does_not_fit_its_policy_is_refused():
     with pytest.raises(ConfigError, match="side by side, sketch_dim is 5"):
         options = {"schedule": "0.5 shuffle; 1 hard_negative"}
         make_sampler(N, policy="phases", policy_options=options, epochs=2, sketch_dim=5)
+
+
+def test_a_phase_can_not_end_at_nan():
+    options = {"schedule": "0.5 shuffle; nan infobatch; 1 shuffle"}
+    with pytest.raises(ConfigError, match=r"must end at rising shares of the run, .* end at \[0.5, nan, 1.0\]"):
+        make_sampler(N, policy="phases", policy_options=options, epochs=2)
 
 
 def test_each_phase_has_its_policy_and_no_cluster_is_left_out_early():

@@ -19,6 +19,8 @@ from tests.support import DIM, FakeTrainer, ids_of, join_all, make_config, make_
 N = 48
 CANDIDATES = {"two_stage": 2}
 PICKS = {"auto": "gradient_clustering", "phases": "gradient_clustering", "time_budget": "infobatch"}
+LENGTHS = {"time_budget": {"by_budget": True}}
+"""of runs that don't go by epochs"""
 POLICY_OPTIONS = {
     "importance": {"gate": "1"},
     "rho_loss": {"top_fraction": "0.5"},
@@ -213,8 +215,9 @@ def test_infobatch_knows_in_which_epoch_it_is_and_ends_on_whole_ones():
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_every_policy_runs_for_three_epochs_with_sound_batches(policy, world):
+    length, candidates = LENGTHS.get(policy, {"epochs": 3}), CANDIDATES.get(policy, 1)
     options = POLICY_OPTIONS.get(policy, {})
-    sampler = make_sampler(N, policy=policy, policy_options=options, epochs=3, candidates=CANDIDATES.get(policy, 1))
+    sampler = make_sampler(N, policy=policy, policy_options=options, candidates=candidates, **length)
     sampler.set_reference(np.linspace(0, 1, N).astype(np.float32))
     trainers = join_all(sampler, world)
     rng = np.random.default_rng(1)
@@ -262,7 +265,8 @@ def losses_of(policy: str, batch: Batch, rng: np.random.Generator) -> np.ndarray
 
 
 def stream_of(policy: str, seed: int) -> list[tuple]:
-    sampler = make_sampler(N, policy=policy, policy_options=POLICY_OPTIONS.get(policy, {}), epochs=3, seed=seed)
+    length, options = LENGTHS.get(policy, {"epochs": 3}), POLICY_OPTIONS.get(policy, {})
+    sampler = make_sampler(N, policy=policy, policy_options=options, seed=seed, **length)
     (trainer,) = join_all(sampler)
     train(trainer, 1)
     sampler.set_target(np.eye(DIM, dtype=np.float32)[:2])

@@ -2,7 +2,7 @@
 
 Clusters are k-means of last-layer gradients, made anew each epoch by one pass over the set. The trainer keeps one
 gradient c_k for each, an average that forgets. Sources: Yuan et al., "COVER: A Cluster-based Variance Reduced Method",
-2019; "More Momentum Is All You Need", arXiv 2111.11828 (`methods.md` 9.10). Neither's code was to be had: what clusters
+2019; "More Momentum Is All You Need", arXiv 2111.11828. Neither's code was to be had: what clusters
 are of, how many there are and how fast a memory forgets is ours.
 
 Per-example gradients are computed beside the loop's own, by vmap: seconds say nothing of a fair implementation.

@@ -1,8 +1,8 @@
 """The alternatives, each after its paper and its authors' code, in process and without a service's overhead.
 
-Formulas: `methods.md` 9. Hyper-parameters are the papers' (RHO-LOSS's `reference_epochs` is ours), and are named in the
-tables; the learning rate alone is searched, as for our policies. All read the examples through the same DataLoader as
-the service's policies do, and score in the precision in which those do.
+Each class says its formula. Hyper-parameters are the papers' (RHO-LOSS's `reference_epochs` is ours), and are named in
+the tables; the learning rate alone is searched, as for our policies. All read the examples through the same DataLoader
+as the service's policies do, and score in the precision in which those do.
 
 Shapes: n examples, b batch, p presampled examples.
 """

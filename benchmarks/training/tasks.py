@@ -119,7 +119,7 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         Setting(name="digits_mlp", data="", model="mlp", limit=None, steps=600, batch_size=32, evaluations=25),
-        # methods.md 14: 20 000 images, 784-256-10, 1500 steps of 64
+        # The task of two stages: 20 000 images, 784-256-10, 1500 steps of 64
         Setting(
             name="mnist_mlp", data="mnist", model="mlp", limit=20_000, steps=1500, learning_rates=(0.1, 0.2, 0.4),
         ),
@@ -128,7 +128,7 @@ SETTINGS = {
             name="cifar_cnn", data="cifar10", model="cnn", limit=10_000, steps=3000, threads=2,
             learning_rates=(0.05, 0.1, 0.2), evaluations=8,
         ),
-        # methods.md 14: early on, while curvature and not noise limits, nothing is to be gained; what does it cost?
+        # Early on, while curvature and not noise limits, nothing is to be gained; what does it cost?
         Setting(
             name="cifar_cnn_short", data="cifar10", model="cnn", limit=20_000, steps=600, threads=2,
             learning_rates=(0.1,), evaluations=2,
@@ -188,7 +188,7 @@ def faulty(
     """Rows of the clean set that make the faulty one, and their labels.
 
     Args:
-        condition: "clean"; "dup50" and "dup90", where that share are copies of a few originals (methods.md 10);
+        condition: "clean"; "dup50" and "dup90", where that share are copies of a few originals;
             "longtail", where the rarest class has a hundredth of the commonest's examples, falling geometrically;
             "noise20" and "noise40", where that share got one of the other labels, evenly.
     """
@@ -233,7 +233,7 @@ def _digits() -> tuple[Part, Part]:
 
 
 def _parquet(folder: Path) -> tuple[Part, Part]:
-    """Grey values 0 … 1, as methods.md 14 has MNIST; colours with mean 0 and deviation 1 in each channel."""
+    """Grey values 0 … 1; colours with mean 0 and deviation 1 in each channel."""
     parts = []
     for name in ("train", "test"):
         images, labels = read_parquet(folder / f"{name}.parquet")

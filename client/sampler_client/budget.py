@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from sampler_client.config import check_within
 from sampler_client.errors import ConfigError
 
 Item = TypeVar("Item")
@@ -43,10 +44,8 @@ class TimeBudget:
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, *, spent: float = 0.0) -> None:
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise ConfigError(f"a time budget must be positive seconds, got {seconds!r}")
-        if not (math.isfinite(spent) and spent >= 0):
-            raise ConfigError(f"what is spent of a time budget must be seconds, 0 or more, got {spent!r}")
+        check_within("seconds", seconds, "(0, inf)")
+        check_within("spent", spent, "[0, inf)")
         self.seconds = seconds
         self._clock = clock
         self._spent = float(spent)

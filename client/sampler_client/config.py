@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,26 @@ def check_whole(name: str, value: Any, least: int, most: int = _UINT32) -> None:
     if not least <= number <= most:
         allowed = f"at least {least}" if number < least else f"at most {most}"
         raise ConfigError(f"{name} must be {allowed}, got {value!r}")
+
+
+def check_within(name: str, value: Any, interval: str) -> None:
+    """Raise ConfigError unless `value` is a number in an interval, written as in mathematics: "[0, 1)", "(0, inf)"."""
+    try:
+        number = float("text" if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} must be a number, got {value!r}") from None
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    if above and below:
+        return
+    if high < math.inf:
+        allowed = f"lie in {interval}"
+    elif number == math.inf:
+        allowed = "be finite"
+    else:
+        allowed = f"be at least {low:g}" if interval[0] == "[" else "be positive"
+    raise ConfigError(f"{name} must {allowed}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +66,7 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"Timeouts.{name} must be positive seconds, got {getattr(self, name)!r}")
+            check_within(f"Timeouts.{name}, in seconds,", getattr(self, name), "(0, inf]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

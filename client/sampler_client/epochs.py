@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
+from sampler_client.config import check_whole
 from sampler_client.errors import ConfigError, Stale
 from sampler_client.publisher import PublishCounts, Weights
 from sampler_client.reporter import PendingReport, ReportCounts, ReportRows
@@ -202,8 +203,7 @@ class EpochReader:
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is. A position restored inside this very epoch is kept."""
-        if epoch < 0:
-            raise ConfigError(f"epoch must not be negative, got {epoch}")
+        check_whole("epoch", epoch, 0)
         if epoch != self._next_epoch:
             self._next_epoch, self._next_skip, self._next_received, self._next_population = epoch, 0, 0, ""
 

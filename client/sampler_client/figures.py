@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sampler_client.errors import ConfigError
+from sampler_client.config import check_within
 
 if TYPE_CHECKING:
     from sampler_client._pb import sampler_pb2 as pb
@@ -106,8 +106,7 @@ class FigureLogger:
     """
 
     def __init__(self, loader: Loader, writer: Writer, *, every_s: float = 30.0) -> None:
-        if not every_s > 0:
-            raise ConfigError(f"every_s must be positive seconds, got {every_s!r}")
+        check_within("every_s, in seconds,", every_s, "(0, inf]")
         self._source = loader.sampler.source
         self._reader = loader.sampler.reader
         self._writer = writer

@@ -6,8 +6,8 @@ by stage the last group fades out, evenly within its stage and to the others ali
 training.
 
 Source: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395, and its authors' code. Their
-in-stage transfer moves 1 / (K - 1)^2 of the last group's weight and then jumps; here it moves all of it (`methods.md`
-4.2). `tuple_order`, by which the sampler's clusters decide who is mixed with whom, is ours.
+in-stage transfer moves 1 / (K - 1)^2 of the last group's weight and then jumps; here it moves all of it, by our
+choice. `tuple_order`, by which the sampler's clusters decide who is mixed with whom, is ours.
 
 A mixed loss is no example's: it can't be reported as one. Reports, and with them the clusters, come of passes over the
 examples themselves, such as those of scorers or of a second stage.
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sampler_client.config import check_whole, check_within
 from sampler_client.errors import ConfigError
 
 WARNED_AFTER = 1000
@@ -36,11 +37,10 @@ def group_weights(progress: float, groups: int) -> list[float]:
     """(K,) weights of the groups at a share of the cascade, summing to 1; from 1/K each to one of 1.
 
     Raises:
-        ConfigError: fewer than one group, or a progress that is no share.
+        ConfigError: groups that are no whole number from 1 on, or a progress that is no share.
     """
-    _check_groups(groups)
-    if not 0 <= progress <= 1:
-        raise ConfigError(f"progress must lie in [0, 1], got {progress}")
+    check_whole("groups", groups, 1)
+    check_within("progress", progress, "[0, 1]")
     if groups == 1 or progress == 1:
         return [1.0] + [0.0] * (groups - 1)
     at = progress * (groups - 1)
@@ -65,7 +65,7 @@ def tuple_order(kinds: Any, groups: int, tuples: Literal["different", "same"]) -
     Raises:
         ConfigError: kinds that are no vector of whole numbers, groups below 1, or `tuples` that are neither.
     """
-    _check_groups(groups)
+    check_whole("groups", groups, 1)
     kinds = _tensor(kinds)
     if kinds.ndim != 1 or kinds.is_floating_point():
         raise ConfigError(f"kinds must be a vector of whole numbers, got {kinds.dtype} of shape {tuple(kinds.shape)}")
@@ -107,12 +107,14 @@ class CascadingSum:
         num_classes: c, at least 2.
         tuples: whether examples of different or of the same kinds are mixed (`tuple_order`); None: as the batch has
             them. Of one class the labels stay whole; of different clusters the gradients differ most.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
     def __init__(self, groups: int, num_classes: int, *, tuples: Literal["different", "same"] | None = None) -> None:
-        _check_groups(groups)
-        if num_classes < 2:
-            raise ConfigError(f"num_classes must be at least 2, got {num_classes}; sums of labels need classes")
+        check_whole("groups", groups, 1)
+        check_whole("num_classes", num_classes, 2)
         if tuples not in (None, "different", "same"):
             raise ConfigError(f"tuples must be 'different', 'same' or None, got {tuples!r}")
         self.groups = groups
@@ -200,7 +202,7 @@ def mixed_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """(m,) losses of mixed examples: binary cross-entropy, summed over the classes.
 
     Args:
-        logits: (m, c).
+        logits: (m, c); where they are NaN, since training diverged, so are the losses, as torch's own are.
         targets: (m, c) in [0, 1].
 
     Raises:
@@ -217,11 +219,6 @@ def mixed_loss(logits: Tensor, targets: Tensor) -> Tensor:
             "classes that CascadingSum makes of labels, and no regression's"
         )
     return functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)
-
-
-def _check_groups(groups: int) -> None:
-    if groups < 1:
-        raise ConfigError(f"groups must be at least 1, got {groups}")
 
 
 def _tensor(values: Any) -> Tensor:

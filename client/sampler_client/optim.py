@@ -13,7 +13,7 @@ so that signs can change:
 
 Source: Kirtas, Passalis and Tefas, arXiv 2307.07189. The framework and the multiplicative rule are theirs; no code and
 no full text were to be had, and the form of the hybrid rule, as well as what happens at zero, are a reconstruction of
-ours (`methods.md` 5).
+ours.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from sampler_client.config import check_within
 from sampler_client.errors import ConfigError
 
 _UNFIT = (torch.optim.LBFGS, torch.optim.Adafactor, torch.optim.ASGD)
@@ -213,6 +214,7 @@ def _check(group: dict[str, Any]) -> None:
         )
     if "lr" not in group or isinstance(group["lr"], torch.Tensor):
         raise ConfigError("the wrapped optimiser must have a number as its lr in every group")
+    check_within("lr", group["lr"], "[0, inf)")
     if not _present_eta_out(group) < 1:
         raise ConfigError(
             f"eta_out {group['eta_out']:g} times lr / initial lr, {group['lr']:g} / {group['initial_eta']:g}, comes to "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sampler_client.config import check_within
 from sampler_client.errors import ConfigError
 
 
@@ -24,8 +25,7 @@ class Phase:
     """of the policy"""
 
     def __post_init__(self) -> None:
-        if not 0 < self.until <= 1:
-            raise ConfigError(f"a phase ends at a share of the run in (0, 1], got {self.until}")
+        check_within("until, the share of the run at which a phase ends,", self.until, "(0, 1]")
 
     def __str__(self) -> str:
         return " ".join((f"{self.until:g}", self.policy, *(f"{name}={value}" for name, value in self.options.items())))

@@ -8,7 +8,7 @@ cosine of a left and a right embedding, the hinges of pair i are
 Summed they are the usual ranking loss; the largest of each kind alone, that of VSE++.
 
 Source: Faghri, Fleet, Kiros and Fidler, "VSE++", BMVC 2018, arXiv 1707.05612, equations 4 to 6. The warm-up and the
-detector of collapse are ours, after what others met (`methods.md` 2.3).
+detector of collapse are ours: alone, the largest hinges can leave an untrained model where all similarities are equal.
 
 Shapes: b pairs, d numbers of an embedding, n pairs of a whole set.
 """
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sampler_client.config import check_whole, check_within
 from sampler_client.errors import ConfigError
 
 
@@ -35,12 +36,14 @@ class MaxOfHinges(nn.Module):
         margin: by which a pair's own similarity must exceed the others', > 0; of cosines, which lie in [-1, 1].
         hardness: share of the largest hinges, in [0, 1]: 0 is the sum of hinges, 1 VSE++'s. It may be set anew at any
             step, as by `warm_up`.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
     def __init__(self, margin: float = 0.2, hardness: float = 1.0) -> None:
         super().__init__()
-        if not (math.isfinite(margin) and margin > 0):
-            raise ConfigError(f"margin must be positive, got {margin}")
+        check_within("margin", margin, "(0, inf)")
         self.margin = margin
         self.hardness = hardness
 
@@ -50,8 +53,7 @@ class MaxOfHinges(nn.Module):
 
     @hardness.setter
     def hardness(self, value: float) -> None:
-        if not 0 <= value <= 1:
-            raise ConfigError(f"hardness must lie in [0, 1], got {value}")
+        check_within("hardness", value, "[0, 1]")
         self._hardness = value
 
     def forward(self, left: Tensor, right: Tensor, group: Tensor | None = None) -> Tensor:
@@ -66,11 +68,14 @@ class MaxOfHinges(nn.Module):
             (b,) losses, at least 0. Their sum is the papers' loss; `batch.weighted_mean` takes them as they are.
 
         Raises:
-            ConfigError: shapes that do not fit one another, or no pairs.
+            ConfigError: shapes that do not fit one another, no pairs, groups that are no whole numbers, or embeddings
+                that are not finite: one would be the hardest negative of all others.
         """
         _check_sides(left, right, group)
         similarity = functional.normalize(left, dim=1) @ functional.normalize(right, dim=1).T
         own = similarity.diagonal()
+        if not bool(own.isfinite().all()):  # b numbers, made already; which it was is looked up only then
+            _check_finite(left, right)
         same = torch.eye(len(left), dtype=torch.bool, device=left.device)
         if group is not None:
             same = group.unsqueeze(0) == group.unsqueeze(1)
@@ -90,7 +95,8 @@ class PairSketches:
     or twice `dim`.
 
     Args:
-        left, right: (b, e) embeddings; of lengths other than 1 only the direction counts.
+        left, right: (b, e) embeddings; of lengths other than 1 only the direction counts. Pairs that are not finite
+            are counted as unusable, as a sketcher's are, and not sent.
         dim: numbers that each is projected to, at most e, by a random matrix that is the same for all: cheaper to send
             and to search, with products that are off by about 1 / sqrt(dim). None: as they are.
 
@@ -100,8 +106,10 @@ class PairSketches:
 
     def __init__(self, left: Tensor, right: Tensor, dim: int | None = None) -> None:
         _check_sides(left, right)
-        if dim is not None and not 1 <= dim <= left.shape[1]:
-            raise ConfigError(f"dim must be 1 to {left.shape[1]}, the length of an embedding, got {dim}")
+        if dim is not None:
+            check_whole("dim", dim, 1)
+            if dim > left.shape[1]:
+                raise ConfigError(f"dim must be 1 to {left.shape[1]}, the length of an embedding, got {dim}")
         units = [functional.normalize(side.detach().float(), dim=1) for side in (left, right)]
         if dim is not None:
             units = [unit @ _projection(left.shape[1], dim).to(unit) for unit in units]
@@ -131,10 +139,10 @@ def warm_up(progress: float, *, begin: float = 0.1, end: float = 0.3) -> float:
     Raises:
         ConfigError: not 0 <= begin <= end <= 1, or a progress that is no share.
     """
-    if not 0 <= begin <= end <= 1:
-        raise ConfigError(f"warm_up needs 0 <= begin <= end <= 1, got begin {begin} and end {end}")
-    if not 0 <= progress <= 1:
-        raise ConfigError(f"progress must lie in [0, 1], got {progress}")
+    for name, value in (("progress", progress), ("begin", begin), ("end", end)):
+        check_within(name, value, "[0, 1]")
+    if begin > end:
+        raise ConfigError(f"warm_up needs begin <= end, got begin {begin} and end {end}")
     if progress >= end:
         return 1.0
     return 0.0 if progress <= begin else (progress - begin) / (end - begin)
@@ -146,15 +154,16 @@ class CollapseDetector:
     Args:
         margin: of the hinges.
         tolerance: relative distance from twice the margin that still counts, > 0.
-        patience: batches in a row.
+        patience: batches in a row, at least 1.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
     def __init__(self, margin: float = 0.2, *, tolerance: float = 0.01, patience: int = 50) -> None:
-        if not (0 < margin < math.inf and 0 < tolerance < math.inf and patience >= 1):
-            raise ConfigError(
-                f"margin and tolerance must be positive and finite and patience at least 1, got {margin}, {tolerance}, "
-                f"{patience}"
-            )
+        check_within("margin", margin, "(0, inf)")
+        check_within("tolerance", tolerance, "(0, inf)")
+        check_whole("patience", patience, 1)
         self._plateau, self._tolerance, self._patience = 2 * margin, tolerance, patience
         self._still = 0
 
@@ -165,7 +174,7 @@ class CollapseDetector:
             ConfigError: the loss is not finite.
         """
         if not math.isfinite(hardest):
-            raise ConfigError(f"the loss must be finite, got {hardest}: training has diverged")
+            raise ConfigError(f"hardest must be a finite loss, got {hardest}: training has diverged")
         near = abs(hardest - self._plateau) <= self._tolerance * self._plateau
         self._still = self._still + 1 if near else 0
         return self._still >= self._patience
@@ -196,17 +205,17 @@ def recall_at_k(
         {"left_to_right": {k: share}, "right_to_left": {k: share}}, shares in 0 … 1.
 
     Raises:
-        ConfigError: shapes that do not fit, no pairs, a k or rows outside their range, or embeddings that are not
-            finite.
+        ConfigError: shapes that do not fit, no pairs, groups that are no whole numbers, a k or rows outside their
+            range, or embeddings that are not finite.
     """
     _check_sides(left, right, group)
-    if rows < 1:
-        raise ConfigError(f"rows must be at least 1, got {rows}")
-    if not ks or min(ks) < 1 or max(ks) > len(left):
+    check_whole("rows", rows, 1)
+    for k in ks:
+        check_whole("each of ks", k, 1)
+    if not ks or max(ks) > len(left):
         raise ConfigError(f"ks must lie in 1 … {len(left)}, the number of pairs, got {tuple(ks)}")
     firsts = _firsts(items, len(left), left.device)
-    if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
-        raise ConfigError("embeddings must be finite; some are NaN or infinite")
+    _check_finite(left, right)
     group = torch.arange(len(left), device=left.device) if group is None else group
     one, other = (
         (functional.normalize(side[first].float(), dim=1), group[first])
@@ -225,6 +234,7 @@ def _firsts(items: tuple[Tensor, Tensor] | None, pairs: int, device: torch.devic
             raise ConfigError(
                 f"items need one {name} number for each of {pairs} pairs, got shape {tuple(item_n.shape)}"
             )
+        _check_numbers(f"items of the {name}", item_n)
         number_n = item_n.unique(return_inverse=True)[1].to(device)
         first = torch.full((int(number_n.max()) + 1,), pairs, device=device)
         found.append(first.scatter_reduce(0, number_n, torch.arange(pairs, device=device), "amin"))
@@ -240,6 +250,22 @@ def _check_sides(left: Tensor, right: Tensor, group: Tensor | None = None) -> No
         )
     if group is not None and group.shape != left.shape[:1]:
         raise ConfigError(f"group needs one number for each of {len(left)} pairs, got shape {tuple(group.shape)}")
+    if group is not None:
+        _check_numbers("group", group)
+
+
+def _check_numbers(name: str, number_n: Tensor) -> None:
+    """Raise ConfigError for numbers of things that are not whole: a NaN is like nothing, itself included."""
+    if number_n.is_floating_point() or number_n.is_complex():
+        raise ConfigError(f"{name} must hold whole numbers, got {number_n.dtype}; make it .long()")
+
+
+def _check_finite(left: Tensor, right: Tensor) -> None:
+    """Raise ConfigError for a side with embeddings that are not finite."""
+    for name, side in (("left", left), ("right", right)):
+        odd = int((~side.isfinite()).any(1).sum())
+        if odd:
+            raise ConfigError(f"{name} must be finite; {odd} of its {len(side)} embeddings hold NaN or infinity")
 
 
 def _recalls(

@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
+from sampler_client.config import check_whole
 from sampler_client.errors import ConfigError
 from sampler_client.publisher import PublishCounts, Weights
 from sampler_client.reporter import PendingReport, ReportCounts, ReportRows
@@ -68,6 +69,8 @@ class FakeSession:
         seed: int = 0,
         weights: ArrayLike | None = None,
     ) -> None:
+        check_whole("num_examples", num_examples, 1)
+        check_whole("batch_size", batch_size, 1)
         self._weight_n = np.ones(num_examples, np.float32) if weights is None else np.asarray(weights, np.float32)
         if self._weight_n.shape != (num_examples,):
             raise ConfigError(f"weights must have the shape ({num_examples},), got {self._weight_n.shape}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sampler_service.config import MOST_EXAMPLES
+from sampler_service.config import MOST_EXAMPLES, check_whole
 from sampler_service.errors import ConfigError, Stale
 from sampler_service.planning.distinct import draw_distinct
 from sampler_service.planning.randomness import Stream, generator
@@ -99,10 +99,10 @@ class LocalSampler:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        self.num_samples = _whole("num_samples", num_samples, 1)
+        self.num_samples = check_whole("num_samples", num_samples, 1)
         self.replacement = _flag("replacement", replacement)
         self.num_replicas, self.rank = _place(num_replicas, rank)
-        self.seed = _whole("seed", seed, 0)
+        self.seed = check_whole("seed", seed, 0)
         self.drop_last = bool(drop_last)
         self._take(self._checked(weights))
         if self.drop_last and self.num_samples < self.num_replicas:
@@ -126,7 +126,7 @@ class LocalSampler:
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is. To say it again changes nothing, nor does it lose a restored position in
         this very epoch."""
-        if _whole("epoch", epoch, 0) != self._next_epoch:
+        if check_whole("epoch", epoch, 0) != self._next_epoch:
             self._pass, self._next_epoch, self._next_first = None, epoch, 0
 
     def update(self, weights: ArrayLike) -> None:
@@ -168,7 +168,7 @@ class LocalSampler:
         if state.get("version") != STATE_VERSION:
             raise Stale(f"the saved position has version {state.get('version')!r}, this sampler reads {STATE_VERSION}")
         epoch, yielded = int(state["epoch"]), int(state["examples"])
-        first = yielded if examples is None else _whole("examples", examples, 0)
+        first = yielded if examples is None else check_whole("examples", examples, 0)
         if first > yielded:
             raise ConfigError(f"examples must be at most the {yielded} that were yielded of epoch {epoch}, got {first}")
         if self._share(self.num_samples - first) <= 0:  # the epoch is over
@@ -242,16 +242,6 @@ class LocalSampler:
             )
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ConfigError(f"{name} must be a whole number, got {value!r}") from None
-    if number < least:
-        raise ConfigError(f"{name} must be at least {least}, got {value!r}")
-    return number
-
-
 def _flag(name: str, value: Any) -> bool:
     """True or False. Numbers are refused: they are arguments that were meant for another place."""
     if not isinstance(value, bool | np.bool_):
@@ -280,7 +270,7 @@ def _place(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
             num_replicas, rank = distributed.get_world_size(), distributed.get_rank()
         else:
             num_replicas, rank = _of_environment("WORLD_SIZE", 1), _of_environment("RANK", 0)
-    num_replicas, rank = _whole("num_replicas", num_replicas, 1), _whole("rank", rank, 0)
+    num_replicas, rank = check_whole("num_replicas", num_replicas, 1), check_whole("rank", rank, 0)
     if rank >= num_replicas:
         raise ConfigError(f"rank must be 0 to num_replicas-1, got rank={rank} of num_replicas={num_replicas}")
     return num_replicas, rank

@@ -33,6 +33,7 @@ __all__ = [
     "Pick",
     "Policy",
     "Shuffle",
+    "TimeBudget",
     "TwoStage",
     "choose",
     "coverage",

@@ -6,7 +6,7 @@ within a band of ranks: the very nearest are too often pairs that match as well.
 
 Source: Faghri, Fleet, Kiros, Fidler, "VSE++", BMVC 2018, arXiv 1707.05612 (the hardest negative); Xiong et al.,
 "Approximate Nearest Neighbor Negative Contrastive Learning", arXiv 2007.00808 (negatives from an index made anew
-while training goes on). The composition of batches and the warm-up are ours (`methods.md` 2.3, 2.4).
+while training goes on). The composition of batches and the warm-up are ours.
 
 Shapes: n pairs.
 """

@@ -6,7 +6,7 @@ are there show no example less than a tenth as often as shuffling would: their r
 
 Source: Achille, Rovere, Soatto, "Critical Learning Periods in Deep Networks", ICLR 2019, arXiv 1711.08856; Golatkar,
 Achille, Soatto, "Time Matters in Regularizing Deep Networks", NeurIPS 2019, arXiv 1905.13277; the last part without
-pruning is InfoBatch's, arXiv 2303.04947. The schedule is our reading of them, not a claim of theirs (`methods.md` 7.4).
+pruning is InfoBatch's, arXiv 2303.04947. The schedule is our reading of them, not a claim of theirs.
 
 Shapes: n examples.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -57,7 +58,8 @@ class Phases:
 
     def __post_init__(self) -> None:
         ends = [phase.until for phase in self.phases]
-        if not ends or ends != sorted(set(ends)) or not ends[0] > 0 or ends[-1] != 1:
+        rises = all(one < next_ for one, next_ in pairwise([0.0, *ends]))  # no NaN does
+        if not rises or not ends or ends[-1] != 1:
             raise ConfigError(
                 f"policy {self.name!r}: phases must end at rising shares of the run, the last at 1; they end at {ends}"
             )

@@ -6,9 +6,9 @@ inner product of its mean sketch with the mean sketch of held-out examples, whic
 step is made in vain. `sampler_client.pytorch.lookahead` is the source's exact form.
 
 Source: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395, and the authors' code, whose
-target came from the test set; the form in sketches is ours (`methods.md` 4.1). That the thesis' POA is that code is an
-inference. The order is made when an epoch begins, from sketches of the one before: it holds where an epoch moves the
-model little, at small learning rates or over few batches.
+target came from the test set; the form in sketches is ours. That the thesis' POA is that code is our reading. The
+order is made when an epoch begins, from sketches of the one before: it holds where an epoch moves the model little, at
+small learning rates or over few batches.
 
 Shapes: n examples.
 """

@@ -1,12 +1,11 @@
 """A policy for a fixed time: another policy up to shortly before the deadline, then shuffling.
 
 Source: the setting is that of Khan, Hamila, Menouar, "Accelerating Deep Learning with Fixed Time Budget",
-arXiv 2410.03790, of which the procedure is not public; this definition is ours, and simpler than the reconstruction in
-`methods.md` 8, which ranks examples by loss and fits the share that it keeps to the steps that are left: the share that
-is pruned here is the inner policy's, whatever the budget. That pruning loses nothing when weights undo it, and that the
-end should see everything once more, is InfoBatch's, arXiv 2303.04947; a phase begins with an epoch, so that of few
-and long ones the last may be pruned still, or be cut short. The deadline itself, and learning rates that end
-with it, are the trainer's (`sampler_client.TimeBudget`).
+arXiv 2410.03790, of which the procedure is not public; this definition is ours. It does not rank examples by loss, nor
+fit the share that it keeps to the steps that are left: what is pruned is the inner policy's, whatever the budget. That
+pruning loses nothing when weights undo it, and that the end should see everything once more, is InfoBatch's, arXiv
+2303.04947; a phase begins with an epoch, so that of few and long ones the last may be pruned still, or be cut short.
+The deadline itself, and learning rates that end with it, are the trainer's (`sampler_client.TimeBudget`).
 """
 
 from __future__ import annotations

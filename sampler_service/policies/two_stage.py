@@ -4,7 +4,7 @@ The trainer scores them by a forward pass and keeps the best, without bias (`sam
 Scores grow old: an example's own counts for less the longer ago it was reported, and the fresh mean of its cluster
 for more, which makes the rates flatter where the table knows less.
 
-Source: `methods.md` 14 (ours); mixing with uniform draws as in `importance.py`.
+Source: ours; mixing with uniform draws as in `importance.py`.
 
 Shapes: n examples.
 """

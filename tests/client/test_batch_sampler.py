@@ -111,8 +111,10 @@ def test_an_epoch_that_is_set_again_comes_again_in_the_same_order(attached):
 
 
 def test_a_negative_epoch_is_refused(attached):
-    with pytest.raises(sampler.ConfigError, match="epoch must not be negative"):
+    with pytest.raises(sampler.ConfigError, match="epoch must be at least 0, got -1"):
         attached.set_epoch(-1)
+    with pytest.raises(sampler.ConfigError, match=r"epoch must be a whole number, got 1\.5"):
+        attached.set_epoch(1.5)
 
 
 @pytest.mark.parametrize("workers", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}])

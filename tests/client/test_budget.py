@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_has_spent_what_its_checkpoint_says():
     assert budget.elapsed == 7.0 and budget.linear() == pytest.approx(0.3)
     assert len(list(budget.over(loader))) == 3
     assert budget.elapsed == 10.0
-    with pytest.raises(sampler.ConfigError, match="0 or more, got -1"):
+    with pytest.raises(sampler.ConfigError, match="spent must be at least 0, got -1"):
         TimeBudget(10.0, spent=-1)
 
 
@@ -82,9 +82,18 @@ def test_rates_fall_from_one_to_zero_with_the_budget():
     assert torch.optim.lr_scheduler.LambdaLR(optimizer, budget.cosine).get_last_lr() == [pytest.approx(0)]
 
 
-@pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf])
-def test_a_budget_that_is_none_is_refused(seconds):
-    with pytest.raises(sampler.ConfigError, match="must be positive seconds"):
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "positive, got 0"),
+        (-1.0, "positive, got -1.0"),
+        (math.nan, "positive, got nan"),
+        (math.inf, "finite, got inf"),
+        ("600", "a number, got '600'"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused(seconds, words):
+    with pytest.raises(sampler.ConfigError, match="^seconds must be " + words):
         TimeBudget(seconds)
 
 
@@ -108,6 +117,12 @@ def test_phases_go_by_the_budget(service_address: str):
     assert policies == ["shuffle", "shuffle", "infobatch"]
     with pytest.raises(sampler.ConfigError, match="budget must be a TimeBudget, got 600"):
         sampler.attach(plain, service_address, run="r2", budget=600, timeouts=QUICK)
+
+
+def test_the_policy_of_budgets_without_one_is_refused(service_address: str):
+    plain = DataLoader(TensorDataset(torch.arange(16)), batch_size=8)
+    with pytest.raises(sampler.ConfigError, match=r"budget=TimeBudget\(seconds\) and loop over budget.over\(loader\)"):
+        sampler.attach(plain, service_address, run="r", policy="time_budget", epochs=4, timeouts=QUICK)
 
 
 def test_a_loop_that_does_not_count_its_time_is_refused(service_address: str):

@@ -342,7 +342,7 @@ def test_a_thread_that_can_not_be_started_is_no_end_of_training(attached, monkey
 
 @pytest.mark.parametrize("every_s", [0, -1.0, math.nan])
 def test_a_pause_that_is_none_is_refused(attached, every_s):
-    with pytest.raises(sampler.ConfigError, match="every_s must be positive seconds"):
+    with pytest.raises(sampler.ConfigError, match="every_s, in seconds, must be positive, got"):
         sampler.FigureLogger(attached, Notes(), every_s=every_s)
 
 

@@ -160,6 +160,11 @@ def test_kinds_that_nobody_ever_knows_are_warned_of_once(monkeypatch: pytest.Mon
         mixer(*batch, kinds=unknown)
 
 
+def test_logits_of_a_training_that_diverged_have_a_loss_that_says_so():
+    losses = mixed_loss(torch.tensor([[math.nan, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    assert losses.isnan().tolist() == [True, False]
+
+
 @pytest.mark.parametrize(("progress", "active"), [(0.0, 4), (0.2, 4), (0.34, 3), (0.9, 2), (1.0, 1)])
 def test_so_many_groups_are_active(progress, active):
     assert CascadingSum(4, 2).active(progress) == active
@@ -170,6 +175,11 @@ def test_so_many_groups_are_active(progress, active):
     [
         (lambda: CascadingSum(0, 10), "groups must be at least 1, got 0"),
         (lambda: CascadingSum(2, 1), "num_classes must be at least 2, got 1"),
+        (lambda: CascadingSum(math.nan, 3), "groups must be a whole number, got nan"),  # pyright: ignore[reportArgumentType]
+        (lambda: CascadingSum(2.5, 3), "groups must be a whole number, got 2.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: CascadingSum(2, math.nan), "num_classes must be a whole number, got nan"),  # pyright: ignore[reportArgumentType]
+        (lambda: group_weights(0.5, math.nan), "groups must be a whole number, got nan"),  # pyright: ignore[reportArgumentType]
+        (lambda: group_weights("half", 3), "progress must be a number, got 'half'"),  # pyright: ignore[reportArgumentType]
         (lambda: group_weights(1.2, 3), r"progress must lie in \[0, 1\], got 1.2"),
         (lambda: CascadingSum(2, 3)(torch.ones(4, 1), torch.ones(4), 0.5), "targets of a regression"),
         (lambda: CascadingSum(2, 3)(torch.ones(4, 1), torch.ones(3, dtype=torch.int64), 0.5), "each of 4 examples"),

@@ -60,7 +60,7 @@ def test_a_step_of_sgd_is_the_papers_formula(blend):
 @pytest.mark.parametrize(
     ("name", "directions"),
     [
-        # m l of the first two steps for gradients 3 and 1, worked out by hand from `methods.md` 5.1
+        # m l of the first two steps for gradients 3 and 1, worked out by hand from each optimiser's own rule
         ("sgd", (3, 1)),
         ("momentum", (3 + 0.9 * 3, 1 + 0.9 * (0.9 * 3 + 1))),  # Nesterov's: g + beta m
         ("adagrad", (3 / math.sqrt(9), 1 / math.sqrt(10))),
@@ -290,6 +290,11 @@ def test_weight_decay_is_decoupled():
 def test_settings_outside_their_range_are_refused(settings, words):
     with pytest.raises(sampler.ConfigError, match=words):
         Multiplicative(torch.optim.SGD(parameters_of(), lr=0.1), **settings)
+
+
+def test_a_learning_rate_that_is_no_number_is_refused():
+    with pytest.raises(sampler.ConfigError, match="lr must be at least 0, got nan"):
+        Multiplicative(torch.optim.SGD(parameters_of(), lr=math.nan))
 
 
 def test_an_optimiser_that_decays_weights_by_itself_is_refused():

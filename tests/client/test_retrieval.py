@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sampler_client as sampler
-from sampler_client.retrieval import CollapseDetector, MaxOfHinges, recall_at_k, warm_up
+from sampler_client.retrieval import CollapseDetector, MaxOfHinges, PairSketches, recall_at_k, warm_up
 
 
 def by_hand(left, right, margin, hardness, group):
@@ -80,11 +80,26 @@ def test_an_item_of_several_pairs_is_one_item_on_either_side():
         recall_at_k(images, captions, ks=(1,), items=(items[0], torch.arange(3)))
 
 
+ODD = torch.tensor([[1.0, 0.0, 0.0], [1.0, float("nan"), 0.0]])
+
+
+@pytest.mark.parametrize("hardness", [0.0, 1.0])
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_embeddings_that_are_not_finite_have_no_loss(side, pairs, hardness):
+    sides = {"left": torch.ones(pairs, 3), "right": torch.ones(pairs, 3)} | {side: ODD[2 - pairs :]}
+    words = f"^{side} must be finite; 1 of its {pairs} embeddings hold NaN or infinity"
+    with pytest.raises(sampler.ConfigError, match=words):
+        MaxOfHinges(hardness=hardness)(**sides)
+    with pytest.raises(sampler.ConfigError, match=words):
+        MaxOfHinges(hardness=hardness)(**sides | {side: sides[side].nan_to_num(torch.inf)})
+
+
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_no_collapse_but_an_error(loss):
-    with pytest.raises(sampler.ConfigError, match="the loss must be finite"):
+    with pytest.raises(sampler.ConfigError, match=f"hardest must be a finite loss, got {loss}"):
         CollapseDetector().collapsed(loss)
-    with pytest.raises(sampler.ConfigError, match="must be positive and finite"):
+    with pytest.raises(sampler.ConfigError, match=f"margin must be (positive|finite), got {loss}"):
         CollapseDetector(margin=loss)
 
 
@@ -109,9 +124,29 @@ def test_a_collapse_is_noticed_after_as_many_batches_in_a_row():
         (lambda: MaxOfHinges()(torch.ones(0, 3), torch.ones(0, 3)), r"one pair or more; got \(0, 3\)"),
         (lambda: warm_up(0.5, begin=0.6, end=0.3), "begin 0.6 and end 0.3"),
         (lambda: warm_up(1.5), r"progress must lie in \[0, 1\], got 1.5"),
-        (lambda: CollapseDetector(patience=0), "patience at least 1"),
+        (lambda: warm_up(0.5, begin=float("nan")), r"begin must lie in \[0, 1\], got nan"),
+        (lambda: CollapseDetector(patience=0), "patience must be at least 1, got 0"),
+        (lambda: CollapseDetector(patience=1.5), "patience must be a whole number, got 1.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: CollapseDetector(tolerance=0.0), "tolerance must be positive, got 0.0"),
+        (lambda: MaxOfHinges(float("inf")), "margin must be finite, got inf"),
+        (lambda: MaxOfHinges("wide"), "margin must be a number, got 'wide'"),  # pyright: ignore[reportArgumentType]
+        (lambda: MaxOfHinges(hardness=float("nan")), r"hardness must lie in \[0, 1\], got nan"),
+        (
+            lambda: MaxOfHinges()(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0.0, float("nan")])),
+            "group must hold whole numbers, got torch.float32",
+        ),
+        (lambda: PairSketches(torch.ones(2, 3), torch.ones(2, 3), dim=1.5), "dim must be a whole number, got 1.5"),  # pyright: ignore[reportArgumentType]
         (lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(5,)), "ks must lie in 1 … 2"),
-        (lambda: recall_at_k(torch.full((2, 3), torch.nan), torch.ones(2, 3), ks=(1,)), "must be finite"),
+        (lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(0,)), "each of ks must be at least 1, got 0"),
+        (
+            lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(1.5,)),  # pyright: ignore[reportArgumentType]
+            "each of ks must be a whole number, got 1.5",
+        ),
+        (lambda: recall_at_k(torch.ones(2, 3), ODD, ks=(1,)), "right must be finite; 1 of its 2 embeddings hold NaN"),
+        (
+            lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(1,), items=(torch.ones(2), torch.arange(2))),
+            "items of the left must hold whole numbers, got torch.float32",
+        ),
         (lambda: recall_at_k(torch.ones(0, 3), torch.ones(0, 3)), r"one pair or more; got \(0, 3\)"),
         (
             lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(1,), group=torch.ones(3)),

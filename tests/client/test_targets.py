@@ -128,5 +128,12 @@ def test_a_schedule_of_phases_is_served(service_address: str):
 def test_a_schedule_that_can_not_be_is_refused(service_address: str, options, words):
     with pytest.raises(sampler.ConfigError, match=words):
         sampler.attach(DataLoader(data(), batch_size=8), service_address, run="r", timeouts=QUICK, **options)
-    with pytest.raises(sampler.ConfigError, match=r"in \(0, 1\], got 1.5"):
-        sampler.Phase(1.5, "shuffle")
+
+
+@pytest.mark.parametrize(
+    ("until", "words"),
+    [(1.5, r"lie in \(0, 1\], got 1.5"), (float("nan"), "got nan"), ("half", "be a number, got 'half'")],
+)
+def test_a_phase_ends_at_a_share_of_the_run(until, words):
+    with pytest.raises(sampler.ConfigError, match=f"^until, .* must .*{words}"):
+        sampler.Phase(until, "shuffle")

@@ -93,3 +93,16 @@ def test_a_fake_session_is_usable_alone():
     assert session.start_epoch(0, 0).num_steps == session.steps_per_epoch == 2
     assert len(list(iter(session.next, None))) == 2
     assert session.rows().tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 1.5}, r"batch_size must be a whole number, got 1\.5"),
+        ({"num_examples": 0}, "num_examples must be at least 1, got 0"),
+    ],
+)
+def test_a_session_of_no_examples_or_batches_is_refused(settings, words):
+    with pytest.raises(sampler.ConfigError, match=words):
+        FakeSession(**{"num_examples": 5, "batch_size": 2, **settings})

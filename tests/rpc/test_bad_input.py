@@ -46,6 +46,7 @@ from tests.raw_wire import (
     raw_join,
     report_message,
 )
+from tests.support import make_config
 
 pytestmark = pytest.mark.usefixtures("bystander")
 
@@ -271,6 +272,36 @@ def test_a_port_in_use_is_refused_and_the_one_that_listens_goes_on(client: Sampl
     with pytest.raises(ServiceConfigError, match=rf"can't listen on 127.0.0.1:{port}.*the port is in use"):
         Server(InProcessService(), ServiceConfig(port=port))
     assert client.runs() == ["bystander"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpus_per_shard", "at least 0"),
+        ("scorer_gpus", "at least 0"),
+        ("call_s", "positive seconds"),
+        ("shards", "a whole number"),
+        ("page_port", "a whole number"),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused(name: str, words: str):
+    with pytest.raises(ServiceConfigError, match=f"{name} must be {words}, got nan"):
+        ServiceConfig(**{name: float("nan")})
+
+
+@pytest.mark.parametrize("name", ["seed", "sketch_dim", "num_clusters", "max_lead", "candidates", "epochs"])
+def test_a_run_has_whole_numbers(name: str):
+    with pytest.raises(ServiceConfigError, match=f"{name} must be a whole number, got 1.5"):
+        make_config(N, **{name: 1.5})
+    with pytest.raises(ServiceConfigError, match="fresh_epochs must be at least 0, got nan"):
+        make_config(N, fresh_epochs=float("nan"))
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "positive, got 0"), ("20", "a number, got '20'")])
+def test_a_deadline_is_a_positive_number(value, words: str):
+    with pytest.raises(ConfigError, match=f"Timeouts.call_s, in seconds, must be {words}"):
+        Timeouts(call_s=value)
+    assert Timeouts(call_s=float("inf")).call_s == float("inf")
 
 
 def test_a_client_newer_than_the_service_is_told_so(client: SamplerClient, monkeypatch: pytest.MonkeyPatch):

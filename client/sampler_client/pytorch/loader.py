@@ -188,6 +188,9 @@ class SampledLoader:
         Give it anew now and then, such as after each epoch: the target moves as the model does. Waits until the reports
         made so far are in the service's table and all was compared; the next batch or order to be planned knows of it.
 
+        The backward pass over held-out examples leaves its gradient in `.grad`: call `optimizer.zero_grad()` after it.
+        A loop of backward, step and zero_grad would else make its next step on the held-out examples, too.
+
         Args:
             sketches: (m, sketch_dim) of held-out examples, an array or a sketcher's `take()` after a backward pass
                 over them, by the sketcher that makes the reports. Examples are compared with their mean; how

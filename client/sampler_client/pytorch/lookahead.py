@@ -50,8 +50,8 @@ def lookahead_drops(
     Raises:
         ConfigError: no candidates, or a loss that is no finite number.
     """
-    if not candidates:
-        raise ConfigError("look-ahead needs at least one candidate batch")
+    if not len(candidates):
+        raise ConfigError(f"candidates must hold one batch or more to look ahead with, got {candidates!r}")
     weights, state = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())
     gradients = [parameter.grad for parameter in model.parameters()]
     training = [(module, module.training) for module in model.modules()]  # some may be frozen, as by fine-tuning

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 
+from sampler_client.config import check_whole
 from sampler_client.errors import ConfigError, SketchError
 from sampler_client.pytorch import audit
 from sampler_client.pytorch.captured import CapturedSketches, Deferred, GradientSketches
@@ -255,8 +256,7 @@ class _Begin(Hook):
 
 
 def _check(*, dim: int, dtype: DTypeLike, norms: str, reduction: str, batch_dim: int) -> None:
-    if dim < 1:
-        raise ConfigError(f"dim must be at least 1, got {dim}")
+    check_whole("dim", dim, 1)
     try:
         known = np.dtype(dtype) in (np.dtype(np.float16), np.dtype(np.float32))
     except TypeError:

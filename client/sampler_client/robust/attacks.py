@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sampler_client.config import check_whole, check_within
 from sampler_client.errors import ConfigError
 from sampler_client.robust.norms import Norm, check_finite, check_norm, check_vectors, norm_of, project, steepest
 
@@ -37,7 +38,7 @@ def score_gap(outputs: Tensor, y: Tensor) -> Tensor:
         y: (b,) of -1 and +1, or of classes 0 … c - 1.
 
     Raises:
-        ConfigError: shapes or labels that do not fit.
+        ConfigError: shapes or labels that do not fit, or outputs that give NaN, which would pass for right answers.
     """
     if outputs.ndim not in (1, 2) or y.shape != outputs.shape[:1]:
         raise ConfigError(
@@ -47,12 +48,19 @@ def score_gap(outputs: Tensor, y: Tensor) -> Tensor:
     if outputs.ndim == 1:
         if not (y.abs() == 1).all():
             raise ConfigError(f"y must be -1 or +1 for scores (b,), got {sorted(set(y.tolist()))[:5]}")
-        return -y * outputs
+        return _gap(-y * outputs)
     num_classes = outputs.shape[1]
     if num_classes < 2 or y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= num_classes:
         raise ConfigError(f"y must hold classes 0 … {num_classes - 1}, got {sorted(set(y.tolist()))[:5]}")
     own = nn.functional.one_hot(y, num_classes).bool()
-    return outputs.masked_fill(own, -math.inf).amax(1) - outputs[own]
+    return _gap(outputs.masked_fill(own, -math.inf).amax(1) - outputs[own])
+
+
+def _gap(gap: Tensor) -> Tensor:
+    odd = int(gap.isnan().sum())
+    if odd:
+        raise ConfigError(f"outputs must have a gap between answers; {odd} of {len(gap)} examples have NaN for one")
+    return gap
 
 
 def attack(  # noqa: PLR0913 - keyword-only
@@ -139,10 +147,8 @@ def _check(x: Tensor, y: Tensor, norm: Norm, eps: float, steps: int, bounds: tup
     if norm.startswith("fourier_2d") and x.ndim < 3:
         raise ConfigError(f"x must be images (b, …, h, w) for {norm!r}, got {tuple(x.shape)}")
     check_vectors("x", x, norm)
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ConfigError(f"eps must be at least 0, got {eps}")
-    if steps < 1:
-        raise ConfigError(f"steps must be at least 1, got {steps}")
+    check_within("eps", eps, "[0, inf)")
+    check_whole("steps", steps, 1)
     if bounds is not None and not bounds[0] <= float(x.min()) <= float(x.max()) <= bounds[1]:
         raise ConfigError(
             f"bounds must hold x, which lies in [{float(x.min()):g}, {float(x.max()):g}]; got {bounds}. They are in "

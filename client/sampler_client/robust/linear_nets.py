@@ -24,8 +24,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sampler_client.config import check_whole, check_within
 from sampler_client.errors import ConfigError
-from sampler_client.robust.norms import Norm, check_examples, norm_of
+from sampler_client.robust.norms import Norm, check_examples, check_finite, norm_of
 
 
 class LinearNet(nn.Module):
@@ -38,7 +39,7 @@ class LinearNet(nn.Module):
         generator: of their values; none: torch's own.
 
     Raises:
-        ConfigError: a value outside its range or, from a call, examples of another shape.
+        ConfigError: a value outside its range or, from a call, examples of another shape or not finite.
     """
 
     attack: ClassVar[Norm]
@@ -48,10 +49,9 @@ class LinearNet(nn.Module):
         self, dim: int, depth: int = 2, *, scale: float = 0.1, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        if dim < 1 or depth < 2:
-            raise ConfigError(f"dim must be at least 1 and depth at least 2, got {dim} and {depth}")
-        if not (math.isfinite(scale) and scale > 0):
-            raise ConfigError(f"scale must be positive, got {scale}")
+        check_whole("dim", dim, 1)
+        check_whole("depth", depth, 2)
+        check_within("scale", scale, "(0, inf)")
         layers = [torch.randn(self.layer_shape(dim), generator=generator) for _ in range(depth - 1)]
         self.dim = dim
         self.layers = nn.ParameterList([*(scale * layer / layer.norm() for layer in layers), torch.zeros(dim)])
@@ -68,7 +68,10 @@ class LinearNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ConfigError(f"x must be (n, {self.dim}), got {tuple(x.shape)}")
-        return x @ self.beta
+        scores = x @ self.beta
+        if not bool(scores.isfinite().all()):  # n numbers, made already; scores of layers that diverged pass
+            check_finite("x", x)
+        return scores
 
     @torch.no_grad()
     def step_size(self, x: Tensor) -> float:

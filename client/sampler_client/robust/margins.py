@@ -54,6 +54,7 @@ def adversarial_risk(weight: Tensor, x: Tensor, y: Tensor, norm: Norm, eps: Tens
     """
     if eps.ndim != 1 or not (eps >= 0).all():
         raise ConfigError(f"eps must be a vector of sizes, at least 0; got {eps.tolist()}")
+    check_finite("eps", eps)
     score, size = _measured(weight, x, y, norm)
     return (score.unsqueeze(0) <= size * eps.double().unsqueeze(1)).double().mean(1)
 

@@ -10,13 +10,13 @@ treats all before it as separate vectors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from sampler_client.config import check_within
 from sampler_client.errors import ConfigError
 
 Norm = Literal["l1", "l2", "linf", "fourier_l1", "fourier_linf", "fourier_2d_l1", "fourier_2d_linf"]
@@ -85,8 +85,7 @@ def project(vectors: Tensor, norm: Norm, radius: float) -> Tensor:
         radius: at least 0.
     """
     check_vectors("vectors", vectors, norm)
-    if not (math.isfinite(radius) and radius >= 0):
-        raise ConfigError(f"radius must be at least 0, got {radius}")
+    check_within("radius", radius, "[0, inf)")
     return _in_basis(vectors, norm, lambda moduli: _projected(moduli, norm, radius))
 
 
@@ -97,8 +96,7 @@ def prox(vectors: Tensor, norm: Norm, strength: float) -> Tensor:
         strength: at least 0.
     """
     check_norm(norm)
-    if not (math.isfinite(strength) and strength >= 0):
-        raise ConfigError(f"strength must be at least 0, got {strength}")
+    check_within("strength", strength, "[0, inf)")
     return vectors - project(vectors, DUAL[norm], strength)
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sampler_client.config import check_within
 from sampler_client.errors import ConfigError
 from sampler_client.robust.norms import Norm, check_finite, check_vectors, norm_of, prox
 
@@ -62,10 +63,8 @@ class Proximal(Optimizer):
         try:
             for parameter in group["params"]:
                 check_vectors("a parameter", parameter.detach(), group["norm"])
-            for name, least in (("strength", 0.0), ("lr", math.ulp(0.0)), ("growth", 1.0)):
-                if not least <= group[name] < math.inf:
-                    allowed = "positive" if name == "lr" else f"at least {least:g}"
-                    raise ConfigError(f"{name} must be {allowed}, got {group[name]}")
+            for name, allowed in (("strength", "[0, inf)"), ("lr", "(0, inf)"), ("growth", "[1, inf)")):
+                check_within(name, group[name], allowed)
         except ConfigError:
             del self.param_groups[-1]
             raise

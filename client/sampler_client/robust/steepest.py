@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sampler_client.config import check_within
 from sampler_client.errors import ConfigError
 from sampler_client.robust.norms import Norm, check_examples, check_finite, norm_of
 
@@ -141,8 +142,7 @@ class CoordinateDescent(Optimizer):
 
 
 def _check_lr(lr: float) -> None:
-    if not (math.isfinite(lr) and lr > 0):
-        raise ConfigError(f"lr must be positive, got {lr}")
+    check_within("lr", lr, "(0, inf)")
 
 
 def _evaluated(closure: Callable[[], Any] | None) -> Any:

@@ -118,7 +118,11 @@ ONES, YES = torch.ones(1, 2), torch.ones(1)
         (lambda: attack(lambda x: x.sum(1), ONES, torch.ones(2), "l2", 1.0), r"got \(1, 2\) and \(2,\)"),
         (lambda: attack(lambda x: x.sum(1), ONES, YES, "fourier_2d_linf", 1.0), "must be images"),
         (lambda: attack(lambda x: x.sum(1), ONES * torch.nan, YES, "l2", 1.0), "x must be finite"),
-        (lambda: attack(lambda x: x.sum(1) * torch.nan, ONES, YES, "l2", 1.0), "gradient must be finite"),
+        (lambda: attack(lambda x: x.sum(1), ONES, YES, "l2", 1.0, steps=1.5), "steps must be a whole number, got 1.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: attack(lambda x: x.sum(1) * torch.nan, ONES, YES, "l2", 1.0), "1 of 1 examples have NaN"),
+        (lambda: attack(lambda x: x.sum(1).sqrt(), 0 * ONES, YES, "l2", 1.0), "the model's gradient must be finite"),
+        (lambda: score_gap(torch.tensor([1.0, torch.nan]), torch.ones(2)), "outputs .* 1 of 2 examples have NaN"),
+        (lambda: score_gap(torch.tensor([[1.0, torch.nan]]), torch.tensor([0])), "outputs .* 1 of 1 examples have NaN"),
         (lambda: attack(lambda x: x.sum(1), ONES, YES, "l4", 1.0), "norm must be one of"),  # pyright: ignore[reportArgumentType]
         (lambda: attack(lambda x: x, ONES, YES, "l2", 1.0, loss=lambda o, _: o.sum()), "one number for each of 1"),
         (lambda: score_gap(torch.ones(2, 3), torch.tensor([0, 3])), r"classes 0 … 2, got \[0, 3\]"),

@@ -83,8 +83,10 @@ def descend(net, x, y, factor) -> float:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: ConvolutionalNet(0), "dim must be at least 1 and depth at least 2, got 0 and 2"),
-        (lambda: ConvolutionalNet(4, 1), "got 4 and 1"),
+        (lambda: ConvolutionalNet(0), "dim must be at least 1, got 0"),
+        (lambda: ConvolutionalNet(4, 1), "depth must be at least 2, got 1"),
+        (lambda: ConvolutionalNet(4, 2.5), "depth must be a whole number, got 2.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: ConvolutionalNet(2)(torch.full((3, 2), torch.nan)), "x must be finite; 6 of its 6 values"),
         (lambda: FullyConnectedNet(4, scale=0.0), "scale must be positive, got 0.0"),
         (lambda: ConvolutionalNet(4)(torch.ones(2, 3)), r"x must be \(n, 4\), got \(2, 3\)"),
         (lambda: ConvolutionalNet(2).step_size(torch.zeros(3, 2)), "all zero, as all 3 examples"),

@@ -81,6 +81,10 @@ def test_cvxpy_that_is_missing_is_named(monkeypatch):
             lambda: adversarial_risk(torch.ones(2), torch.ones(1, 2), torch.ones(1), "l2", torch.tensor([-1.0])),
             r"eps must be a vector of sizes, at least 0; got \[-1.0\]",
         ),
+        (
+            lambda: adversarial_risk(torch.ones(2), torch.ones(1, 2), torch.ones(1), "l2", torch.tensor([torch.inf])),
+            "eps must be finite; 1 of its 1 values",
+        ),
         (lambda: minimum_norm(torch.ones(2, 3), torch.tensor([1.0, -1.0]), "l1"), "separates these 2 examples .infeas"),
         (lambda: minimum_norm(torch.ones(0, 3), torch.ones(0), "l1"), r"x must be .* got torch.float32 of shape \(0"),
     ],

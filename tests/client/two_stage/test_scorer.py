@@ -259,3 +259,9 @@ def test_a_cache_made_by_the_first_forward_pass_can_be_trained_with():
     LastLayerScorer(model)((x.detach(), torch.zeros(6, dtype=torch.long)))
     model(x).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize(("dim", "words"), [(-1, "at least 0, got -1"), (float("nan"), "a whole number, got nan")])
+def test_the_length_of_a_sketch_is_a_whole_number(dim, words):
+    with pytest.raises(ConfigError, match=f"sketch_dim must be {words}"):
+        LastLayerScorer(torch.nn.Linear(2, 2), sketch_dim=dim)

@@ -3,7 +3,7 @@
 Candidate j has a chance pi_j of being kept, sum pi = b, and weight w_j b / (c pi_j) when it is: over the choice,
 E[(1/b) sum_kept w g] = (1/c) sum_j w_j g_j, the estimate that all c candidates would have given.
 
-Source: the two stages are `methods.md` 14, ours; systematic sampling with unequal chances is Madow, Annals of
+Source: the two stages are ours; systematic sampling with unequal chances is Madow, Annals of
 Mathematical Statistics 20, 1949; certainty units (chance 1 for what would come more than once) are Saerndal,
 Swensson and Wretman, "Model Assisted Survey Sampling", 1992, 3.6.
 

@@ -5,7 +5,8 @@ delta = softmax(z) - onehot(y), so its norm is ||delta|| sqrt(||h||^2 + 1), and 
 of both factors is a sketch. Sequences sum over their positions.
 
 Source: Katharopoulos and Fleuret, "Not All Samples Are Created Equal", ICML 2018, arXiv 1803.00942 (the last layer's
-gradient as the score); Johnson and Guestrin 2018 (the same for its parameters); sketch: `sketches.md` 4.
+gradient as the score); Johnson and Guestrin 2018 (the same for its parameters). The sketch, a product of two Gaussian
+projections whose inner products are on average those of the gradients, is ours.
 
 Shapes: c candidates, t positions, k classes, h inputs of the head, d sketch length.
 """
@@ -21,6 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from sampler_client.config import check_whole
 from sampler_client.errors import ConfigError
 from sampler_client.pytorch.projection import gaussian, unwrapped
 
@@ -76,6 +78,7 @@ class LastLayerScorer:
         sketch_dim: int = 0,
         ignore_index: int = -100,
     ) -> None:
+        check_whole("sketch_dim", sketch_dim, 0)
         self.model = unwrapped(model)
         self.device = next((value.device for value in self.model.parameters()), torch.device("cpu"))
         self._forward = forward or _default_forward

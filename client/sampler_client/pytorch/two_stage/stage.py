@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sampler_client._pb import sampler_pb2 as pb
 from sampler_client.batch import Batch
-from sampler_client.config import check_whole
+from sampler_client.config import check_whole, check_within
 from sampler_client.errors import ConfigError, ScoringError
 from sampler_client.pytorch.two_stage.choose import choose, similar_together
 from sampler_client.pytorch.two_stage.items import take_rows, to_device
@@ -58,8 +58,7 @@ class TwoStage:
 
     def __post_init__(self) -> None:
         check_whole("candidates", self.candidates, 1)
-        if not 0 < self.mix <= 1:
-            raise ConfigError(f"mix must lie in (0, 1], got {self.mix}")
+        check_within("mix", self.mix, "(0, 1]")
         if self.order not in ("random", "similar"):
             raise ConfigError(f"order must be 'random' or 'similar', got {self.order!r}")
 
