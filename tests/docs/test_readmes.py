@@ -113,7 +113,8 @@ def fragments(namespace: dict[str, Any], served: ServedService, code: str) -> It
     namespace |= {"sketcher": sketcher, "held_out_x": x, "held_out_y": torch.arange(40) % 3}
     namespace |= {"held_out_loss": lambda: functional.cross_entropy(model(x), torch.arange(40) % 3)}
     namespace |= {"client": sampler.SamplerClient(served.address), "labels": np.arange(40) % 3}
-    namespace |= {"encode": lambda x, y: (model(x), model(x) + functional.one_hot(y, 3))}
+    wide = torch.randn(3, 160)
+    namespace |= {"encode": lambda x, y: (model(x) @ wide, (model(x) + functional.one_hot(y, 3)) @ wide)}
     if "CoordinateDescent" in code:
         points = torch.randn(6, 20, dtype=torch.float64)
         namespace |= {"x": points, "y": points[:, 0].sign()}
