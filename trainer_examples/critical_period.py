@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from sampler_service.embedded import running_service
-from trainer_examples.comparison import RATES, TUNING_SEED, full_loss
 from trainer_examples.data import ImageData, load
-from trainer_examples.models import make_model
+from trainer_examples.models import accuracy, full_loss, make_model
 from trainer_examples.results import spread, write_result
+from trainer_examples.tuning import RATES, TUNING_SEED
 
 BATCH_SIZE = 64
 WINDOW = 0.25
@@ -87,12 +87,8 @@ def train(
             drawn_n[batch.example_ids] += 1
             done += 1
             hard += batch.policy == HARD and done > first
-    model.eval()
-    with torch.no_grad():
-        x, y = data.test.tensors
-        logits = torch.cat([model(part) for part in x.split(2048)])
     return {
-        "accuracy": (logits.argmax(1) == y).float().mean().item(),
+        "accuracy": accuracy(model, data.test),
         "training_loss": full_loss(model, data.train),
         "least_drawn": float(drawn_n.min()),
         "most_drawn": float(drawn_n.max()),

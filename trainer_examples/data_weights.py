@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -37,8 +37,8 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import sampler_client as sampler
 from sampler_service.embedded import running_service
-from trainer_examples.data import load
-from trainer_examples.models import MLP_PIXELS, cnn, mlp
+from trainer_examples.data import endless, load
+from trainer_examples.models import MLP_PIXELS, accuracy, cnn, mlp
 from trainer_examples.results import spread, write_result
 from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import Scarce, imbalance, low_data
@@ -85,13 +85,6 @@ class Training:
         self._optimizer.step()
         self._schedule.step()
 
-    @torch.no_grad()
-    def accuracy(self, test: TensorDataset) -> float:
-        """Share of right answers, 0 … 1; test sets have as many images of each class."""
-        images, labels = test.tensors
-        logits = torch.cat([self.model(part) for part in images.split(500)])
-        return float((logits.argmax(1) == labels).float().mean())
-
 
 # --- the methods ---
 
@@ -111,7 +104,7 @@ def class_balanced_with_held_out(training: Training, task: Scarce, settings: Set
 
 def ren_et_al(training: Training, task: Scarce, settings: Settings, **_: Any) -> None:
     loader = DataLoader(task.train, settings.batch_size, shuffle=True)
-    for images, labels in islice(_endless(loader), settings.steps):
+    for images, labels in islice(endless(loader), settings.steps):
         weights = meta_weights(training.model, images, labels, *task.held_out.tensors)
         training.step(weights @ training.losses(images, labels))
 
@@ -136,7 +129,7 @@ def validation_alignment(
         if grouped:
             client.set_groups(run, task.train.tensors[1].numpy())
         with loader:
-            for step, ((images, labels), batch) in enumerate(islice(_endless(loader), settings.steps)):
+            for step, ((images, labels), batch) in enumerate(islice(endless(loader), settings.steps)):
                 if step % settings.target_every == 0:
                     training.losses(*task.held_out.tensors).mean().backward()
                     loader.set_target(sketcher.take())
@@ -160,7 +153,7 @@ AGAINST = ("uniform", "Ren et al.")
 
 
 def _train_plainly(training: Training, loader: DataLoader[Any], steps: int) -> None:
-    for images, labels in islice(_endless(loader), steps):
+    for images, labels in islice(endless(loader), steps):
         training.step(training.losses(images, labels).mean())
 
 
@@ -169,12 +162,6 @@ def _balanced(train: TensorDataset, batch_size: int) -> DataLoader[Any]:
     labels = train.tensors[1]
     weights = 1 / labels.bincount()[labels]
     return DataLoader(train, batch_size, sampler=WeightedRandomSampler(weights.tolist(), len(labels)))
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    """Epoch after epoch."""
-    while True:
-        yield from loader
 
 
 # --- the comparison ---
@@ -201,7 +188,7 @@ def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: i
     def run(method: str, task: Scarce, rate: float, seed: int) -> float:
         training = Training(task, settings, rate, seed)
         METHODS[method](training, task, settings, address=address, seed=seed)
-        return training.accuracy(task.test)
+        return accuracy(training.model, task.test)
 
     tuning_draws = {seed: draw(seed, tuning=True) for seed in TUNING_SEEDS}
     draws = {seed: draw(seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)}

@@ -30,11 +30,11 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, Optimizer, RMSprop
 
 from sampler_client.optim import Multiplicative
-from trainer_examples.comparison import TUNING_SEED
 from trainer_examples.data import ImageData, load
 from trainer_examples.figures import save_heat_maps
-from trainer_examples.models import mlp
+from trainer_examples.models import accuracy, full_loss, mlp
 from trainer_examples.results import write_result
+from trainer_examples.tuning import TUNING_SEED
 
 BATCH = 64
 WIDTH = 64  # of the hidden layer
@@ -98,11 +98,10 @@ def train(cell: Cell, data: ImageData, steps: int, seed: int) -> Run:
         if not (loss.isfinite() and norm.isfinite()):
             return Run(cell=cell, seed=seed, loss=math.inf, accuracy=math.nan)
         optimizer.step()
-    with torch.no_grad():
-        loss = float(F.cross_entropy(model(images), labels))
-        test_images, test_labels = data.test.tensors
-        accuracy = float((model(test_images).argmax(1) == test_labels).float().mean())
-    return Run(cell=cell, seed=seed, loss=loss if math.isfinite(loss) else math.inf, accuracy=accuracy)
+    loss = full_loss(model, data.train)
+    return Run(
+        cell=cell, seed=seed, loss=loss if math.isfinite(loss) else math.inf, accuracy=accuracy(model, data.test)
+    )
 
 
 def best_eta_in(optimizer: str, rule: str, data: ImageData, steps: int) -> float:

@@ -37,12 +37,11 @@ from sampler_service.embedded import running_service
 from trainer_examples.models import encoder
 from trainer_examples.pairs import PairData, Pairs, load_pairs
 from trainer_examples.results import spread, write_result
+from trainer_examples.tuning import TUNING_SEED
 
 METHODS = ("sum of hinges", "max of hinges", "mined")
 RATES = (6e-3, 2e-2, 6e-2)
 """learning rates that each method tries"""
-TUNING_SEED = 1_000_003
-"""of the runs that learning rates are judged by; no other run has it"""
 BATCH_SIZE = 128
 MARGIN = 0.2
 JOINT_DIM = 512
