@@ -26,7 +26,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ from sampler_client.mixing import CascadingSum, mixed_loss
 from sampler_client.robust.attacks import attack
 from trainer_examples.data import ImageData, load, shifted
 from trainer_examples.models import Pixels, accuracy, cnn
-from trainer_examples.results import spread, write_result
+from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.tuning import TUNING_SEED
 
 BATCH = 64  # rows of a step, whatever they are mixed of
@@ -243,10 +242,8 @@ def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
 
 def _table(name: str, runs: list[Run]) -> Table:
     title = f"{name}\n{runs[0].rows:,} rows for each method; errors in %, mean ± deviation over seeds"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("method")
-    for heading in ("rate", "drawn", "error", *(f"at {255 * radius:.0f}/255" for radius in RADII), "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    attacks = [f"at {255 * radius:.0f}/255" for radius in RADII]
+    table = new_table(title, "method", "rate", "drawn", "error", *attacks, "seconds")
     for method, own in _by_method(runs).items():
         errors = [[run.error for run in own], *zip(*(run.attacked for run in own), strict=True)]
         cells = [f"{100 * mean:.1f} ± {100 * deviation:.1f}" for mean, deviation in map(spread, errors)]

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -31,7 +30,7 @@ import sampler_client as sampler
 from sampler_service.embedded import running_service
 from trainer_examples.data import ImageData, load
 from trainer_examples.models import accuracy, full_loss, make_model
-from trainer_examples.results import spread, write_result
+from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.tuning import RATES, TUNING_SEED
 
 BATCH_SIZE = 64
@@ -125,9 +124,8 @@ def main(
                 rows.append({"window": name, "seed": seed, "learning_rate": rate, **found})
                 console.print(f"seed {seed}, hard examples {name}: accuracy {found['accuracy']:.2%}")
 
-    table = Table(title=f"{images.name}: {HARD} in a window, shuffling outside; {seeds} seeds", title_justify="left")
-    for heading in ("hard examples", "hard steps", "test accuracy", "over never", "training loss"):
-        table.add_column(heading, justify="left" if heading == "hard examples" else "right", no_wrap=True)
+    title = f"{images.name}: {HARD} in a window, shuffling outside; {seeds} seeds"
+    table = new_table(title, "hard examples", "hard steps", "test accuracy", "over never", "training loss")
     headline: dict[str, float] = {}
     never_s = np.array([row["accuracy"] for row in rows if row["window"] == "never"])
     for name in schedules():

@@ -27,7 +27,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ import sampler_client as sampler
 from sampler_service.embedded import running_service
 from trainer_examples.data import endless, load
 from trainer_examples.models import MLP_PIXELS, accuracy, cnn, mlp
-from trainer_examples.results import spread, write_result
+from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import Scarce, imbalance, low_data
 
@@ -210,9 +209,8 @@ def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: i
 
 def table_of(results: Sequence[Result]) -> Table:
     """A row per method; differences are paired by seed."""
-    table = Table(title=results[0].task, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "rate", "accuracy", *(f"minus\n{name}" for name in AGAINST), "seconds"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    against = [f"minus\n{name}" for name in AGAINST]
+    table = new_table(results[0].task, "method", "rate", "accuracy", *against, "seconds")
     others = {result.method: np.array(result.accuracies) for result in results}
     for result in results:
         accuracies = np.array(result.accuracies)

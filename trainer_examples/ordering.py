@@ -32,7 +32,6 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -54,7 +53,7 @@ from trainer_examples.orders import (
     loss_of,
     train,
 )
-from trainer_examples.results import spread, write_result
+from trainer_examples.results import new_table, spread, write_result
 
 DIMS = (SKETCH_DIM, 256)  # of sketches
 CANDIDATES = 24  # batches that are ranked at a time
@@ -247,9 +246,8 @@ def _notes(rate: float, momentum: float, rates: Sequence[float], seeds: int) -> 
 
 
 def _training_table(runs: list[Trained], epochs: int) -> Table:
-    table = _table(f"after {epochs} epochs, mean and deviation over the seeds")
-    for heading in ("method", "rate", "training loss", "test accuracy", "own order"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    title = f"after {epochs} epochs, mean and deviation over the seeds"
+    table = new_table(title, "method", "rate", "training loss", "test accuracy", "own order")
     for method in METHODS:
         if own := at_best_rate(runs, method, epochs):
             loss, accuracy = spread([run.train_loss for run in own]), spread([100 * run.accuracy for run in own])
@@ -265,11 +263,10 @@ def _training_table(runs: list[Trained], epochs: int) -> Table:
 
 def _agreement_table(agreed: list[Agreement], rate: float) -> Table:
     """A row for each point of the training."""
-    table = _table(f"ranks of batches by sketches and by real steps (Spearman), SGD {rate:g}, mean over the seeds")
-    table.add_column("epochs", justify="right")
+    title = f"ranks of batches by sketches and by real steps (Spearman), SGD {rate:g}, mean over the seeds"
     columns = [(dim, kind) for dim in DIMS for kind in ("fresh", "begun", "as_poa")]
-    for dim, kind in columns:
-        table.add_column(f"{dim}: {kind.replace('_', ' ')}", justify="right")
+    kinds = [f"{dim}: {kind.replace('_', ' ')}" for dim, kind in columns]
+    table = new_table(title, "epochs", *kinds, left=0, wrap=True)
     for point in sorted({row.epochs for row in agreed}):
         cells = []
         for dim, kind in columns:
@@ -280,16 +277,11 @@ def _agreement_table(agreed: list[Agreement], rate: float) -> Table:
 
 
 def _cost_table(cost: dict[str, dict[str, float]]) -> Table:
-    table = _table("milliseconds, medians over epochs that take turns")
-    for heading in ("method", "step", "target, once an epoch"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    title = "milliseconds, medians over epochs that take turns"
+    table = new_table(title, "method", "step", "target, once an epoch")
     for method, times in cost.items():
         table.add_row(method, f"{times['step_ms']:.3f}", f"{times['target_ms']:.1f}")
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -31,7 +30,7 @@ import sampler_client as sampler
 from sampler_service.embedded import running_service
 from trainer_examples.data import ImageData, endless, load
 from trainer_examples.models import accuracy, full_loss, make_model
-from trainer_examples.results import spread, write_result
+from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.tuning import RATES, TUNING_SEED
 
 BATCH_SIZE = 64
@@ -134,9 +133,8 @@ def main(
 
 
 def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -> dict[str, float]:
-    table = Table(title=f"{name}, {seeds} seeds", title_justify="left")
-    for heading in ("budget", "method", "learning rate", "steps", "pruned", "training loss", "test accuracy"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    headings = ("budget", "method", "learning rate", "steps", "pruned", "training loss", "test accuracy")
+    table = new_table(f"{name}, {seeds} seeds", *headings, left=2)
     headline: dict[str, float] = {}
     for share in SHARES:
         accuracies: dict[str, Any] = {}
