@@ -17,7 +17,7 @@ place: the run goes by a budget, whose clock is the number of steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -107,41 +107,49 @@ def main(
     torch.set_num_threads(1)
     images = load(data, limit=examples)
     console.print(str(images))
-    tuning, never = images.held_out(), schedules()["never"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with running_service() as address:
-
-        def found_by(rate: float) -> float:
-            run = f"critical-tuning-{rate:g}"
-            found = train(tuning, never, address=address, run=run, epochs=epochs, rate=rate, seed=TUNING_SEED)
-            return found["accuracy"]
-
-        rate = max(RATES, key=found_by)
+        rate = _best_rate(images.held_out(), epochs, address)
         for seed in range(seeds):
             for name, phases in schedules().items():
                 run = f"critical-{seed}-{len(rows)}"
                 found = train(images, phases, address=address, run=run, epochs=epochs, rate=rate, seed=seed)
                 rows.append({"window": name, "seed": seed, "learning_rate": rate, **found})
                 console.print(f"seed {seed}, hard examples {name}: accuracy {found['accuracy']:.2%}")
+    return _say(images.name, rows, seeds, json)
 
-    title = f"{images.name}: {HARD} in a window, shuffling outside; {seeds} seeds"
+
+def _best_rate(data: ImageData, epochs: int, address: str) -> float:
+    """At which whole shuffled runs are most accurate."""
+    never = schedules()["never"]
+
+    def found(rate: float) -> float:
+        run = f"critical-tuning-{rate:g}"
+        return train(data, never, address=address, run=run, epochs=epochs, rate=rate, seed=TUNING_SEED)["accuracy"]
+
+    return max(RATES, key=found)
+
+
+def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -> dict[str, float]:
+    """The table and the file; returns the headline figures."""
+    title = f"{name}: {HARD} in a window, shuffling outside; {seeds} seeds"
     table = new_table(title, "hard examples", "hard steps", "test accuracy", "over never", "training loss")
     headline: dict[str, float] = {}
     never_s = np.array([row["accuracy"] for row in rows if row["window"] == "never"])
-    for name in schedules():
-        mine = [row for row in rows if row["window"] == name]
+    for window in schedules():
+        mine = [row for row in rows if row["window"] == window]
         accuracy_s, loss_s = (np.array([row[key] for row in mine]) for key in ("accuracy", "training_loss"))
-        accuracy, gap = spread(accuracy_s.tolist()), spread((accuracy_s - never_s).tolist())
+        gap = spread((accuracy_s - never_s).tolist())
         table.add_row(
-            name,
+            window,
             f"{np.mean([row['hard_steps'] / row['steps'] for row in mine]):.0%}",
-            "{:.2%} ± {:.2%}".format(*accuracy),
+            "{:.2%} ± {:.2%}".format(*spread(accuracy_s.tolist())),
             "{:+.2%} ± {:.2%}".format(*gap),
             f"{loss_s.mean():.4g}",
         )
-        if name != "never":
-            window = name.replace("%", "").replace(" to ", "_")
-            headline[f"accuracy_gap_{window}"], headline[f"accuracy_gap_deviation_{window}"] = gap
+        if window != "never":
+            ending = window.replace("%", "").replace(" to ", "_")
+            headline[f"accuracy_gap_{ending}"], headline[f"accuracy_gap_deviation_{ending}"] = gap
     console.print(table)
     notes = ["Gaps in accuracy are from `never`, paired by seed; deviations are over seeds, of a sample."]
     write_result(json, name="critical_period", rows=rows, headline=headline, notes=notes)
