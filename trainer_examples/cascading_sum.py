@@ -26,18 +26,18 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from sampler_client.mixing import CascadingSum, mixed_loss
 from sampler_client.robust.attacks import attack
-from trainer_examples.comparison import TUNING_SEED
 from trainer_examples.data import ImageData, load, shifted
-from trainer_examples.models import Pixels, cnn
-from trainer_examples.results import spread, write_result
+from trainer_examples.models import Pixels, accuracy, cnn
+from trainer_examples.results import new_table, spread, write_result
+from trainer_examples.tuning import TUNING_SEED
 
 BATCH = 64  # rows of a step, whatever they are mixed of
 GROUPS = 4  # images in a mixed one at the start
@@ -157,7 +157,7 @@ def train(loss_of: Loss, task: Task, *, rate: float, steps: int, seed: int) -> t
     model = nn.Sequential(task.scale, network)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
-    places, drawn = _endless(len(task.pixels)), 0
+    places, drawn = _places(len(task.pixels)), 0
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         nonlocal drawn
@@ -173,10 +173,8 @@ def train(loss_of: Loss, task: Task, *, rate: float, steps: int, seed: int) -> t
     return model.eval(), drawn
 
 
-@torch.no_grad()
 def error(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
-    guesses = torch.cat([model(part).argmax(1) for part in pixels.split(500)])
-    return float((guesses != labels).float().mean())
+    return 1 - accuracy(model, TensorDataset(pixels, labels))
 
 
 def best_rate(loss_of: Loss, task: Task, steps: int) -> float:
@@ -232,7 +230,8 @@ def main(
     return runs
 
 
-def _endless(count: int) -> Iterator[int]:
+def _places(count: int) -> Iterator[int]:
+    """Of all images in a random order, in another one each time."""
     while True:
         yield from torch.randperm(count).tolist()
 
@@ -243,10 +242,8 @@ def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
 
 def _table(name: str, runs: list[Run]) -> Table:
     title = f"{name}\n{runs[0].rows:,} rows for each method; errors in %, mean ± deviation over seeds"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("method")
-    for heading in ("rate", "drawn", "error", *(f"at {255 * radius:.0f}/255" for radius in RADII), "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    attacks = [f"at {255 * radius:.0f}/255" for radius in RADII]
+    table = new_table(title, "method", "rate", "drawn", "error", *attacks, "seconds")
     for method, own in _by_method(runs).items():
         errors = [[run.error for run in own], *zip(*(run.attacked for run in own), strict=True)]
         cells = [f"{100 * mean:.1f} ± {100 * deviation:.1f}" for mean, deviation in map(spread, errors)]

@@ -7,28 +7,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import sampler_client as sampler
-from trainer_examples.data import ImageData
-from trainer_examples.models import make_model
+from trainer_examples.data import ImageData, endless
+from trainer_examples.models import accuracy, full_loss, logits_of, make_model
+from trainer_examples.tuning import RATES, TUNING_SEED
 
 SKETCH_DIM = 64
-EVALUATION_ROWS = 4096
-"""images that are evaluated at once"""
-RATES = (0.02, 0.05, 0.1, 0.2)
-"""learning rates that `best_rate` tries"""
-TUNING_SEED = 1_000_003
-"""of the run that a learning rate is judged by; no run of a comparison has it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +110,7 @@ def train_under(  # noqa: PLR0913 - keyword-only
             client.set_reference(run, reference_losses(data, settings, seed))
         evaluate_at = set(np.linspace(0, settings.steps, settings.evaluations + 1).round().astype(int).tolist())
         with loader:
-            for step, ((x, y), batch) in enumerate(_endless(loader)):
+            for step, ((x, y), batch) in enumerate(endless(loader)):
                 if step in evaluate_at:
                     clock.stop()
                     _evaluate(curve, step, clock, model, data, client.statistics(run))
@@ -133,8 +128,7 @@ def train_under(  # noqa: PLR0913 - keyword-only
         if not keep:
             client.close_run(run)  # what the service holds of it is not needed any more
     sketcher.close()
-    images, labels = data.test.tensors
-    curve.accuracy = float((_logits(model, images).argmax(1) == labels).float().mean())
+    curve.accuracy = accuracy(model, data.test)
     return curve
 
 
@@ -160,7 +154,7 @@ def reference_losses(data: ImageData, settings: Settings, seed: int) -> np.ndarr
         seen = TensorDataset(images[half_n == half], labels[half_n == half])
         _train_plainly(model, seen, replace(settings, steps=settings.steps // 2))
         unseen = half_n != half
-        losses[unseen] = F.cross_entropy(_logits(model, images[unseen]), labels[unseen], reduction="none")
+        losses[unseen] = F.cross_entropy(logits_of(model, images[unseen]), labels[unseen], reduction="none")
     return losses.numpy()
 
 
@@ -169,19 +163,13 @@ def _train_plainly(model: nn.Module, train: TensorDataset, settings: Settings) -
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
     loader = DataLoader(train, batch_size=settings.batch_size, shuffle=True)
     losses = []
-    for x, y in islice(_endless(loader), settings.steps):
+    for x, y in islice(endless(loader), settings.steps):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     return float(np.mean(losses[-max(1, len(losses) // 4) :]))
-
-
-def full_loss(model: nn.Module, data: TensorDataset) -> float:
-    """Mean loss over a whole set."""
-    images, labels = data.tensors
-    return float(F.cross_entropy(_logits(model, images), labels))
 
 
 class Stopwatch:
@@ -205,14 +193,3 @@ def _evaluate(curve: Curve, step: int, clock: Stopwatch, model: nn.Module, data:
     curve.ratios.append(statistics.variance_ratio)
     if statistics.reason and statistics.reason not in curve.reasons:
         curve.reasons.append(statistics.reason)
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(part) for part in images.split(EVALUATION_ROWS)])
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    """Epoch after epoch."""
-    while True:
-        yield from loader

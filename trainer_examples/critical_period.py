@@ -17,22 +17,21 @@ place: the run goes by a budget, whose clock is the number of steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from sampler_service.embedded import running_service
-from trainer_examples.comparison import RATES, TUNING_SEED, full_loss
 from trainer_examples.data import ImageData, load
-from trainer_examples.models import make_model
-from trainer_examples.results import spread, write_result
+from trainer_examples.models import accuracy, full_loss, make_model
+from trainer_examples.results import new_table, spread, write_result
+from trainer_examples.tuning import RATES, TUNING_SEED
 
 BATCH_SIZE = 64
 WINDOW = 0.25
@@ -87,12 +86,8 @@ def train(
             drawn_n[batch.example_ids] += 1
             done += 1
             hard += batch.policy == HARD and done > first
-    model.eval()
-    with torch.no_grad():
-        x, y = data.test.tensors
-        logits = torch.cat([model(part) for part in x.split(2048)])
     return {
-        "accuracy": (logits.argmax(1) == y).float().mean().item(),
+        "accuracy": accuracy(model, data.test),
         "training_loss": full_loss(model, data.train),
         "least_drawn": float(drawn_n.min()),
         "most_drawn": float(drawn_n.max()),
@@ -112,42 +107,49 @@ def main(
     torch.set_num_threads(1)
     images = load(data, limit=examples)
     console.print(str(images))
-    tuning, never = images.held_out(), schedules()["never"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with running_service() as address:
-
-        def found_by(rate: float) -> float:
-            run = f"critical-tuning-{rate:g}"
-            found = train(tuning, never, address=address, run=run, epochs=epochs, rate=rate, seed=TUNING_SEED)
-            return found["accuracy"]
-
-        rate = max(RATES, key=found_by)
+        rate = _best_rate(images.held_out(), epochs, address)
         for seed in range(seeds):
             for name, phases in schedules().items():
                 run = f"critical-{seed}-{len(rows)}"
                 found = train(images, phases, address=address, run=run, epochs=epochs, rate=rate, seed=seed)
                 rows.append({"window": name, "seed": seed, "learning_rate": rate, **found})
                 console.print(f"seed {seed}, hard examples {name}: accuracy {found['accuracy']:.2%}")
+    return _say(images.name, rows, seeds, json)
 
-    table = Table(title=f"{images.name}: {HARD} in a window, shuffling outside; {seeds} seeds", title_justify="left")
-    for heading in ("hard examples", "hard steps", "test accuracy", "over never", "training loss"):
-        table.add_column(heading, justify="left" if heading == "hard examples" else "right", no_wrap=True)
+
+def _best_rate(data: ImageData, epochs: int, address: str) -> float:
+    """At which whole shuffled runs are most accurate."""
+    never = schedules()["never"]
+
+    def found(rate: float) -> float:
+        run = f"critical-tuning-{rate:g}"
+        return train(data, never, address=address, run=run, epochs=epochs, rate=rate, seed=TUNING_SEED)["accuracy"]
+
+    return max(RATES, key=found)
+
+
+def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -> dict[str, float]:
+    """The table and the file; returns the headline figures."""
+    title = f"{name}: {HARD} in a window, shuffling outside; {seeds} seeds"
+    table = new_table(title, "hard examples", "hard steps", "test accuracy", "over never", "training loss")
     headline: dict[str, float] = {}
     never_s = np.array([row["accuracy"] for row in rows if row["window"] == "never"])
-    for name in schedules():
-        mine = [row for row in rows if row["window"] == name]
+    for window in schedules():
+        mine = [row for row in rows if row["window"] == window]
         accuracy_s, loss_s = (np.array([row[key] for row in mine]) for key in ("accuracy", "training_loss"))
-        accuracy, gap = spread(accuracy_s.tolist()), spread((accuracy_s - never_s).tolist())
+        gap = spread((accuracy_s - never_s).tolist())
         table.add_row(
-            name,
+            window,
             f"{np.mean([row['hard_steps'] / row['steps'] for row in mine]):.0%}",
-            "{:.2%} ± {:.2%}".format(*accuracy),
+            "{:.2%} ± {:.2%}".format(*spread(accuracy_s.tolist())),
             "{:+.2%} ± {:.2%}".format(*gap),
             f"{loss_s.mean():.4g}",
         )
-        if name != "never":
-            window = name.replace("%", "").replace(" to ", "_")
-            headline[f"accuracy_gap_{window}"], headline[f"accuracy_gap_deviation_{window}"] = gap
+        if window != "never":
+            ending = window.replace("%", "").replace(" to ", "_")
+            headline[f"accuracy_gap_{ending}"], headline[f"accuracy_gap_deviation_{ending}"] = gap
     console.print(table)
     notes = ["Gaps in accuracy are from `never`, paired by seed; deviations are over seeds, of a sample."]
     write_result(json, name="critical_period", rows=rows, headline=headline, notes=notes)

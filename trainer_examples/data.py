@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,12 @@ def shifted(images: Tensor) -> Tensor:
         column = torch.where(torch.rand(n, 1) < 0.5, column, column.flip(1))
     moved = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], row[:, :, None], column[:, None]]
     return moved.permute(0, 3, 1, 2)
+
+
+def endless(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a loader gives, epoch after epoch."""
+    while True:
+        yield from loader
 
 
 def read_parquet(path: Path) -> tuple[Images, Labels]:

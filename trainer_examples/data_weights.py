@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -29,7 +29,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -39,9 +38,9 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import sampler_client as sampler
 from sampler_service.embedded import running_service
-from trainer_examples.data import load
-from trainer_examples.models import MLP_PIXELS, cnn, mlp
-from trainer_examples.results import spread, write_result
+from trainer_examples.data import endless, load
+from trainer_examples.models import MLP_PIXELS, accuracy, cnn, mlp
+from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import Scarce, imbalance, low_data
 
@@ -92,13 +91,6 @@ class Training:
         self._optimizer.step()
         self._schedule.step()
 
-    @torch.no_grad()
-    def accuracy(self, test: TensorDataset) -> float:
-        """Share of right answers, 0 … 1; test sets have as many images of each class."""
-        images, labels = test.tensors
-        logits = torch.cat([self.model(part) for part in images.split(500)])
-        return float((logits.argmax(1) == labels).float().mean())
-
 
 # --- the methods ---
 
@@ -118,7 +110,7 @@ def class_balanced_with_held_out(training: Training, task: Scarce, settings: Set
 
 def ren_et_al(training: Training, task: Scarce, settings: Settings, **_: Any) -> None:
     loader = DataLoader(task.train, settings.batch_size, shuffle=True)
-    for images, labels in islice(_endless(loader), settings.steps(task)):
+    for images, labels in islice(endless(loader), settings.steps(task)):
         weights = meta_weights(training.model, images, labels, *task.held_out.tensors)
         training.step(weights @ training.losses(images, labels))
 
@@ -143,7 +135,7 @@ def validation_alignment(
         if grouped:
             client.set_groups(run, task.train.tensors[1].numpy())
         with loader:
-            for step, ((images, labels), batch) in enumerate(islice(_endless(loader), settings.steps(task))):
+            for step, ((images, labels), batch) in enumerate(islice(endless(loader), settings.steps(task))):
                 if step % settings.target_every == 0:
                     training.losses(*task.held_out.tensors).mean().backward()
                     loader.set_target(sketcher.take())
@@ -167,7 +159,7 @@ AGAINST = ("uniform", "Ren et al.")
 
 
 def _train_plainly(training: Training, loader: DataLoader[Any], steps: int) -> None:
-    for images, labels in islice(_endless(loader), steps):
+    for images, labels in islice(endless(loader), steps):
         training.step(training.losses(images, labels).mean())
 
 
@@ -176,12 +168,6 @@ def _balanced(train: TensorDataset, batch_size: int) -> DataLoader[Any]:
     labels = train.tensors[1]
     weights = 1 / labels.bincount()[labels]
     return DataLoader(train, batch_size, sampler=WeightedRandomSampler(weights.tolist(), len(labels)))
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    """Epoch after epoch."""
-    while True:
-        yield from loader
 
 
 # --- the comparison ---
@@ -208,7 +194,7 @@ def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: i
     def run(method: str, task: Scarce, rate: float, seed: int) -> float:
         training = Training(task, settings, rate, seed)
         METHODS[method](training, task, settings, address=address, seed=seed)
-        return training.accuracy(task.test)
+        return accuracy(training.model, task.test)
 
     tuning_draws = {seed: draw(seed, tuning=True) for seed in TUNING_SEEDS}
     draws = {seed: draw(seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)}
@@ -230,9 +216,8 @@ def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: i
 
 def table_of(results: Sequence[Result]) -> Table:
     """A row per method; differences are paired by seed."""
-    table = Table(title=results[0].task, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "rate", "accuracy", *(f"minus\n{name}" for name in AGAINST), "seconds"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    against = [f"minus\n{name}" for name in AGAINST]
+    table = new_table(results[0].task, "method", "rate", "accuracy", *against, "seconds")
     others = {result.method: np.array(result.accuracies) for result in results}
     for result in results:
         accuracies = np.array(result.accuracies)

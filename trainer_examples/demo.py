@@ -25,9 +25,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sampler_client.errors import SamplerError as ClientError
 from sampler_service.embedded import RunningService, running_service
 from sampler_service.errors import SamplerError as ServiceError
-from trainer_examples.comparison import RATES, Curve, Settings, best_rate, train_under
+from trainer_examples.comparison import Curve, Settings, best_rate, train_under
 from trainer_examples.data import DataError, ImageData, load, with_duplicates
 from trainer_examples.figures import notes_of, save_plot, table_of, target_of
+from trainer_examples.tuning import RATES
 
 POLICIES = ("shuffle", "gradient_clustering", "importance", "infobatch", "selective_backprop", "rho_loss")
 

@@ -1,4 +1,4 @@
-"""What a comparison shows: a table for the terminal and a plot. `runs` are {policy: its curves, one per seed}."""
+"""What the demo shows: a table for the terminal and a plot. `runs` are {policy: its curves, one per seed}."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from trainer_examples.comparison import Curve
+from trainer_examples.results import new_table
 
 Runs = Mapping[str, Sequence[Curve]]
 
@@ -33,9 +33,7 @@ def target_of(runs: Runs) -> float:
 
 def table_of(title: str, runs: Runs, target: float) -> Table:
     """A row per policy; medians over the seeds. Best cells are bold."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for heading in ("policy", "steps", "seconds", "loss", "accuracy", "seen", "ratio", "active"):
-        table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+    table = new_table(title, "policy", "steps", "seconds", "loss", "accuracy", "seen", "ratio", "active")
     rows = {policy: _row(curves, target) for policy, curves in runs.items()}
     best = {
         "steps": min((row["steps"] for row in rows.values()), key=_nan_last),
@@ -134,67 +132,6 @@ def save_plot(scenarios: Mapping[str, Runs], path: Path) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
-
-
-def save_heat_maps(
-    panels: Mapping[tuple[str, str], Sequence[Sequence[float]]],
-    path: Path,
-    *,
-    across: tuple[str, Sequence[str]],
-    down: tuple[str, Sequence[str]],
-    value: str,
-) -> None:
-    """Losses, darker where lower, in a grid of panels with one scale of colours; each one's lowest is framed.
-
-    Args:
-        panels: {(row, column): (down, across) losses}; infinite ones are left blank.
-        across, down: an axis's name, and what its places are called.
-        value: what is shown.
-    """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    rows, columns = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
-    known = [loss for panel in panels.values() for row in panel for loss in row if math.isfinite(loss)]
-    norm = LogNorm(max(min(known), 1e-3), min(max(known), 10.0), clip=True)
-    with mpl.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(1 + 2.9 * len(columns), 0.8 + 1.75 * len(rows)), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
-        image: Any = None
-        for (row, column), losses in panels.items():
-            at = axes[rows.index(row), columns.index(column)]
-            image = at.imshow(np.ma.masked_invalid(losses), norm=norm, cmap="cividis", aspect="auto")
-            for (y, x), loss in np.ndenumerate(np.asarray(losses)):
-                ink = "black" if norm(loss) > 0.5 else "white"
-                at.text(x, y, _short(loss), ha="center", va="center", fontsize=5.5, color=ink)
-            y, x = np.unravel_index(np.argmin(losses), np.shape(losses))
-            at.add_patch(
-                Rectangle((float(x) - 0.5, float(y) - 0.5), 1, 1, fill=False, edgecolor="#e69f00", linewidth=1.4)
-            )
-            at.set_xticks(range(len(across[1])), across[1])
-            at.set_yticks(range(len(down[1])), down[1])
-            at.tick_params(length=0)
-            at.spines[:].set_visible(False)
-        for axis, name in zip(axes[0], columns, strict=True):
-            axis.set_title(name, fontweight="bold")
-        for axis, name in zip(axes[:, 0], rows, strict=True):
-            axis.set_ylabel(name, fontweight="bold")
-        figure.supxlabel(across[0], fontsize=8)
-        figure.supylabel(down[0], fontsize=8)
-        bar = figure.colorbar(image, ax=axes, label=value, shrink=0.6, pad=0.01, extend="both", format="%g")
-        bar.outline.set_visible(False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-
-
-def _short(loss: float) -> str:
-    if math.isinf(loss):
-        return ""
-    return ">999" if loss > 999 else f"{loss:.0f}" if loss >= 10 else f"{loss:.2g}" if loss >= 0.001 else "<.001"
 
 
 def _draw(by_step: Any, by_second: Any, policy: str, curves: Sequence[Curve]) -> None:

@@ -1,4 +1,4 @@
-"""Small models: two classifiers, the encoders of a pair's sides, and a language model.
+"""Small models: two classifiers and how good they are, the encoders of a pair's sides, and a language model.
 
 None has BatchNorm, whose statistics would tie an example's gradient to its batch.
 
@@ -16,6 +16,8 @@ from torch.utils.data import TensorDataset
 
 MLP_PIXELS = 28 * 28
 """grey images of at most so many pixels go to the MLP"""
+EVALUATED_ROWS = 1024
+"""images that are evaluated at once"""
 
 
 def make_model(image_shape: tuple[int, int, int], num_classes: int, *, width: int = 128) -> nn.Module:
@@ -129,10 +131,27 @@ class _Block(nn.Module):
         return self.outward(seen.transpose(1, 2).flatten(2))
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, images: TensorDataset) -> float:
+def accuracy(model: nn.Module, data: TensorDataset) -> float:
     """Share of images (n, c, h, w) with labels (n,) whose class a model finds."""
-    x, y = images.tensors
+    images, labels = data.tensors
+    logits = logits_of(model, images)
+    return (logits.argmax(1) == labels.to(logits.device)).float().mean().item()
+
+
+def full_loss(model: nn.Module, data: TensorDataset) -> float:
+    """Mean loss over a whole set of images (n, c, h, w) with labels (n,)."""
+    images, labels = data.tensors
+    logits = logits_of(model, images)
+    return functional.cross_entropy(logits, labels.to(logits.device)).item()
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """(n, num_classes) where the model is, which is in evaluation mode meanwhile and afterwards as it was."""
     device = next(model.parameters()).device
+    trained = [module for module in model.modules() if module.training]
     model.eval()
-    return (model(x.to(device)).argmax(1) == y.to(device)).float().mean().item()
+    logits = torch.cat([model(part.to(device)) for part in images.split(EVALUATED_ROWS)])
+    for module in trained:
+        module.training = True
+    return logits

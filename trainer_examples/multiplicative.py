@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -30,11 +29,11 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, Optimizer, RMSprop
 
 from sampler_client.optim import Multiplicative
-from trainer_examples.comparison import TUNING_SEED
 from trainer_examples.data import ImageData, load
-from trainer_examples.figures import save_heat_maps
-from trainer_examples.models import mlp
-from trainer_examples.results import write_result
+from trainer_examples.heat_maps import save_heat_maps
+from trainer_examples.models import accuracy, full_loss, mlp
+from trainer_examples.results import new_table, write_result
+from trainer_examples.tuning import TUNING_SEED
 
 BATCH = 64
 WIDTH = 64  # of the hidden layer
@@ -98,11 +97,10 @@ def train(cell: Cell, data: ImageData, steps: int, seed: int) -> Run:
         if not (loss.isfinite() and norm.isfinite()):
             return Run(cell=cell, seed=seed, loss=math.inf, accuracy=math.nan)
         optimizer.step()
-    with torch.no_grad():
-        loss = float(F.cross_entropy(model(images), labels))
-        test_images, test_labels = data.test.tensors
-        accuracy = float((model(test_images).argmax(1) == test_labels).float().mean())
-    return Run(cell=cell, seed=seed, loss=loss if math.isfinite(loss) else math.inf, accuracy=accuracy)
+    loss = full_loss(model, data.train)
+    return Run(
+        cell=cell, seed=seed, loss=loss if math.isfinite(loss) else math.inf, accuracy=accuracy(model, data.test)
+    )
 
 
 def best_eta_in(optimizer: str, rule: str, data: ImageData, steps: int) -> float:
@@ -185,11 +183,8 @@ def _medians(runs: list[Run]) -> dict[Cell, float]:
 
 
 def _table(title: str, summaries: list[Summary]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("optimiser")
-    table.add_column("rule")
-    for heading in ("eta_in", "best", "rate", "scale", "accuracy", f"below {REACHED:g}"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("optimiser", "rule", "eta_in", "best", "rate", "scale", "accuracy", f"below {REACHED:g}")
+    table = new_table(title, *headings, left=2)
     for each in summaries:
         few, usual, most = (
             f"{100 * share:.0f}" for share in (min(each.reached), statistics.mean(each.reached), max(each.reached))

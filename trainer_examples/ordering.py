@@ -23,22 +23,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from sampler_client import GradientSketcher
-from sampler_client.pytorch.lookahead import lookahead_drops
 from sampler_service.embedded import running_service
 from trainer_examples.data import load
 from trainer_examples.orders import (
@@ -51,86 +46,18 @@ from trainer_examples.orders import (
     Task,
     Trained,
     at_best_rate,
-    loss_of,
     train,
 )
-from trainer_examples.results import spread, write_result
+from trainer_examples.ranks import CANDIDATES, Agreement, agreement
+from trainer_examples.results import new_table, spread, write_result
 
 DIMS = (SKETCH_DIM, 256)  # of sketches
-CANDIDATES = 24  # batches that are ranked at a time
-POINTS = (0, 0.25, 0.5, 1, 1.1, 1.25, 1.5, 2, 3, 5, 8)  # epochs after which they are
+POINTS = (0, 0.25, 0.5, 1, 1.1, 1.25, 1.5, 2, 3, 5, 8)  # epochs after which batches are ranked
 EARLY = 2  # the last epoch that counts as early
 TURNS = 12  # epochs of each that are timed
 RATES = (0.02, 0.05, 0.1, 0.2, 0.5)  # learning rates without momentum; with it they are multiplied by 1 - momentum
 
 console = Console()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """Spearman's correlation of sketches' scores of batches with the exact drops, at a point of a run."""
-
-    dim: int
-    seed: int
-    epochs: float
-    fresh: float
-    begun: float
-    """with sketches of all examples and of the target from when the epoch began: as fresh as an order can be"""
-    as_poa: float | None
-    """with those that `poa` has: the examples' as they were trained on, the target's from when the epoch began; None in
-    the first epoch"""
-
-
-def agreement(task: Task, *, dim: int, rate: float, seed: int, points: Sequence[float]) -> list[Agreement]:
-    """Rank some batches at some points of a shuffled run, whose sketches are kept as the service keeps them."""
-    model, optimizer = task.start(rate, seed)
-    looks = {round(point * task.steps): point for point in points}
-    known_nd = np.zeros((len(task.train), dim), np.float16)  # n examples, d numbers each
-    begun_n = as_poa_n = np.zeros(len(task.train))
-    ids_s: Sequence[Tensor] = ()
-    found = []
-    with GradientSketcher(model, dim=dim, seed=seed) as sketcher:
-
-        def sketches(batch: Sequence[Tensor]) -> NDArray[Any]:
-            model.zero_grad()
-            loss_of(model, batch).backward()
-            return sketcher.take().sketches
-
-        def target() -> NDArray[np.float64]:
-            return sketches(task.target.tensors).mean(axis=0, dtype=np.float64)
-
-        for step in range(max(looks) + 1):
-            if step % task.steps == 0:
-                ids_s = torch.randperm(len(task.train)).split(BATCH)
-                begun_n, as_poa_n = sketches(task.train.tensors) @ target(), known_nd @ target()
-            if step in looks:
-                some = torch.randperm(len(task.train))[: min(CANDIDATES, task.steps) * BATCH]
-                with sketcher.paused():
-                    batches = [task.train[ids] for ids in some.split(BATCH)]
-                    drops = lookahead_drops(model, optimizer, loss_of, batches, task.target.tensors).numpy()
-                found.append(
-                    Agreement(
-                        dim=dim,
-                        seed=seed,
-                        epochs=looks[step],
-                        fresh=spearman(drops, by_batch(sketches(task.train[some]) @ target())),
-                        begun=spearman(drops, by_batch(begun_n[some.numpy()])),
-                        as_poa=spearman(drops, by_batch(as_poa_n[some.numpy()])) if step >= task.steps else None,
-                    )
-                )
-            ids = ids_s[step % task.steps]
-            known_nd[ids.numpy()] = sketches(task.train[ids])
-            optimizer.step()
-    return found
-
-
-def by_batch(score_m: NDArray[Any]) -> NDArray[Any]:
-    return score_m.reshape(-1, BATCH).mean(axis=1)
-
-
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Correlation of the ranks; of values that are all different."""
-    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
 
 
 def costs(task: Task, *, rate: float, turns: int, address: str) -> dict[str, dict[str, float]]:
@@ -172,40 +99,43 @@ def main(  # noqa: PLR0913 - the options of a command line
     images = load(data, limit=examples)
     task = Task.of(images, momentum)
     rates = [float(f"{rate * (1 - momentum):.3g}") for rate in RATES]
-    console.print(f"{images}; {task.steps} steps of {BATCH} an epoch", highlight=False)
+    about = f"{images}; {task.steps} steps of {BATCH} an epoch"
+    console.print(about, highlight=False)
     horizons = sorted({short, epochs})
-    runs: list[Trained] = []
     with running_service() if address is None else nullcontext(address) as host:
-        for method in METHODS:
-            console.print(f"{method} …")
-            for seed in range(seeds):
-                for rate in rates:
-                    runs += train(method, task, rate=rate, seed=seed, horizons=horizons, address=host)
+        runs = _trained(task, rates, seeds, horizons, host)
         rate = at_best_rate(runs, "shuffle", epochs)[0].rate
         console.print("cost …")
         cost = costs(task, rate=rate, turns=TURNS, address=host)
     for horizon in horizons:
         console.print(_training_table(runs, horizon))
     console.print("ranks …")
-    agreed = [
-        row
-        for dim in DIMS
-        for seed in range(seeds)
-        for row in agreement(task, dim=dim, rate=rate, seed=seed, points=POINTS)
-    ]
+    agreed = _agreed(task, rate, seeds)
     console.print(_agreement_table(agreed, rate))
     console.print(_cost_table(cost))
     headline = _headline(agreed, cost, runs)
-    write_result(
-        json,
-        name="ordering",
-        rows=[_plain({"part": "training", **asdict(run)}) for run in runs]
-        + [_plain({"part": "agreement", "rate": rate, **asdict(row)}) for row in agreed]
-        + [{"part": "cost", "rate": rate, "method": method, **times} for method, times in cost.items()],
-        headline=headline,
-        notes=[f"{images}; {task.steps} steps of {BATCH} an epoch.", *_notes(rate, momentum, rates, seeds)],
-    )
+    notes = [f"{about}.", *_notes(rate, momentum, rates, seeds)]
+    write_result(json, name="ordering", rows=_rows(runs, agreed, cost, rate), headline=headline, notes=notes)
     return headline
+
+
+def _trained(task: Task, rates: Sequence[float], seeds: int, horizons: Sequence[int], address: str) -> list[Trained]:
+    """Every method at every rate."""
+    runs: list[Trained] = []
+    for method in METHODS:
+        console.print(f"{method} …")
+        for seed, rate in product(range(seeds), rates):
+            runs += train(method, task, rate=rate, seed=seed, horizons=horizons, address=address)
+    return runs
+
+
+def _agreed(task: Task, rate: float, seeds: int) -> list[Agreement]:
+    """Of runs of their own, one for each size of a sketch and seed."""
+    return [
+        row
+        for dim, seed in product(DIMS, range(seeds))
+        for row in agreement(task, dim=dim, rate=rate, seed=seed, points=POINTS)
+    ]
 
 
 def _headline(agreed: list[Agreement], cost: dict[str, dict[str, float]], runs: list[Trained]) -> dict[str, float]:
@@ -247,9 +177,8 @@ def _notes(rate: float, momentum: float, rates: Sequence[float], seeds: int) -> 
 
 
 def _training_table(runs: list[Trained], epochs: int) -> Table:
-    table = _table(f"after {epochs} epochs, mean and deviation over the seeds")
-    for heading in ("method", "rate", "training loss", "test accuracy", "own order"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    title = f"after {epochs} epochs, mean and deviation over the seeds"
+    table = new_table(title, "method", "rate", "training loss", "test accuracy", "own order")
     for method in METHODS:
         if own := at_best_rate(runs, method, epochs):
             loss, accuracy = spread([run.train_loss for run in own]), spread([100 * run.accuracy for run in own])
@@ -265,11 +194,10 @@ def _training_table(runs: list[Trained], epochs: int) -> Table:
 
 def _agreement_table(agreed: list[Agreement], rate: float) -> Table:
     """A row for each point of the training."""
-    table = _table(f"ranks of batches by sketches and by real steps (Spearman), SGD {rate:g}, mean over the seeds")
-    table.add_column("epochs", justify="right")
+    title = f"ranks of batches by sketches and by real steps (Spearman), SGD {rate:g}, mean over the seeds"
     columns = [(dim, kind) for dim in DIMS for kind in ("fresh", "begun", "as_poa")]
-    for dim, kind in columns:
-        table.add_column(f"{dim}: {kind.replace('_', ' ')}", justify="right")
+    kinds = [f"{dim}: {kind.replace('_', ' ')}" for dim, kind in columns]
+    table = new_table(title, "epochs", *kinds, left=0, wrap=True)
     for point in sorted({row.epochs for row in agreed}):
         cells = []
         for dim, kind in columns:
@@ -280,16 +208,22 @@ def _agreement_table(agreed: list[Agreement], rate: float) -> Table:
 
 
 def _cost_table(cost: dict[str, dict[str, float]]) -> Table:
-    table = _table("milliseconds, medians over epochs that take turns")
-    for heading in ("method", "step", "target, once an epoch"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    title = "milliseconds, medians over epochs that take turns"
+    table = new_table(title, "method", "step", "target, once an epoch")
     for method, times in cost.items():
         table.add_row(method, f"{times['step_ms']:.3f}", f"{times['target_ms']:.1f}")
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _rows(
+    runs: list[Trained], agreed: list[Agreement], cost: dict[str, dict[str, float]], rate: float
+) -> list[dict[str, Any]]:
+    """Of all three parts, for the file."""
+    return [
+        *(_plain({"part": "training", **asdict(run)}) for run in runs),
+        *(_plain({"part": "agreement", "rate": rate, **asdict(row)}) for row in agreed),
+        *({"part": "cost", "rate": rate, "method": method, **times} for method, times in cost.items()),
+    ]
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

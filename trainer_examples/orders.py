@@ -22,9 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sampler_client as sampler
 from sampler_client.pytorch.lookahead import lookahead_drops
-from trainer_examples.comparison import full_loss
 from trainer_examples.data import ImageData
-from trainer_examples.models import make_model
+from trainer_examples.models import accuracy, full_loss, make_model
 
 BATCH = 32
 SKETCH_DIM = 64
@@ -248,12 +247,6 @@ def train(method: str, task: Task, *, rate: float, seed: int, horizons: Sequence
                     )
                 )  # fmt: skip
     return runs
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: TensorDataset) -> float:
-    images, labels = data.tensors
-    return float((model(images).argmax(1) == labels).float().mean())
 
 
 def at_best_rate(runs: Iterable[Trained], method: str, epochs: int) -> list[Trained]:

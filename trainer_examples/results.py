@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -33,9 +34,7 @@ def write_result(
         headline: the few figures the README quotes, by name; None where a figure has no value.
         notes: what a reader must know to compare the figures, one sentence each.
     """
-    table = Table(title=name, title_justify="left")
-    table.add_column("headline")
-    table.add_column("value", justify="right")
+    table = new_table(name, "headline", "value")
     for figure, value in headline.items():
         table.add_row(figure, "-" if value is None else f"{value:.4g}")
     console = Console()
@@ -55,6 +54,22 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     console.print(f"written to {path}")
+
+
+def new_table(title: str, *headings: str, left: int = 1, wrap: bool = False) -> Table:
+    """A table to add rows to: the first `left` columns hold words, the others figures.
+
+    Args:
+        wrap: figures may be on several lines where the terminal is too narrow; without it words alone may.
+    """
+    table = Table(
+        title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+        collapse_padding=True, pad_edge=False,
+    )  # fmt: skip
+    for i, heading in enumerate(headings):
+        words = i < left
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not (words or wrap))
+    return table
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -25,7 +25,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -36,13 +35,12 @@ from sampler_client.retrieval import CollapseDetector, MaxOfHinges, PairSketches
 from sampler_service.embedded import running_service
 from trainer_examples.models import encoder
 from trainer_examples.pairs import PairData, Pairs, load_pairs
-from trainer_examples.results import spread, write_result
+from trainer_examples.results import new_table, spread, write_result
+from trainer_examples.tuning import TUNING_SEED
 
 METHODS = ("sum of hinges", "max of hinges", "mined")
 RATES = (6e-3, 2e-2, 6e-2)
 """learning rates that each method tries"""
-TUNING_SEED = 1_000_003
-"""of the runs that learning rates are judged by; no other run has it"""
 BATCH_SIZE = 128
 MARGIN = 0.2
 JOINT_DIM = 512
@@ -252,9 +250,7 @@ def _seconds(runs: list[Run]) -> float:
 
 def table_of(runs: dict[str, list[Run]]) -> Table:
     """A row per method; means over the seeds, and the deviation of recall at 1."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "rate", "R@1/5/10 ->", "R@1/5/10 <-", "R@1", "seconds"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    table = new_table("recall in %", "method", "rate", "R@1/5/10 ->", "R@1/5/10 <-", "R@1", "seconds")
     for method, of_method in runs.items():
         first = [100 * run.first for run in of_method]
         ways = np.mean([[list(at.values()) for at in run.recalls.values()] for run in of_method], axis=0)

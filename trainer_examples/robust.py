@@ -19,16 +19,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
 from sampler_client.robust.margins import adversarial_risk, margin
 from trainer_examples import robust_sampling, separators
 from trainer_examples.data import load
-from trainer_examples.results import spread, write_result
+from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.separators import ATTACKS, THEORY, Problem
 
 RATIOS = (1, 2, 4, 10)
@@ -176,13 +174,6 @@ def show_limits(title: str, rows: list[Row]) -> None:
         margins, cosines = ("{:.4f} ± {:.4f}".format(*spread(row[key])) for key in ("margins", "cosines"))
         table.add_row(row["method"], f"{row['steps']:,}", margins, cosines, f"{row['factor']:g}")
     console.print(table)
-
-
-def new_table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    return table
 
 
 def mean(rows: list[Row], figure: str, method: str) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,17 +22,16 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from sampler_service.embedded import running_service
-from trainer_examples.comparison import RATES, TUNING_SEED, full_loss
-from trainer_examples.data import ImageData, load
-from trainer_examples.models import make_model
-from trainer_examples.results import spread, write_result
+from trainer_examples.data import ImageData, endless, load
+from trainer_examples.models import accuracy, full_loss, make_model
+from trainer_examples.results import new_table, spread, write_result
+from trainer_examples.tuning import RATES, TUNING_SEED
 
 BATCH_SIZE = 64
 SHARES = (0.25, 0.5, 1.0)
@@ -76,25 +75,20 @@ def train(
     took = budget.elapsed
     if options is not None:
         loader.close()
-    return model.eval(), {"steps": steps, "pruned": pruned / steps, "seconds": took}
+    return model, {"steps": steps, "pruned": pruned / steps, "seconds": took}
 
 
 def seconds_of(data: ImageData, steps: int) -> float:
     """What so many steps of shuffling take."""
     model = make_model(data.image_shape, data.num_classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    loader = DataLoader(data.train, batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
     began = time.perf_counter()
-    for _, (x, y) in zip(range(steps), _endless(data.train), strict=False):
+    for x, y in islice(endless(loader), steps):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     return time.perf_counter() - began
-
-
-def accuracy_on(model: nn.Module, part: TensorDataset) -> float:
-    with torch.no_grad():
-        logits = torch.cat([model(x) for x in part.tensors[0].split(2048)])
-    return (logits.argmax(1) == part.tensors[1]).float().mean().item()
 
 
 def main(
@@ -132,16 +126,15 @@ def main(
                             **said,
                             "over_deadline_s": max(0.0, said["seconds"] - seconds),
                             "training_loss": full_loss(model, images.train),
-                            "accuracy": accuracy_on(model, images.test),
+                            "accuracy": accuracy(model, images.test),
                         }
                     )
     return _say(images.name, rows, seeds, json)
 
 
 def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -> dict[str, float]:
-    table = Table(title=f"{name}, {seeds} seeds", title_justify="left")
-    for heading in ("budget", "method", "learning rate", "steps", "pruned", "training loss", "test accuracy"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    headings = ("budget", "method", "learning rate", "steps", "pruned", "training loss", "test accuracy")
+    table = new_table(f"{name}, {seeds} seeds", *headings, left=2)
     headline: dict[str, float] = {}
     for share in SHARES:
         accuracies: dict[str, Any] = {}
@@ -172,15 +165,9 @@ def _best_rate(method: str, data: ImageData, seconds: float, address: str) -> fl
     def found(rate: float) -> float:
         run = f"tuning-{uuid.uuid4().hex[:8]}"
         model, _ = train(method, data, seconds, address=address, run=run, rate=rate, seed=TUNING_SEED)
-        return accuracy_on(model, data.test)
+        return accuracy(model, data.test)
 
     return max(RATES, key=found)
-
-
-def _endless(train: TensorDataset) -> Iterator[Any]:
-    loader = DataLoader(train, batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
-    while True:
-        yield from loader
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from trainer_examples.data import load
-from trainer_examples.models import make_model
+from trainer_examples.models import accuracy, make_model
 
 BATCH_SIZE = 64
 LEARNING_RATE = 0.1
@@ -62,12 +62,9 @@ def main(
             print(f"epoch {epoch:3d}  {seen:6,d} examples, mean loss {total / seen:.4f}  {loader.reason}")
 
     sketcher.close()
-    model.eval()
-    with torch.no_grad():
-        x, y = images.test.tensors
-        accuracy = (model(x).argmax(1) == y).float().mean().item()
-    print(f"accuracy on {len(images.test):,} test images: {accuracy:.1%}")
-    return accuracy
+    found = accuracy(model, images.test)
+    print(f"accuracy on {len(images.test):,} test images: {found:.1%}")
+    return found
 
 
 if __name__ == "__main__":

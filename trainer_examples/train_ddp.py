@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 import sampler_client as sampler
 from trainer_examples.data import load
-from trainer_examples.models import make_model
+from trainer_examples.models import accuracy, make_model
 
 GLOBAL_BATCH_SIZE = 64
 LEARNING_RATE = 0.1
@@ -75,10 +75,7 @@ def main(
                 print(f"epoch {epoch:3d}  mean loss {total[0] / total[1]:.4f}  {loader.reason}")
 
     if rank == 0:
-        x, y = images.test.tensors
-        with torch.no_grad():
-            accuracy = (model.module(x).argmax(1) == y).float().mean().item()
-        print(f"accuracy on {len(images.test):,} test images: {accuracy:.1%}")
+        print(f"accuracy on {len(images.test):,} test images: {accuracy(model.module, images.test):.1%}")
     if sketcher is not None:
         sketcher.close()
     dist.destroy_process_group()

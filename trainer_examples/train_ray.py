@@ -63,7 +63,6 @@ def train(config: dict[str, Any]) -> None:
             loader.flush()  # the service knows all of an epoch before any worker begins the next
             state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
             found = {"epoch": epoch, "accuracy": accuracy(bare, images.test)}
-            model.train()
             with tempfile.TemporaryDirectory() as folder:
                 torch.save(state, Path(folder, KEPT))
                 first = ray.train.get_context().get_world_rank() == 0

@@ -12,11 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 from tests.served import ServedService
-from trainer_examples.comparison import Curve, Settings, best_rate, full_loss, reference_losses, train_under
+from trainer_examples.comparison import Curve, Settings, best_rate, reference_losses, train_under
 from trainer_examples.data import load
 from trainer_examples.demo import POLICIES, main
 from trainer_examples.figures import notes_of, save_plot, table_of, target_of
-from trainer_examples.models import make_model
+from trainer_examples.models import full_loss, make_model
 
 DATA = load(limit=640)
 SETTINGS = Settings(steps=90, batch_size=16, evaluations=6)

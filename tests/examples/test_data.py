@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from trainer_examples.data import DataError, ImageData, load, read_parquet, shifted, with_duplicates
+from trainer_examples.data import DataError, ImageData, endless, load, read_parquet, shifted, with_duplicates
 from trainer_examples.models import make_model
 
 RNG = np.random.default_rng(0)
@@ -152,3 +153,10 @@ def test_a_set_introduces_itself() -> None:
     part = TensorDataset(torch.zeros(3, 1, 8, 8), torch.zeros(3, dtype=torch.long))
     text = str(ImageData(name="tiny", train=part, test=part, num_classes=2))
     assert text == "tiny: 3 training and 3 test images of 1x8x8, 2 classes"
+
+
+def test_an_endless_loader_shows_everything_in_each_epoch_in_a_new_order() -> None:
+    loader = DataLoader(range(20), batch_size=4, shuffle=True)  # pyright: ignore[reportArgumentType]
+    shown = torch.cat(list(islice(endless(loader), 15))).reshape(3, 20)
+    assert all(sorted(epoch) == list(range(20)) for epoch in shown.tolist())
+    assert len({tuple(epoch) for epoch in shown.tolist()}) == 3

@@ -128,12 +128,10 @@ def test_a_rate_is_chosen_by_other_draws_and_then_the_comparison_is_run(monkeypa
     class Fake(Training):
         def __init__(self, task: Scarce, settings: Settings, rate: float, seed: int) -> None:
             ran.append((rate, seed))
-            self.rate = rate
-
-        def accuracy(self, test: torch.utils.data.TensorDataset) -> float:
-            return 1 - abs(self.rate - 0.03)
+            self.model = rate
 
     monkeypatch.setattr(data_weights, "Training", Fake)
+    monkeypatch.setattr(data_weights, "accuracy", lambda model, _: 1 - abs(model - 0.03))
     monkeypatch.setattr(data_weights, "METHODS", {"none": lambda *_, **__: None})
     (result,) = data_weights.compare("task", partial(low_data, DIGITS), Settings(), 2, "")
     assert ran == [(rate, seed) for rate in data_weights.RATES for seed in data_weights.TUNING_SEEDS] + [

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
 from torch.nn import functional
 
 from trainer_examples import multiplicative
 from trainer_examples.data import load
-from trainer_examples.figures import save_heat_maps
+from trainer_examples.heat_maps import FRAME, heat_maps
 from trainer_examples.models import mlp
 from trainer_examples.multiplicative import BATCH, WIDTH, Cell, train
 
@@ -59,12 +62,33 @@ def test_a_run_that_diverges_is_infinite() -> None:
     assert math.isnan(run.accuracy)
 
 
-def test_heat_maps_leave_what_is_infinite_blank(tmp_path: Path) -> None:
-    save_heat_maps(
-        {("SGD", "plain"): [[0.1, math.inf]], ("Adam", "plain"): [[0.0001, 5000.0]]},
-        tmp_path / "maps.png",
+def test_heat_maps_leave_what_is_infinite_blank_and_frame_the_lowest() -> None:
+    figure = heat_maps(
+        {("SGD", "plain"): [[0.1, math.inf], [0.02, 3.0]], ("Adam", "plain"): [[math.inf, 5000.0], [12.0, 0.0001]]},
         across=("rate", ["1", "2"]),
-        down=("scale", ["1"]),
+        down=("scale", ["3", "4"]),
         value="loss",
     )
-    assert (tmp_path / "maps.png").exists()
+    of_sgd, of_adam, _ = figure.axes
+    assert [axes.get_ylabel() for axes in (of_sgd, of_adam)] == ["SGD", "Adam"] and of_sgd.get_title() == "plain"
+    assert opacity_of(of_sgd) == [[1, 0], [1, 1]] and opacity_of(of_adam) == [[0, 1], [1, 1]]
+    assert [text.get_text() for text in of_sgd.texts] == ["0.1", "", "0.02", "3"]
+    assert [text.get_text() for text in of_adam.texts] == ["", ">999", "12", "<.001"]
+    assert framed(of_sgd) == (0, 1) and framed(of_adam) == (1, 1)
+    assert of_sgd.images[0].norm is of_adam.images[0].norm, "one scale of colours"
+    brightness = of_sgd.images[0].to_rgba([[0.02, 0.1, 3.0]])[..., :3].sum(-1)[0]
+    assert brightness[0] < brightness[1] < brightness[2]
+
+
+def opacity_of(axes: Axes) -> list[list[float]]:
+    """Of the cells as they are painted."""
+    (image,) = axes.images
+    return image.to_rgba(image.get_array())[..., 3].tolist()
+
+
+def framed(axes: Axes) -> tuple[float, float]:
+    """Column and row of the cell."""
+    (frame,) = axes.patches
+    assert isinstance(frame, Rectangle) and frame.get_edgecolor() == to_rgba(FRAME)
+    assert (frame.get_width(), frame.get_height()) == (1, 1)
+    return frame.get_x() + 0.5, frame.get_y() + 0.5

@@ -13,8 +13,9 @@ from sampler_client.pytorch.lookahead import lookahead_drops
 from tests.served import ServedService
 from trainer_examples import ordering, orders
 from trainer_examples.data import load
-from trainer_examples.ordering import agreement, main, spearman
+from trainer_examples.ordering import main
 from trainer_examples.orders import BATCH, LOOKAHEAD, PACING, Alone, Task, Trained, at_best_rate, loss_of
+from trainer_examples.ranks import agreement, spearman
 
 TASK = Task.of(load())
 SMALL = Task.of(load(limit=550))  # ten batches

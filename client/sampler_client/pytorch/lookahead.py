@@ -11,7 +11,8 @@ Shapes: r candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -52,12 +53,8 @@ def lookahead_drops(
     """
     if not len(candidates):
         raise ConfigError(f"candidates must hold one batch or more to look ahead with, got {candidates!r}")
-    weights, state = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())
-    gradients = [parameter.grad for parameter in model.parameters()]
-    training = [(module, module.training) for module in model.modules()]  # some may be frozen, as by fine-tuning
-    model.eval()
     drops = []
-    try:
+    with _tried(model, optimizer) as take_back:
         for candidate in candidates:
             watched = candidate if target is None else target
             before = _value(model, loss, watched)
@@ -66,16 +63,30 @@ def lookahead_drops(
             optimizer.step()
             drop = before - _value(model, loss, watched)
             drops.append(drop / before if relative and before else drop)
-            model.load_state_dict(weights)
-            optimizer.load_state_dict(deepcopy(state))
-    finally:
+            take_back()
+    return torch.tensor(drops, dtype=torch.float64)
+
+
+@contextmanager
+def _tried(model: nn.Module, optimizer: Optimizer) -> Iterator[Callable[[], None]]:
+    """Evaluation mode, in which steps can be taken back; afterwards both are as before, gradients and modes too."""
+    weights, state = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())
+    gradients = [parameter.grad for parameter in model.parameters()]
+    training = [(module, module.training) for module in model.modules()]  # some may be frozen, as by fine-tuning
+
+    def take_back() -> None:
         model.load_state_dict(weights)
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(deepcopy(state))
+
+    model.eval()
+    try:
+        yield take_back
+    finally:
+        take_back()
         for module, mode in training:
             module.training = mode
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
-    return torch.tensor(drops, dtype=torch.float64)
 
 
 @torch.no_grad()

@@ -102,20 +102,26 @@ def attack(  # noqa: PLR0913 - keyword-only
     best, highest = x.clone(), x.new_full((len(x),), -math.inf)
     for step in range(steps + 1):
         moved = (x + delta if bounds is None else (x + delta).clamp(*bounds)).requires_grad_()
-        with torch.enable_grad():
-            losses = loss(model(moved), y)
-            if losses.shape != y.shape:
-                raise ConfigError(f"loss must give one number for each of {len(y)} examples, got {tuple(losses.shape)}")
-            (gradient,) = torch.autograd.grad(losses.sum(), moved)
-        check_finite("the model's gradient", gradient)
-        better = losses.detach() > highest
-        best[better], highest[better] = moved.detach()[better], losses.detach()[better].to(highest)
+        losses, gradient = _slope(model, moved, y, loss)
+        better = losses > highest
+        best[better], highest[better] = moved.detach()[better], losses[better].to(highest)
         if step < steps:
             if bounds is not None:  # what is at its bound can't go on: in l1 a step would be spent on it
                 gradient = gradient.where((moved + gradient.sign()).clamp(*bounds) != moved, 0)
             size = eps * (1 - step / steps)
             delta = _within(x, delta + size * _each(gradient, norm, steepest), norm, eps, bounds)
     return best
+
+
+def _slope(model: Callable[[Tensor], Tensor], moved: Tensor, y: Tensor, loss: Losses) -> tuple[Tensor, Tensor]:
+    """(b,) losses, and their gradients, of the shape of `moved`."""
+    with torch.enable_grad():
+        losses = loss(model(moved), y)
+        if losses.shape != y.shape:
+            raise ConfigError(f"loss must give one number for each of {len(y)} examples, got {tuple(losses.shape)}")
+        (gradient,) = torch.autograd.grad(losses.sum(), moved)
+    check_finite("the model's gradient", gradient)
+    return losses.detach(), gradient
 
 
 def _within(x: Tensor, delta: Tensor, norm: Norm, eps: float, bounds: tuple[float, float] | None) -> Tensor:
