@@ -218,7 +218,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="where to write the rows and the headline")] = None,
     plot: Annotated[Path | None, typer.Option(help="where to write the bars, PNG")] = None,
     data: Annotated[Path, typer.Option(help="MNIST as Parquet; digits of scikit-learn where it is absent")] = Path(
-        "../shared/data/mnist/train.parquet"
+        "data/mnist/train.parquet"
     ),
 ) -> None:
     """Measure, print the headline, write what was asked for."""

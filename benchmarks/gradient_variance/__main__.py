@@ -1,6 +1,6 @@
 """The paper's figures: normalised variance of SG-B, SG-2B, GC and SVRG along one trajectory, and of ours.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.gradient_variance \\
+    OMP_NUM_THREADS=1 python -m benchmarks.gradient_variance --data path/to/data \\
         --json benchmarks/results/gradient_variance.json --plot benchmarks/results/gradient_variance.png
 
 Faghri, Duvenaud, Fleet, Ba, "A Study of Gradient Variance in Deep Learning", arXiv 2007.04532. A model is trained by
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gradient_variance", description=__doc__)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all whose files are there")
     parser.add_argument("--points", type=int, default=12, help="of each trajectory, at most")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with mnist/ and cifar10/")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with mnist/ and cifar10/")
     parser.add_argument("--json", type=Path, help="where to write the rows and the headline")
     parser.add_argument("--plot", type=Path, help="where to write the picture, PNG")
     options = parser.parse_args(arguments)

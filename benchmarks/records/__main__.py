@@ -4,7 +4,7 @@ All read the same records in one run, in turn, each without workers and with two
 service, Ray and the workers share this machine's cores. `over_ceiling` is against a bare gRPC stream of the same
 messages (as many bytes in each), neither encoded nor decoded.
 
-    python -m benchmarks.records --data ../shared/data --json benchmarks/results/records.json
+    python -m benchmarks.records --data path/to/data --json benchmarks/results/records.json
 
 MosaicML Streaming and WebDataset are measured where they are installed: pip install mosaicml-streaming webdataset
 """

@@ -43,7 +43,7 @@ two to three times as long on busy ones."""
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with mnist/ and cifar10/")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with mnist/ and cifar10/")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training"))
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/training.json"), help="headline figures")
     parser.add_argument("--tasks", nargs="+", choices=sorted(SETTINGS), help="default: the committed grid")
