@@ -18,6 +18,7 @@ def test_it_compares_both_ways_at_each_budget(tmp_path, capsys, monkeypatch):
     looks = itertools.count()
     ticking = functools.partial(sampler.TimeBudget, clock=lambda: float(next(looks)))
     monkeypatch.setattr(sampler, "TimeBudget", ticking)
+    monkeypatch.setattr(time_budget, "RATES", (0.05,))
     monkeypatch.setattr(time_budget, "seconds_of", lambda _, steps: 5.0 * steps)
     out = tmp_path / "time_budget.json"
     headline = time_budget.main(examples=600, steps=300, seeds=1, json=out)
