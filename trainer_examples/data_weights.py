@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -188,8 +188,10 @@ class Result:
     """of a run, mean"""
 
 
-def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: int, address: str) -> list[Result]:
-    """All methods on one task."""
+def compare(
+    name: str, draw: Callable[..., Scarce], settings: Settings, seeds: int, address: str, methods: Sequence[str]
+) -> list[Result]:
+    """Some methods on one task."""
 
     def run(method: str, task: Scarce, rate: float, seed: int) -> float:
         training = Training(task, settings, rate, seed)
@@ -199,7 +201,7 @@ def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: i
     tuning_draws = {seed: draw(seed, tuning=True) for seed in TUNING_SEEDS}
     draws = {seed: draw(seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)}
     results = []
-    for method in METHODS:
+    for method in methods:
         tuning = {
             rate: float(np.mean([run(method, task, rate, seed) for seed, task in tuning_draws.items()]))
             for rate in RATES
@@ -216,12 +218,12 @@ def compare(name: str, draw: Callable[..., Scarce], settings: Settings, seeds: i
 
 def table_of(results: Sequence[Result]) -> Table:
     """A row per method; differences are paired by seed."""
-    against = [f"minus\n{name}" for name in AGAINST]
+    others = {result.method: np.array(result.accuracies) for result in results if result.method in AGAINST}
+    against = [f"minus\n{name}" for name in others]
     table = new_table(results[0].task, "method", "rate", "accuracy", *against, "seconds")
-    others = {result.method: np.array(result.accuracies) for result in results}
     for result in results:
         accuracies = np.array(result.accuracies)
-        gaps = ["" if name == result.method else points(accuracies - others[name]) for name in AGAINST]
+        gaps = ["" if name == result.method else points(accuracies - others[name]) for name in others]
         cells = [f"{result.rate:g}", points(accuracies), *gaps]
         table.add_row(result.method, *cells, f"{result.seconds:.1f}")
     return table
@@ -236,16 +238,19 @@ def main(
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="draws of each task")] = 10,
     epochs: Annotated[int, typer.Option(min=1, help="of each run")] = EPOCHS,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="one of several; none: all")] = None,
+    methods: Annotated[list[str] | None, typer.Option("--method", help="one of several; none: all")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="file for the results")] = None,
 ) -> list[Result]:
-    """Compare all methods on both tasks."""
+    """Compare the methods on the tasks; several of either are several options."""
+    tasks, methods = _known(tasks, TASKS), _known(methods, METHODS)
     torch.set_num_threads(1)
     images, settings, console = load(data), Settings(epochs=epochs), Console()
     console.print(str(images))
     results: list[Result] = []
     with running_service() as address:
-        for name, draw in TASKS.items():
-            found = compare(name, partial(draw, images), settings, seeds, address)
+        for name in tasks:
+            found = compare(name, partial(TASKS[name], images), settings, seeds, address, methods)
             console.print(table_of(found))
             results += found
     rows = [asdict(result) for result in results]
@@ -257,13 +262,21 @@ def main(
     return results
 
 
+def _known(names: Sequence[str] | None, all_names: Iterable[str]) -> list[str]:
+    """The names, which must be of those; all of them where none is said."""
+    for name in names or ():
+        if name not in all_names:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(all_names)}")
+    return list(names or all_names)
+
+
 def headline_of(results: Sequence[Result]) -> dict[str, float | None]:
     """Points of accuracy by which each method is above those of AGAINST, of each task, and deviations over draws."""
     accuracies = {(result.task, result.method): np.array(result.accuracies) for result in results}
     figures: dict[str, float | None] = {}
     for other in AGAINST:
         for (task, method), mine in accuracies.items():
-            if method not in (other, AGAINST[0]):
+            if method not in (other, AGAINST[0]) and (task, other) in accuracies:
                 name = f"{task}, {method}" + (f" over {other}" if other != AGAINST[0] else "")
                 figures[name], figures[f"deviation, {name}"] = spread((100 * (mine - accuracies[task, other])).tolist())
     return figures

@@ -179,6 +179,23 @@ def critical_period(_: Cells) -> Iterator[Cells]:
         ]
 
 
+def time_budget(name: str, _: Cells) -> Iterator[Cells]:
+    for budget, of_budget in by(results(name), "budget").items():
+        methods = by(of_budget, "method")
+        for method, own in methods.items():
+            pairs = zip(own, methods["shuffle"], strict=True)
+            gaps = [{"gap": row["accuracy"] - shuffled["accuracy"]} for row, shuffled in pairs]
+            yield [
+                f"{100 * budget:.0f} %",
+                method.replace("time_budget", "`time_budget`"),
+                f"{fmean(row['steps'] for row in own):.0f}",
+                "" if method == "shuffle" else f"{100 * fmean(row['pruned'] for row in own):.0f} %",
+                f"{fmean(row['training_loss'] for row in own):.3f}",
+                f"{mean_of(own, 'accuracy', '.2f', 100)} %",
+                "" if method == "shuffle" else mean_of(gaps, "gap", "+.2f", 100),
+            ]
+
+
 def gradient_variance(_: Cells) -> Iterator[Cells]:
     """A cell has the ratio without duplicates, and that with them."""
     problems: dict[str, dict[str, list[str]]] = {}
@@ -203,6 +220,8 @@ TABLES: list[tuple[str, int, Callable[[Cells], Iterator[Cells]]]] = [
     ("| optimiser |", 0, multiplicative),
     ("| method | 20:1000 |", 0, data_weights),
     ("| hard examples |", 0, critical_period),
+    ("| budget |", 0, partial(time_budget, "time_budget")),
+    ("| budget |", 1, partial(time_budget, "time_budget_mnist")),
     ("| | GC |", 0, gradient_variance),
 ]
 """how the header row begins, which of the tables that begin like this, and what renders its rows"""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -133,7 +135,7 @@ def test_a_rate_is_chosen_by_other_draws_and_then_the_comparison_is_run(monkeypa
     monkeypatch.setattr(data_weights, "Training", Fake)
     monkeypatch.setattr(data_weights, "accuracy", lambda model, _: 1 - abs(model - 0.03))
     monkeypatch.setattr(data_weights, "METHODS", {"none": lambda *_, **__: None})
-    (result,) = data_weights.compare("task", partial(low_data, DIGITS), Settings(), 2, "")
+    (result,) = data_weights.compare("task", partial(low_data, DIGITS), Settings(), 2, "", ["none"])
     assert ran == [(rate, seed) for rate in data_weights.RATES for seed in data_weights.TUNING_SEEDS] + [
         (0.03, data_weights.FIRST_SEED),
         (0.03, data_weights.FIRST_SEED + 1),
@@ -144,7 +146,9 @@ def test_a_rate_is_chosen_by_other_draws_and_then_the_comparison_is_run(monkeypa
 @pytest.mark.usefixtures("one_rate")
 def test_all_methods_are_compared_on_both_tasks(served: ServedService) -> None:
     for name, draw in data_weights.TASKS.items():
-        found = data_weights.compare(name, partial(draw, DIGITS), Settings(epochs=1), 2, served.address)
+        found = data_weights.compare(
+            name, partial(draw, DIGITS), Settings(epochs=1), 2, served.address, list(data_weights.METHODS)
+        )
         assert [result.method for result in found] == list(data_weights.METHODS)
         for result in found:
             assert len(result.accuracies) == 2 and 0 <= min(result.accuracies) <= max(result.accuracies) <= 1
@@ -174,3 +178,16 @@ def test_the_command_prints_tables_and_writes_what_they_say(tmp_path: Path, caps
         if method not in ("uniform", "Ren et al."):
             gap = 100 * (value - accuracy[task, "Ren et al."])
             assert said["headline"][f"{task}, {method} over Ren et al."] == pytest.approx(gap)
+
+
+def test_what_is_compared_can_be_chosen_and_must_be_there() -> None:
+    accuracies = {"uniform": [0.5, 0.7], "class balanced": [0.7, 0.7]}
+    results = [
+        data_weights.Result(task="imbalance", method=method, rate=0.1, tuning={}, accuracies=found, seconds=1)
+        for method, found in accuracies.items()
+    ]
+    figures = data_weights.headline_of(results)
+    assert figures == {"imbalance, class balanced": pytest.approx(10), "deviation, imbalance, class balanced": ANY}
+    assert [column.header for column in data_weights.table_of(results).columns][3:] == ["minus\nuniform", "seconds"]
+    with pytest.raises(typer.BadParameter, match=r"'unifrom' is none of uniform, class balanced, "):
+        data_weights.main(methods=["unifrom"])
