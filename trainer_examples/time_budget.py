@@ -35,7 +35,7 @@ from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.tuning import TUNING_SEED
 
 BATCH_SIZE = 64
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+RATES = (0.01, 0.02, 0.05, 0.1)
 SHARES = (0.25, 0.5, 1.0)
 """of the time that shuffling takes"""
 METHODS: dict[str, dict[str, str] | None] = {
@@ -96,7 +96,7 @@ def seconds_of(data: ImageData, steps: int) -> float:
 def main(
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
     examples: Annotated[int, typer.Option(help="largest training set, of which a sixth chooses learning rates")] = 3000,
-    steps: Annotated[int, typer.Option(help="of shuffling, whose time is the whole budget")] = 1500,
+    steps: Annotated[int, typer.Option(help="of shuffling, whose time is the whole budget")] = 800,
     seeds: Annotated[int, typer.Option(help="runs of each method and budget")] = 3,
     json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
 ) -> dict[str, float]:
