@@ -86,6 +86,8 @@ def train(
             drawn_n[batch.example_ids] += 1
             done += 1
             hard += batch.policy == HARD and done > first
+    with sampler.SamplerClient(address) as client:
+        client.close_run(run)
     return {
         "accuracy": accuracy(model, data.test),
         "training_loss": full_loss(model, data.train),

@@ -77,6 +77,8 @@ def train(
     took = budget.elapsed
     if options is not None:
         loader.close()
+        with sampler.SamplerClient(address) as client:
+            client.close_run(run)  # or what the service keeps of it would slow those that follow
     return model, {"steps": steps, "pruned": pruned / steps, "seconds": took}
 
 
