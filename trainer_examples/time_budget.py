@@ -137,7 +137,7 @@ def main(
 
 
 def _say(name: str, rows: list[dict[str, Any]], seeds: int, json: Path | None) -> dict[str, float]:
-    headings = ("budget", "method", "learning rate", "steps", "pruned", "training loss", "test accuracy")
+    headings = ("budget", "method", "rate", "steps", "pruned", "training loss", "accuracy")
     table = new_table(f"{name}, {seeds} seeds", *headings, left=2)
     headline: dict[str, float] = {}
     for share in SHARES:
