@@ -448,6 +448,7 @@ class Sampler:
         # Not the first: of several ranks one may begin an epoch just before another gives what is needed. And a report
         # may be on its way, of an epoch of few batches all of them.
         last = others == delivery.group.places - 1 and self._intake.accepted and self._rates.ends_with(epoch)
+        last = last and self._rates.policy.kind == "sweep"  # others draw anew within the epoch, by what comes then
         late = epoch > delivery.epoch and passes >= PATIENCE
         if (late or (last and passes >= 1)) and (lacking := self._refreshes.lacking()):
             ends = "" if late else f", and epoch {epoch} is the last that it is for: give it before"

@@ -302,6 +302,13 @@ def two_ranks() -> list[FakeTrainer]:
     return trainers
 
 
+def test_a_policy_that_draws_may_be_given_its_target_within_the_last_epoch():
+    trainer = run("validation_alignment", epochs=2)
+    epoch(trainer, 0)
+    assert trainer.start(1).policy == "shuffle"
+    trainer.sampler.set_target(TARGET)
+
+
 def test_of_two_ranks_the_last_one_to_begin_the_last_epoch_is_refused():
     one, other = two_ranks()
     assert one.start(1).policy == "shuffle", "the other one may be about to give the target"

@@ -151,7 +151,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     device = next(model.parameters()).device
     trained = [module for module in model.modules() if module.training]
     model.eval()
-    logits = torch.cat([model(part.to(device)) for part in images.split(EVALUATED_ROWS)])
-    for module in trained:
-        module.training = True
-    return logits
+    try:
+        return torch.cat([model(part.to(device)) for part in images.split(EVALUATED_ROWS)])
+    finally:
+        for module in trained:
+            module.training = True

@@ -26,8 +26,8 @@ def check_whole(name: str, value: Any, least: int, most: int = _UINT32) -> None:
 def check_within(name: str, value: Any, interval: str) -> None:
     """Raise ConfigError unless `value` is a number in an interval, written as in mathematics: "[0, 1)", "(0, inf)"."""
     try:
-        number = float("text" if isinstance(value, str) else value)
-    except (TypeError, ValueError):
+        number = float("text" if isinstance(value, str | bytes) else value)
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{name} must be a number, got {value!r}") from None
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = number >= low if interval[0] == "[" else number > low

@@ -69,12 +69,13 @@ class MaxOfHinges(nn.Module):
 
         Raises:
             ConfigError: shapes that do not fit one another, no pairs, groups that are no whole numbers, or embeddings
-                that are not finite: one would be the hardest negative of all others.
+                that are not finite, but for float16: one would be the hardest negative of all others.
         """
         _check_sides(left, right, group)
         similarity = functional.normalize(left, dim=1) @ functional.normalize(right, dim=1).T
         own = similarity.diagonal()
-        if not bool(own.isfinite().all()):  # b numbers, made already; which it was is looked up only then
+        # b numbers, made already. In half precision they may overflow, for which a GradScaler leaves the step out.
+        if own.dtype != torch.float16 and not bool(own.isfinite().all()):
             _check_finite(left, right)
         same = torch.eye(len(left), dtype=torch.bool, device=left.device)
         if group is not None:

@@ -293,8 +293,17 @@ def test_settings_outside_their_range_are_refused(settings, words):
 
 
 def test_a_learning_rate_that_is_no_number_is_refused():
-    with pytest.raises(sampler.ConfigError, match="lr must be at least 0, got nan"):
+    with pytest.raises(sampler.ConfigError, match="lr must be finite, got nan"):
         Multiplicative(torch.optim.SGD(parameters_of(), lr=math.nan))
+
+
+def test_a_schedule_that_ends_a_rounding_error_below_zero_goes_on():
+    (theta,) = parameters = parameters_of()
+    optimizer = Multiplicative(torch.optim.SGD(parameters, lr=0.1))
+    optimizer.param_groups[0]["lr"] = -4.4e-19
+    before, theta.grad = theta.detach().clone(), torch.ones_like(theta)
+    optimizer.step()
+    torch.testing.assert_close(theta.detach(), before)
 
 
 def test_an_optimiser_that_decays_weights_by_itself_is_refused():

@@ -95,6 +95,11 @@ def test_embeddings_that_are_not_finite_have_no_loss(side, pairs, hardness):
         MaxOfHinges(hardness=hardness)(**sides | {side: sides[side].nan_to_num(torch.inf)})
 
 
+def test_an_overflow_in_half_precision_is_left_to_the_scaler_of_gradients():
+    odd = ODD.nan_to_num(torch.inf).half()
+    assert not MaxOfHinges()(odd, torch.ones_like(odd)).isfinite().all()
+
+
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_no_collapse_but_an_error(loss):
     with pytest.raises(sampler.ConfigError, match=f"hardest must be a finite loss, got {loss}"):
@@ -125,6 +130,8 @@ def test_a_collapse_is_noticed_after_as_many_batches_in_a_row():
         (lambda: warm_up(0.5, begin=0.6, end=0.3), "begin 0.6 and end 0.3"),
         (lambda: warm_up(1.5), r"progress must lie in \[0, 1\], got 1.5"),
         (lambda: warm_up(0.5, begin=float("nan")), r"begin must lie in \[0, 1\], got nan"),
+        (lambda: warm_up(0.5, begin=10**400), r"begin must be a number, got 1000"),
+        (lambda: warm_up(0.5, begin=b"0.5"), r"begin must be a number, got b'0.5'"),
         (lambda: CollapseDetector(patience=0), "patience must be at least 1, got 0"),
         (lambda: CollapseDetector(patience=1.5), "patience must be a whole number, got 1.5"),  # pyright: ignore[reportArgumentType]
         (lambda: CollapseDetector(tolerance=0.0), "tolerance must be positive, got 0.0"),

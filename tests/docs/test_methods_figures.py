@@ -135,7 +135,8 @@ def ordering(head: Cells) -> Iterator[Cells]:
         yield [with_policy_as_code(method), *losses, f"{accuracy} % ({best:g})"]
 
 
-def cascading_sum(name: str, _: Cells) -> Iterator[Cells]:
+def cascading_sum(name: str, head: Cells) -> Iterator[Cells]:
+    assert head[1:] == ["error", "attacked"]
     for method, own in by(results(name), "method").items():
         attacked = 100 * fmean(row["attacked"][-1] for row in own)
         yield [name_of(method), f"{mean_of(own, 'error', '.1f', 100)} %", f"{attacked:.1f} %"]
@@ -165,7 +166,8 @@ def data_weights(head: Cells) -> Iterator[Cells]:
         yield [*cells, ", ".join(f"{row['seconds']:.0f}" for row in of_tasks)]
 
 
-def critical_period(_: Cells) -> Iterator[Cells]:
+def critical_period(head: Cells) -> Iterator[Cells]:
+    assert head[1:] == ["test accuracy", "over never", "training loss"]
     windows = by(results("critical_period"), "window")
     for window, own in windows.items():
         name = window.replace("%", " %")
@@ -179,7 +181,8 @@ def critical_period(_: Cells) -> Iterator[Cells]:
         ]
 
 
-def time_budget(name: str, _: Cells) -> Iterator[Cells]:
+def time_budget(name: str, head: Cells) -> Iterator[Cells]:
+    assert head[2:] == ["rate", "steps", "pruned", "training loss", "test accuracy", "over shuffle"]
     for budget, of_budget in by(results(name), "budget").items():
         methods = by(of_budget, "method")
         for method, own in methods.items():
@@ -188,6 +191,7 @@ def time_budget(name: str, _: Cells) -> Iterator[Cells]:
             yield [
                 f"{100 * budget:.0f} %",
                 method.replace("time_budget", "`time_budget`"),
+                f"{own[0]['learning_rate']:g}",
                 f"{fmean(row['steps'] for row in own):.0f}",
                 "" if method == "shuffle" else f"{100 * fmean(row['pruned'] for row in own):.0f} %",
                 f"{fmean(row['training_loss'] for row in own):.3f}",

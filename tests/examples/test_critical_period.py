@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
+from tests.served import ServedService
 from trainer_examples import critical_period
 
 
@@ -20,9 +22,9 @@ def test_windows_move_along_the_run():
     assert all(phases[-1].until == 1 for phases in schedules.values())
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("prompt_reports")  # an epoch here is over before its reports have been sent
-def test_it_compares_all_windows(tmp_path, capsys):
+def test_it_compares_all_windows(served: ServedService, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(critical_period, "running_service", lambda: nullcontext(served.address))
     out = tmp_path / "critical_period.json"
     headline = critical_period.main(examples=400, epochs=5, seeds=1, json=out)
     assert len(headline) == 2 * 5
@@ -38,3 +40,4 @@ def test_it_compares_all_windows(tmp_path, capsys):
     uneven = {row["window"]: row["most_drawn"] - row["least_drawn"] for row in rows}
     assert uneven["never"] == 0 < uneven["0% to 25%"], "the first window leaves examples out, too"
     assert "hard examples" in capsys.readouterr().out
+    assert served.service.runs() == [], "none is left to slow the others"
