@@ -4,10 +4,12 @@
     python -m trainer_examples.cascading_sum --data path/to/cifar10         # 500 images of each class, much longer
 
 A few images per class, a small CNN, random shifts (of colour images also flips) for all. Equal budgets: every method
-sends as many rows forward and backward through the model, in as many steps of `BATCH` rows, which is what training
-costs. A mixed row is made of up to `GROUPS` images, so the cascade *loads* more images in that time; the table says how
-many. Each method has the learning rate of `RATES` at which it errs least on fifths of the training images that are
-held out then, the mean of `FOLDS` of them: one alone is 40 images where there are 20 of each class.
+sends as many rows forward and backward through the model, in steps of `BATCH` rows, which is what training costs. A
+mixed row is made of up to `GROUPS` images, so the cascade *loads* more images in that time; the table says how many.
+Tuples of one class or of different ones need nothing else; those of clusters need sketches of the images themselves,
+for which a share of the rows goes to passes over them, and not to steps. Each method has the learning rate of `RATES`
+at which it errs least on fifths of the training images that are held out then, the mean of `FOLDS` of them: one alone
+is 40 images where there are 20 of each class.
 
 The attack is projected gradient descent on the margin of the logits, which unlike a loss asks for no probabilities: the
 methods' are softmax's of one and sigmoids of the other.
@@ -30,12 +32,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from sampler_client.mixing import CascadingSum, mixed_loss
+from sampler_client.pytorch.sketcher import GradientSketcher
 from sampler_client.robust.attacks import attack
-from trainer_examples.data import ImageData, load, shifted
+from sampler_service.local import LocalService
+from trainer_examples.data import ImageData, endless, load, shifted
 from trainer_examples.models import Pixels, accuracy, cnn
+from trainer_examples.options import chosen_of
 from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.tuning import TUNING_SEED
 
@@ -43,6 +48,9 @@ BATCH = 64  # rows of a step, whatever they are mixed of
 GROUPS = 4  # images in a mixed one at the start
 CASCADE = 0.75  # share of the training over which they become one; the rest is plain
 ALPHA = 1.0  # of mixup's Beta distribution
+CLUSTERS = 10  # of the sampler, as many as there are classes
+SKETCHED = 0.2  # share of the rows that clusters may cost
+SKETCH_DIM = 64
 RATES = (0.01, 0.03, 0.1, 0.3)
 FOLDS = 3  # fifths of the training images that a rate is judged by
 WEIGHT_DECAY = 5e-4
@@ -51,29 +59,32 @@ RADII = (1 / 255, 2 / 255)  # of the attack, in pixels of 0 … 1
 ATTACK_STEPS = 10
 ATTACKED = 500  # test images
 
-Draw = Callable[[int], tuple[Tensor, Tensor]]
-"""so many of the training images (b, c, h, w) and their labels (b,)"""
+Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]
+"""so many of the training images (b, c, h, w), their labels (b,), and of which kinds they are for tuples (b,)"""
 Loss = Callable[[nn.Module, Draw, float], Tensor]
 """of a step at a share of the training, for a model and what it may draw"""
 
 console = Console()
 
 
+# --- the methods ---
+
+
 def plain(model: nn.Module, draw: Draw, progress: float) -> Tensor:  # noqa: ARG001
-    images, labels = draw(BATCH)
+    images, labels, _ = draw(BATCH)
     return F.cross_entropy(model(images), labels)
 
 
 def plain_binary(model: nn.Module, draw: Draw, progress: float) -> Tensor:  # noqa: ARG001
     """The cascade's loss without its sums, to tell the one from the other."""
-    images, labels = draw(BATCH)
+    images, labels, _ = draw(BATCH)
     logits = model(images)
     return mixed_loss(logits, F.one_hot(labels, logits.shape[1])).mean()
 
 
 def mixup(model: nn.Module, draw: Draw, progress: float) -> Tensor:  # noqa: ARG001
     """Zhang et al., arXiv 1710.09412: two images of the batch, in a random proportion."""
-    images, labels = draw(BATCH)
+    images, labels, _ = draw(BATCH)
     share = float(torch.distributions.Beta(ALPHA, ALPHA).sample())
     other = torch.randperm(BATCH)
     logits = model(share * images + (1 - share) * images[other])
@@ -85,21 +96,30 @@ def cascade(num_classes: int, tuples: Literal["different", "same"] | None = None
 
     def loss(model: nn.Module, draw: Draw, progress: float) -> Tensor:
         at = min(1.0, progress / CASCADE)
-        images, labels = draw(BATCH * mixer.active(at))
-        mixed = mixer(images, labels, at, kinds=labels)  # with a sampler: kinds=batch.cluster_ids
+        images, labels, kinds = draw(BATCH * mixer.active(at))
+        mixed = mixer(images, labels, at, kinds=kinds)
         return mixed_loss(model(mixed.inputs), mixed.targets).mean()
 
     return loss
 
 
-def methods(num_classes: int) -> dict[str, Loss]:
+@dataclass(frozen=True, slots=True)
+class Method:
+    loss_of: Loss
+    clusters: bool = False
+    """whether kinds are a sampler's clusters; otherwise they are the labels"""
+
+
+def methods(num_classes: int) -> dict[str, Method]:
     return {
-        "no mixing": plain,
-        "no mixing, binary": plain_binary,
-        "mixup": mixup,
-        "cascade": cascade(num_classes),
-        "cascade, different": cascade(num_classes, "different"),
-        "cascade, same": cascade(num_classes, "same"),
+        "no mixing": Method(plain),
+        "no mixing, binary": Method(plain_binary),
+        "mixup": Method(mixup),
+        "cascade": Method(cascade(num_classes)),
+        "cascade, different": Method(cascade(num_classes, "different")),
+        "cascade, same": Method(cascade(num_classes, "same")),
+        "cascade, different clusters": Method(cascade(num_classes, "different"), clusters=True),
+        "cascade, same cluster": Method(cascade(num_classes, "same"), clusters=True),
     }
 
 
@@ -109,9 +129,9 @@ class Run:
     seed: int
     rate: float
     rows: int
-    """through the model, forward and backward"""
+    """through the model, forward and backward; of sketches too"""
     images: int
-    """drawn to make them"""
+    """drawn to make those of steps"""
     error: float
     """share of the test images"""
     attacked: list[float]
@@ -148,59 +168,148 @@ class Task:
         )  # fmt: skip
 
 
-def train(loss_of: Loss, task: Task, *, rate: float, steps: int, seed: int) -> tuple[nn.Module, int]:
-    """A model of pixels, and how many images it was shown."""
+# --- where images come from ---
+
+
+class Shuffled:
+    """All images in a random order, in another one each time; their kinds are their labels."""
+
+    batches = 0
+    rows = 0
+
+    def __init__(self, task: Task) -> None:
+        self._labels = task.labels
+        self._places = _places(len(task.labels))
+
+    def prepare(self, progress: float) -> None:
+        """Nothing to do."""
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Places and kinds, each (count,)."""
+        at = torch.tensor(list(islice(self._places, count)))
+        return at, self._labels[at]
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class Clustered:
+    """Images as a sampler in this process deals them, all as often; their kinds are its clusters.
+
+    Args:
+        model: whose gradients are clustered, of single images, which nothing is mixed with.
+        steps: what the training may cost; `SKETCHED` of it, but as many rows as there are images at least, makes
+            clusters. Those that no sketch has come of yet are of no kind.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, steps: int, seed: int) -> None:
+        self._task, self._model = task, model
+        self._of_pass = math.ceil(len(task.labels) / BATCH)
+        self._passes = max(1, int(SKETCHED * steps) // self._of_pass)
+        self._begun = 0
+        self.batches = self._passes * self._of_pass
+        """that go to sketches"""
+        self.rows = 0
+        """of them so far"""
+        self._service = LocalService()
+        loader = self._service.attach(
+            DataLoader(TensorDataset(torch.arange(len(task.labels))), BATCH, shuffle=True),
+            run="cascade",
+            policy="gradient_clustering",
+            policy_options={"alpha": 1.0},  # all as often: clusters are for tuples alone
+            num_clusters=CLUSTERS,
+            sketch_dim=SKETCH_DIM,
+            seed=seed,
+        )
+        self._batches = endless(loader)
+        self._waiting = torch.empty(2, 0, dtype=torch.long)
+
+    def prepare(self, progress: float) -> None:
+        """Sketch as many images as there are when it is time, which is evenly over the cascade."""
+        if self._begun == self._passes or progress < CASCADE * self._begun / self._passes:
+            return
+        self._begun += 1
+        with GradientSketcher(self._model, SKETCH_DIM) as sketcher:
+            for (at,), batch in islice(self._batches, self._of_pass):
+                logits, labels = self._model(self._task.pixels[at]), self._task.labels[at]
+                losses = mixed_loss(logits, F.one_hot(labels, logits.shape[1]))  # of the images as they are
+                losses.mean().backward()
+                batch.report(losses, sketcher)
+                self.rows += len(at)
+        self._model.zero_grad()
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Places and kinds, each (count,)."""
+        while self._waiting.shape[1] < count:
+            (at,), batch = next(self._batches)
+            self._waiting = torch.cat([self._waiting, torch.stack([at, torch.tensor(batch.cluster_ids.copy())])], 1)
+        drawn, self._waiting = self._waiting.split([count, self._waiting.shape[1] - count], 1)
+        return drawn[0], drawn[1]
+
+    def close(self) -> None:
+        self._service.close()
+
+
+# --- training ---
+
+
+def train(method: Method, task: Task, *, rate: float, steps: int, seed: int) -> tuple[nn.Module, int, int]:
+    """A model of pixels, the rows that went through it, at most `BATCH` for each step, and images drawn for steps."""
     torch.manual_seed(seed)
     network = cnn(task.pixels.shape[1], task.num_classes, width=WIDTH)
     # Sigmoids that start at 1 / c spare the binary losses a first while; softmax does not mind.
     nn.init.constant_(network.get_parameter(f"{len(network) - 1}.bias"), -math.log(task.num_classes - 1))
     model = nn.Sequential(task.scale, network)
+    source = Clustered(task, model, steps, seed) if method.clusters else Shuffled(task)
+    steps -= source.batches
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
-    places, drawn = _places(len(task.pixels)), 0
+    drawn = 0
 
-    def draw(count: int) -> tuple[Tensor, Tensor]:
+    def draw(count: int) -> tuple[Tensor, Tensor, Tensor]:
         nonlocal drawn
         drawn += count
-        at = torch.tensor(list(islice(places, count)))
-        return shifted(task.pixels[at]), task.labels[at]
+        at, kinds = source.draw(count)
+        return shifted(task.pixels[at]), task.labels[at], kinds
 
     for step in range(steps):
+        source.prepare(step / steps)
         optimizer.zero_grad()
-        loss_of(model, draw, step / steps).backward()
+        method.loss_of(model, draw, step / steps).backward()
         optimizer.step()
         schedule.step()
-    return model.eval(), drawn
+    source.close()
+    return model.eval(), steps * BATCH + source.rows, drawn
 
 
 def error(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
     return 1 - accuracy(model, TensorDataset(pixels, labels))
 
 
-def best_rate(loss_of: Loss, task: Task, steps: int) -> float:
+def best_rate(method: Method, task: Task, steps: int) -> float:
     """Of `RATES`, where models err least on training images that they did not see."""
 
     def held_out(rate: float) -> float:
         errors = []
         for fold in range(FOLDS):
             part = task.for_tuning(fold)
-            model, _ = train(loss_of, part, rate=rate, steps=steps, seed=TUNING_SEED)
+            model, _, _ = train(method, part, rate=rate, steps=steps, seed=TUNING_SEED)
             errors.append(error(model, part.test_pixels, part.test_labels))
         return statistics.fmean(errors)
 
     return min(RATES, key=held_out)
 
 
-def run_of(method: str, loss_of: Loss, task: Task, *, rate: float, steps: int, seed: int) -> Run:
+def run_of(name: str, method: Method, task: Task, *, rate: float, steps: int, seed: int) -> Run:
     began = time.perf_counter()
-    model, drawn = train(loss_of, task, rate=rate, steps=steps, seed=seed)
+    model, rows, drawn = train(method, task, rate=rate, steps=steps, seed=seed)
     seconds = time.perf_counter() - began
     some, of_some = task.test_pixels[:ATTACKED], task.test_labels[:ATTACKED]
     limits = {"steps": ATTACK_STEPS, "bounds": (0.0, 1.0)}
     attacked = [error(model, attack(model, some, of_some, "linf", radius, **limits), of_some) for radius in RADII]
     clean = error(model, task.test_pixels, task.test_labels)
     return Run(
-        method=method, seed=seed, rate=rate, rows=steps * BATCH, images=drawn,
+        method=name, seed=seed, rate=rate, rows=rows, images=drawn,
         error=clean, attacked=attacked, seconds=seconds,
     )  # fmt: skip
 
@@ -208,22 +317,24 @@ def run_of(method: str, loss_of: Loss, task: Task, *, rate: float, steps: int, s
 def main(
     data: Annotated[str | None, typer.Option(help="Parquet file or folder; none: scikit-learn's digits")] = None,
     per_class: Annotated[int, typer.Option(help="training images of each class")] = 500,
-    epochs: Annotated[int, typer.Option(help="rows of a run, in sizes of the training set")] = 20,
+    epochs: Annotated[int, typer.Option(min=3, help="rows of a run, in sizes of the training set")] = 20,
     seeds: Annotated[int, typer.Option(help="runs of each method")] = 3,
+    chosen: Annotated[list[str] | None, typer.Option("--method", help="one of several; none: all")] = None,
     json: Annotated[Path | None, typer.Option(help="where the figures go")] = None,
 ) -> list[Run]:
     """Compare the methods."""
     torch.set_num_threads(1)
     task = Task.of(load(data, per_class=per_class))
     console.print(task.name, highlight=False)
-    steps = max(1, epochs * len(task.pixels) // BATCH)
+    steps = epochs * len(task.pixels) // BATCH
     runs: list[Run] = []
-    for method, loss_of in methods(task.num_classes).items():
+    for name in chosen_of(chosen, methods(task.num_classes)):
+        method = methods(task.num_classes)[name]
         # Half of the steps are enough to tell rates apart that differ by a factor of three.
-        rate = best_rate(loss_of, task, max(1, steps // 2))
+        rate = best_rate(method, task, steps // 2)
         for seed in range(seeds):
-            runs.append(run_of(method, loss_of, task, rate=rate, steps=steps, seed=seed))
-            console.print(f"{method}, rate {rate:g}, seed {seed}: error {runs[-1].error:.1%}", highlight=False)
+            runs.append(run_of(name, method, task, rate=rate, steps=steps, seed=seed))
+            console.print(f"{name}, rate {rate:g}, seed {seed}: error {runs[-1].error:.1%}", highlight=False)
     console.print(_table(task.name, runs))
     if json is not None:
         _write(json, task.name, runs)
@@ -260,8 +371,8 @@ def _write(path: Path, name: str, runs: list[Run]) -> None:
     rows: list[dict[str, Any]] = [asdict(run) for run in runs]
     notes = [
         f"{name}; a CNN of width {WIDTH}.",
-        f"Equal budgets are equal rows forward and backward: {runs[0].rows:,} of them in steps of {BATCH}, mixed "
-        "of `images` drawn.",
+        f"Equal budgets are equal rows forward and backward: {runs[0].rows:,} of them in steps of {BATCH}, mixed of "
+        f"`images` drawn; where kinds are clusters, about {SKETCHED:.0%} are of sketches.",
         f"attacked: error on at most {ATTACKED} test images at l_inf radii of {[round(255 * r) for r in RADII]}/255.",
         f"Learning rates are of {RATES}, by {FOLDS} fifths of the training set, each held out in its turn.",
     ]

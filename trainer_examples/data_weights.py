@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -40,6 +40,7 @@ import sampler_client as sampler
 from sampler_service.embedded import running_service
 from trainer_examples.data import endless, load
 from trainer_examples.models import MLP_PIXELS, accuracy, cnn, mlp
+from trainer_examples.options import chosen_of
 from trainer_examples.results import new_table, spread, write_result
 from trainer_examples.reweighting import meta_weights
 from trainer_examples.scarce import Scarce, imbalance, low_data
@@ -243,7 +244,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="file for the results")] = None,
 ) -> list[Result]:
     """Compare the methods on the tasks; several of either are several options."""
-    tasks, methods = _known(tasks, TASKS), _known(methods, METHODS)
+    tasks, methods = chosen_of(tasks, TASKS), chosen_of(methods, METHODS)
     torch.set_num_threads(1)
     images, settings, console = load(data), Settings(epochs=epochs), Console()
     console.print(str(images))
@@ -260,14 +261,6 @@ def main(
     ]
     write_result(json_file, name="data_weights", rows=rows, headline=headline_of(results), notes=notes)
     return results
-
-
-def _known(names: Sequence[str] | None, all_names: Iterable[str]) -> list[str]:
-    """The names, which must be of those; all of them where none is said."""
-    for name in names or ():
-        if name not in all_names:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(all_names)}")
-    return list(names or all_names)
 
 
 def headline_of(results: Sequence[Result]) -> dict[str, float | None]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from trainer_examples import cascading_sum
-from trainer_examples.cascading_sum import BATCH, GROUPS, RADII
+from trainer_examples.cascading_sum import BATCH, CLUSTERS, GROUPS, RADII, Method
 
 
 def test_every_method_trains_on_as_many_rows(
@@ -20,6 +21,7 @@ def test_every_method_trains_on_as_many_rows(
     methods = list(dict.fromkeys(run.method for run in runs))
     assert methods == [
         "no mixing", "no mixing, binary", "mixup", "cascade", "cascade, different", "cascade, same",
+        "cascade, different clusters", "cascade, same cluster",
     ]  # fmt: skip
     assert {run.rows for run in runs} == {400 * 3 // BATCH * BATCH}
     for run in runs:
@@ -33,18 +35,42 @@ def test_every_method_trains_on_as_many_rows(
     printed = capsys.readouterr().out
     assert all(method in printed for method in methods)
     written = json.loads((tmp_path / "result.json").read_text())
-    assert len(written["rows"]) == 12
+    assert len(written["rows"]) == 16
     mean = sum(run.error for run in runs if run.method == "mixup") / 2
     assert written["headline"]["error, mixup"] == pytest.approx(mean)
 
 
 def test_the_baseline_learns() -> None:
     task = cascading_sum.Task.of(cascading_sum.load())
-    model, drawn = cascading_sum.train(cascading_sum.plain, task, rate=0.1, steps=60, seed=0)
-    assert drawn == 60 * BATCH
+    model, rows, drawn = cascading_sum.train(Method(cascading_sum.plain), task, rate=0.1, steps=60, seed=0)
+    assert rows == drawn == 60 * BATCH
     assert cascading_sum.error(model, task.test_pixels, task.test_labels) < 0.2
     assert 0 <= task.pixels.min() < task.pixels.max() <= 1
     torch.testing.assert_close(task.scale(task.pixels), cascading_sum.load().train.tensors[0])
+
+
+def test_clusters_of_a_model_that_has_learnt_classes_are_kinds_of_their_own() -> None:
+    task = cascading_sum.Task.of(cascading_sum.load(per_class=20))
+    model, _, _ = cascading_sum.train(Method(cascading_sum.plain), task, rate=0.1, steps=60, seed=0)
+    source = cascading_sum.Clustered(task, model, steps=40, seed=0)
+    assert source.batches == 8  # two passes of four
+    before, kinds = source.draw(200)
+    assert sorted(before.tolist()) == list(range(200))
+    assert set(kinds.tolist()) == {-1}
+    for progress, passes in ((0.0, 1), (0.1, 1), (0.5, 2), (0.9, 2)):
+        source.prepare(progress)
+        assert source.rows == passes * 4 * BATCH
+    places, kinds = source.draw(600)
+    source.close()
+    kind_of = dict(zip(places.tolist(), kinds.tolist(), strict=True))
+    labels_of = [[int(task.labels[at]) for at, kind in kind_of.items() if kind == k] for k in range(CLUSTERS)]
+    purity = sum(max(map(labels.count, labels), default=0) for labels in labels_of) / len(kind_of)
+    assert purity > 0.5  # gradients know of classes; at random a cluster of twenty has about five of one
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(typer.BadParameter, match=r"'cutmix' is none of no mixing, "):
+        cascading_sum.main(chosen=["cutmix"])
 
 
 def test_tuning_sees_no_test_image_and_holds_out_a_fifth_in_its_turn() -> None:
