@@ -7,7 +7,7 @@ A few images per class, a small CNN, random shifts (of colour images also flips)
 sends as many rows forward and backward through the model, in steps of `BATCH` rows, which is what training costs. A
 mixed row is made of up to `GROUPS` images, so the cascade *loads* more images in that time; the table says how many.
 Tuples of one class or of different ones need nothing else; those of clusters need sketches of the images themselves,
-for which a share of the rows goes to passes over them, and not to steps. Each method has the learning rate of `RATES`
+to which a fifth of the rows goes, and not to steps. Each method has the learning rate of `RATES`
 at which it errs least on fifths of the training images that are held out then, the mean of `FOLDS` of them: one alone
 is 40 images where there are 20 of each class.
 
@@ -49,7 +49,7 @@ GROUPS = 4  # images in a mixed one at the start
 CASCADE = 0.75  # share of the training over which they become one; the rest is plain
 ALPHA = 1.0  # of mixup's Beta distribution
 CLUSTERS = 10  # of the sampler, as many as there are classes
-SKETCHED = 0.2  # share of the rows that clusters may cost
+SKETCHED = 0.2  # share of the rows that clusters cost, as nearly as whole passes allow
 SKETCH_DIM = 64
 RATES = (0.01, 0.03, 0.1, 0.3)
 FOLDS = 3  # fifths of the training images that a rate is judged by
@@ -124,14 +124,22 @@ def methods(num_classes: int) -> dict[str, Method]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Spent:
+    """On one training."""
+
+    rows: int
+    """through the model, forward and backward"""
+    sketched: int
+    """of them for sketches and not for steps"""
+    images: int
+    """drawn to make those of steps"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run(Spent):
     method: str
     seed: int
     rate: float
-    rows: int
-    """through the model, forward and backward; of sketches too"""
-    images: int
-    """drawn to make those of steps"""
     error: float
     """share of the test images"""
     attacked: list[float]
@@ -182,7 +190,7 @@ class Shuffled:
         self._places = _places(len(task.labels))
 
     def prepare(self, progress: float) -> None:
-        """Nothing to do."""
+        """Nothing to do: labels are there."""
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Places and kinds, each (count,)."""
@@ -190,7 +198,7 @@ class Shuffled:
         return at, self._labels[at]
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Nothing is open."""
 
 
 class Clustered:
@@ -198,14 +206,14 @@ class Clustered:
 
     Args:
         model: whose gradients are clustered, of single images, which nothing is mixed with.
-        steps: what the training may cost; `SKETCHED` of it, but as many rows as there are images at least, makes
-            clusters. Those that no sketch has come of yet are of no kind.
+        steps: what the training may cost. `SKETCHED` of it goes to sketches, in passes of as many rows as there are
+            images, at least one of them. Images that no sketch has come of yet are of no kind.
     """
 
     def __init__(self, task: Task, model: nn.Module, steps: int, seed: int) -> None:
         self._task, self._model = task, model
         self._of_pass = math.ceil(len(task.labels) / BATCH)
-        self._passes = max(1, int(SKETCHED * steps) // self._of_pass)
+        self._passes = max(1, round(SKETCHED * steps / self._of_pass))
         self._begun = 0
         self.batches = self._passes * self._of_pass
         """that go to sketches"""
@@ -253,8 +261,8 @@ class Clustered:
 # --- training ---
 
 
-def train(method: Method, task: Task, *, rate: float, steps: int, seed: int) -> tuple[nn.Module, int, int]:
-    """A model of pixels, the rows that went through it, at most `BATCH` for each step, and images drawn for steps."""
+def train(method: Method, task: Task, *, rate: float, steps: int, seed: int) -> tuple[nn.Module, Spent]:
+    """A model of pixels, for at most `BATCH` rows for each step."""
     torch.manual_seed(seed)
     network = cnn(task.pixels.shape[1], task.num_classes, width=WIDTH)
     # Sigmoids that start at 1 / c spare the binary losses a first while; softmax does not mind.
@@ -279,7 +287,7 @@ def train(method: Method, task: Task, *, rate: float, steps: int, seed: int) -> 
         optimizer.step()
         schedule.step()
     source.close()
-    return model.eval(), steps * BATCH + source.rows, drawn
+    return model.eval(), Spent(rows=steps * BATCH + source.rows, sketched=source.rows, images=drawn)
 
 
 def error(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
@@ -293,7 +301,7 @@ def best_rate(method: Method, task: Task, steps: int) -> float:
         errors = []
         for fold in range(FOLDS):
             part = task.for_tuning(fold)
-            model, _, _ = train(method, part, rate=rate, steps=steps, seed=TUNING_SEED)
+            model, _ = train(method, part, rate=rate, steps=steps, seed=TUNING_SEED)
             errors.append(error(model, part.test_pixels, part.test_labels))
         return statistics.fmean(errors)
 
@@ -302,14 +310,14 @@ def best_rate(method: Method, task: Task, steps: int) -> float:
 
 def run_of(name: str, method: Method, task: Task, *, rate: float, steps: int, seed: int) -> Run:
     began = time.perf_counter()
-    model, rows, drawn = train(method, task, rate=rate, steps=steps, seed=seed)
+    model, spent = train(method, task, rate=rate, steps=steps, seed=seed)
     seconds = time.perf_counter() - began
     some, of_some = task.test_pixels[:ATTACKED], task.test_labels[:ATTACKED]
     limits = {"steps": ATTACK_STEPS, "bounds": (0.0, 1.0)}
     attacked = [error(model, attack(model, some, of_some, "linf", radius, **limits), of_some) for radius in RADII]
     clean = error(model, task.test_pixels, task.test_labels)
     return Run(
-        method=name, seed=seed, rate=rate, rows=rows, images=drawn,
+        **asdict(spent), method=name, seed=seed, rate=rate,
         error=clean, attacked=attacked, seconds=seconds,
     )  # fmt: skip
 
@@ -354,12 +362,12 @@ def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
 def _table(name: str, runs: list[Run]) -> Table:
     title = f"{name}\n{runs[0].rows:,} rows for each method; errors in %, mean ± deviation over seeds"
     attacks = [f"at {255 * radius:.0f}/255" for radius in RADII]
-    table = new_table(title, "method", "rate", "drawn", "error", *attacks, "seconds")
+    table = new_table(title, "method", "rate", "sketched", "drawn", "error", *attacks, "seconds")
     for method, own in _by_method(runs).items():
         errors = [[run.error for run in own], *zip(*(run.attacked for run in own), strict=True)]
         cells = [f"{100 * mean:.1f} ± {100 * deviation:.1f}" for mean, deviation in map(spread, errors)]
         seconds = f"{statistics.mean(run.seconds for run in own):.0f}"
-        table.add_row(method, f"{own[0].rate:g}", f"{own[0].images:,}", *cells, seconds)
+        table.add_row(method, f"{own[0].rate:g}", f"{own[0].sketched:,}", f"{own[0].images:,}", *cells, seconds)
     return table
 
 
@@ -372,7 +380,7 @@ def _write(path: Path, name: str, runs: list[Run]) -> None:
     notes = [
         f"{name}; a CNN of width {WIDTH}.",
         f"Equal budgets are equal rows forward and backward: {runs[0].rows:,} of them in steps of {BATCH}, mixed of "
-        f"`images` drawn; where kinds are clusters, about {SKETCHED:.0%} are of sketches.",
+        "`images` drawn; where kinds are clusters, `sketched` of them are for sketches and not for steps.",
         f"attacked: error on at most {ATTACKED} test images at l_inf radii of {[round(255 * r) for r in RADII]}/255.",
         f"Learning rates are of {RATES}, by {FOLDS} fifths of the training set, each held out in its turn.",
     ]

@@ -190,7 +190,14 @@ class Result:
 
 
 def compare(
-    name: str, draw: Callable[..., Scarce], settings: Settings, seeds: int, address: str, methods: Sequence[str]
+    name: str,
+    draw: Callable[..., Scarce],
+    settings: Settings,
+    *,
+    seeds: int,
+    address: str,
+    methods: Sequence[str],
+    rates: Sequence[float],
 ) -> list[Result]:
     """Some methods on one task."""
 
@@ -205,7 +212,7 @@ def compare(
     for method in methods:
         tuning = {
             rate: float(np.mean([run(method, task, rate, seed) for seed, task in tuning_draws.items()]))
-            for rate in RATES
+            for rate in rates
         }
         rate = max(tuning, key=lambda rate: tuning[rate])
         began = time.perf_counter()
@@ -241,6 +248,7 @@ def main(
     epochs: Annotated[int, typer.Option(min=1, help="of each run")] = EPOCHS,
     tasks: Annotated[list[str] | None, typer.Option("--task", help="one of several; none: all")] = None,
     methods: Annotated[list[str] | None, typer.Option("--method", help="one of several; none: all")] = None,
+    rates: Annotated[list[float] | None, typer.Option("--rate", min=0, help="one that is tried; none: RATES")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="file for the results")] = None,
 ) -> list[Result]:
     """Compare the methods on the tasks; several of either are several options."""
@@ -251,7 +259,10 @@ def main(
     results: list[Result] = []
     with running_service() as address:
         for name in tasks:
-            found = compare(name, partial(TASKS[name], images), settings, seeds, address, methods)
+            found = compare(
+                name, partial(TASKS[name], images), settings,
+                seeds=seeds, address=address, methods=methods, rates=rates or RATES,
+            )  # fmt: skip
             console.print(table_of(found))
             results += found
     rows = [asdict(result) for result in results]

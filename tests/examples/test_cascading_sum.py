@@ -10,7 +10,7 @@ import torch
 import typer
 
 from trainer_examples import cascading_sum
-from trainer_examples.cascading_sum import BATCH, CLUSTERS, GROUPS, RADII, Method
+from trainer_examples.cascading_sum import BATCH, CLUSTERS, GROUPS, RADII, Method, Spent
 
 
 def test_every_method_trains_on_as_many_rows(
@@ -25,10 +25,11 @@ def test_every_method_trains_on_as_many_rows(
     ]  # fmt: skip
     assert {run.rows for run in runs} == {400 * 3 // BATCH * BATCH}
     for run in runs:
+        assert run.sketched == (7 * BATCH if "cluster" in run.method else 0)
         assert (
             run.images == run.rows
             if not run.method.startswith("cascade")
-            else run.rows < run.images < GROUPS * run.rows
+            else run.rows < run.images + GROUPS * run.sketched < GROUPS * run.rows
         )
         assert 0 <= run.error <= 1
         assert len(run.attacked) == len(RADII)
@@ -42,8 +43,8 @@ def test_every_method_trains_on_as_many_rows(
 
 def test_the_baseline_learns() -> None:
     task = cascading_sum.Task.of(cascading_sum.load())
-    model, rows, drawn = cascading_sum.train(Method(cascading_sum.plain), task, rate=0.1, steps=60, seed=0)
-    assert rows == drawn == 60 * BATCH
+    model, spent = cascading_sum.train(Method(cascading_sum.plain), task, rate=0.1, steps=60, seed=0)
+    assert spent == Spent(rows=60 * BATCH, sketched=0, images=60 * BATCH)
     assert cascading_sum.error(model, task.test_pixels, task.test_labels) < 0.2
     assert 0 <= task.pixels.min() < task.pixels.max() <= 1
     torch.testing.assert_close(task.scale(task.pixels), cascading_sum.load().train.tensors[0])
@@ -51,7 +52,7 @@ def test_the_baseline_learns() -> None:
 
 def test_clusters_of_a_model_that_has_learnt_classes_are_kinds_of_their_own() -> None:
     task = cascading_sum.Task.of(cascading_sum.load(per_class=20))
-    model, _, _ = cascading_sum.train(Method(cascading_sum.plain), task, rate=0.1, steps=60, seed=0)
+    model, _ = cascading_sum.train(Method(cascading_sum.plain), task, rate=0.1, steps=60, seed=0)
     source = cascading_sum.Clustered(task, model, steps=40, seed=0)
     assert source.batches == 8  # two passes of four
     before, kinds = source.draw(200)

@@ -119,11 +119,6 @@ def test_the_rare_class_is_drawn_far_more_often_than_it_is_there(
     assert not served.service.runs()
 
 
-@pytest.fixture
-def one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_weights, "RATES", (0.03,))
-
-
 def test_a_rate_is_chosen_by_other_draws_and_then_the_comparison_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[float, int]] = []
 
@@ -135,20 +130,23 @@ def test_a_rate_is_chosen_by_other_draws_and_then_the_comparison_is_run(monkeypa
     monkeypatch.setattr(data_weights, "Training", Fake)
     monkeypatch.setattr(data_weights, "accuracy", lambda model, _: 1 - abs(model - 0.03))
     monkeypatch.setattr(data_weights, "METHODS", {"none": lambda *_, **__: None})
-    (result,) = data_weights.compare("task", partial(low_data, DIGITS), Settings(), 2, "", ["none"])
-    assert ran == [(rate, seed) for rate in data_weights.RATES for seed in data_weights.TUNING_SEEDS] + [
+    rates = (0.001, 0.03, 0.3)
+    (result,) = data_weights.compare(
+        "task", partial(low_data, DIGITS), Settings(), seeds=2, address="", methods=["none"], rates=rates
+    )
+    assert ran == [(rate, seed) for rate in rates for seed in data_weights.TUNING_SEEDS] + [
         (0.03, data_weights.FIRST_SEED),
         (0.03, data_weights.FIRST_SEED + 1),
     ]
     assert (result.rate, result.accuracies) == (0.03, [1.0, 1.0])
 
 
-@pytest.mark.usefixtures("one_rate")
 def test_all_methods_are_compared_on_both_tasks(served: ServedService) -> None:
     for name, draw in data_weights.TASKS.items():
         found = data_weights.compare(
-            name, partial(draw, DIGITS), Settings(epochs=1), 2, served.address, list(data_weights.METHODS)
-        )
+            name, partial(draw, DIGITS), Settings(epochs=1),
+            seeds=2, address=served.address, methods=list(data_weights.METHODS), rates=(0.03,),
+        )  # fmt: skip
         assert [result.method for result in found] == list(data_weights.METHODS)
         for result in found:
             assert len(result.accuracies) == 2 and 0 <= min(result.accuracies) <= max(result.accuracies) <= 1
@@ -161,10 +159,9 @@ def test_a_spread_is_in_points_with_the_deviation_of_a_sample() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("one_rate")
 def test_the_command_prints_tables_and_writes_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "weights.json"
-    data_weights.main(seeds=1, epochs=1, json_file=out)
+    data_weights.main(seeds=1, epochs=1, rates=[0.03], json_file=out)
     said, printed = json.loads(out.read_text()), capsys.readouterr().out
     assert "epochs=1" in said["notes"][0]
     rows = [(row["task"], row["method"]) for row in said["rows"]]
