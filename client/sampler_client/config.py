@@ -43,6 +43,12 @@ def check_within(name: str, value: Any, interval: str) -> None:
     raise ConfigError(f"{name} must {allowed}, got {value!r}")
 
 
+def check_scheduled_lr(value: float) -> None:
+    """Raise ConfigError unless a learning rate is finite and at least 0, but for the rounding schedules end with."""
+    if not -1e-9 <= value < math.inf:
+        raise ConfigError(f"lr must lie in [0, inf) at every step, got {float(value)!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
     """Deadlines, in seconds. Every wait of this client has one.

@@ -66,9 +66,7 @@ def tuple_order(kinds: Any, groups: int, tuples: Literal["different", "same"]) -
         ConfigError: kinds that are no vector of whole numbers, groups below 1, or `tuples` that are neither.
     """
     check_whole("groups", groups, 1)
-    kinds = _tensor(kinds)
-    if kinds.ndim != 1 or kinds.is_floating_point():
-        raise ConfigError(f"kinds must be a vector of whole numbers, got {kinds.dtype} of shape {tuple(kinds.shape)}")
+    kinds = _kinds(kinds)
     if tuples not in ("different", "same"):
         raise ConfigError(f"tuples must be 'different' or 'same', got {tuples!r}")
     size = len(kinds) // groups
@@ -147,7 +145,7 @@ class CascadingSum:
         """
         shares = self._shares(progress)
         self._check_batch(inputs, labels, len(shares))
-        factors = inputs.new_ones(len(labels)) if weights is None else _tensor(weights).to(inputs)
+        factors = inputs.new_ones(len(labels)) if weights is None else _tensor("weights", weights).to(inputs)
         if factors.shape != labels.shape or not (factors.isfinite() & (factors >= 0)).all():
             raise ConfigError(
                 f"weights must be {len(labels)} finite numbers of at least 0, got {tuple(factors.shape)} with "
@@ -155,6 +153,7 @@ class CascadingSum:
             )
         hot = functional.one_hot(labels.long(), self.num_classes).to(inputs.dtype)
         if self.tuples is not None:
+            kinds = None if kinds is None else _kinds(kinds)
             if kinds is None or len(kinds) != len(labels):
                 raise ConfigError(
                     f"kinds must be {len(labels)}, one for each example, got {None if kinds is None else len(kinds)}: "
@@ -167,8 +166,8 @@ class CascadingSum:
         mixed, targets, loss_weights = (_sum(each, shares, size) for each in (inputs, hot, factors))
         return Mixed(mixed, targets.clamp(max=1), loss_weights)  # shares of one class may sum to a bit more by rounding
 
-    def _heed(self, kinds: Any) -> None:
-        self._without_kinds = self._without_kinds + 1 if (_tensor(kinds) < 0).all() else 0
+    def _heed(self, kinds: Tensor) -> None:
+        self._without_kinds = self._without_kinds + 1 if (kinds < 0).all() else 0
         if self._without_kinds == WARNED_AFTER:
             warnings.warn(
                 f"tuples={self.tuples!r} has had no effect for {WARNED_AFTER} batches: none of their examples is of a "
@@ -181,6 +180,9 @@ class CascadingSum:
         return [share for share in group_weights(progress, self.groups) if share > 0]
 
     def _check_batch(self, inputs: Tensor, labels: Tensor, groups: int) -> None:
+        for name, values in (("inputs", inputs), ("labels", labels)):
+            if not isinstance(values, Tensor):
+                raise ConfigError(f"{name} must be a tensor, got {type(values).__name__}: torch.as_tensor makes one")
         if labels.ndim != 1 or len(inputs) != len(labels) or labels.is_floating_point():
             raise ConfigError(
                 f"labels must be whole numbers, one for each of {len(inputs)} examples, got {labels.dtype} of shape "
@@ -221,9 +223,20 @@ def mixed_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)
 
 
-def _tensor(values: Any) -> Tensor:
+def _kinds(values: Any) -> Tensor:
+    """(b,) whole numbers, or ConfigError."""
+    kinds = _tensor("kinds", values)
+    if kinds.ndim != 1 or kinds.is_floating_point():
+        raise ConfigError(f"kinds must be a vector of whole numbers, got {kinds.dtype} of shape {tuple(kinds.shape)}")
+    return kinds
+
+
+def _tensor(name: str, values: Any) -> Tensor:
     """A batch's arrays are read-only, which tensors can't be: those are copied."""
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    try:
+        return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    except TypeError:
+        raise ConfigError(f"{name} must be numbers, got {values!r}") from None
 
 
 def _odd(values: Tensor) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from sampler_client.config import check_scheduled_lr
 from sampler_client.errors import ConfigError
 
 _UNFIT = (torch.optim.LBFGS, torch.optim.Adafactor, torch.optim.ASGD)
@@ -213,8 +214,7 @@ def _check(group: dict[str, Any]) -> None:
         )
     if "lr" not in group or isinstance(group["lr"], torch.Tensor):
         raise ConfigError("the wrapped optimiser must have a number as its lr in every group")
-    if not math.isfinite(group["lr"]):  # a schedule may end a rounding error below 0
-        raise ConfigError(f"lr must be finite, got {group['lr']!r}")
+    check_scheduled_lr(group["lr"])
     if not _present_eta_out(group) < 1:
         raise ConfigError(
             f"eta_out {group['eta_out']:g} times lr / initial lr, {group['lr']:g} / {group['initial_eta']:g}, comes to "

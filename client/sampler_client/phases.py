@@ -25,6 +25,8 @@ class Phase:
     """of the policy"""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.policy, str):
+            raise ConfigError(f"policy of a phase must be a name, got {self.policy!r}")
         check_within("until, the share of the run at which a phase ends,", self.until, "(0, 1]")
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ Shapes: b pairs, d numbers of an embedding, n pairs of a whole set.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -211,6 +211,8 @@ def recall_at_k(
     """
     _check_sides(left, right, group)
     check_whole("rows", rows, 1)
+    if not isinstance(ks, Iterable):
+        raise ConfigError(f"ks must hold one k or more, such as ({ks!r},), got {ks!r}")
     for k in ks:
         check_whole("each of ks", k, 1)
     if not ks or max(ks) > len(left):
@@ -244,6 +246,8 @@ def _firsts(items: tuple[Tensor, Tensor] | None, pairs: int, device: torch.devic
 
 def _check_sides(left: Tensor, right: Tensor, group: Tensor | None = None) -> None:
     """Raise ConfigError unless these are the embeddings of some pairs, and a group for each of them."""
+    if not (left.is_floating_point() and right.is_floating_point()):
+        raise ConfigError(f"left and right must be floating point, got {left.dtype} and {right.dtype}")
     if left.ndim != 2 or left.shape != right.shape or not len(left):
         raise ConfigError(
             f"left and right must both have shape (pairs, dim), of one pair or more; got {tuple(left.shape)} and "

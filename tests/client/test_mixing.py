@@ -211,6 +211,17 @@ def test_so_many_groups_are_active(progress, active):
             "kinds must be 2, .* got None: tuples='same' needs batch.cluster_ids",
         ),
         (lambda: tuple_order([0.5, 1.0], 2, "same"), r"whole numbers, got torch.float64 of shape \(2,\)"),
+        (lambda: tuple_order(["a", "b"], 2, "same"), r"kinds must be numbers, got \['a', 'b'\]"),
+        (
+            lambda: CascadingSum(2, 3, tuples="same")(torch.ones(2), torch.tensor([0, 1]), 0.5, kinds=3),
+            r"kinds must be a vector of whole numbers, got .* of shape \(\)",
+        ),
+        (
+            lambda: CascadingSum(2, 3)(torch.ones(2), torch.tensor([0, 1]), 0.5, weights=["a", "b"]),
+            r"weights must be numbers, got \['a', 'b'\]",
+        ),
+        (lambda: CascadingSum(2, 3)(torch.ones(2), np.array([0, 1]), 0.5), "labels must be a tensor, got ndarray"),  # pyright: ignore[reportArgumentType]
+        (lambda: CascadingSum(2, 3)([1.0, 2.0], torch.tensor([0, 1]), 0.5), "inputs must be a tensor, got list"),  # pyright: ignore[reportArgumentType]
         (lambda: tuple_order([0, 1], 0, "same"), "groups must be at least 1, got 0"),
     ],
 )

@@ -293,8 +293,18 @@ def test_settings_outside_their_range_are_refused(settings, words):
 
 
 def test_a_learning_rate_that_is_no_number_is_refused():
-    with pytest.raises(sampler.ConfigError, match="lr must be finite, got nan"):
+    with pytest.raises(sampler.ConfigError, match=r"lr must lie in \[0, inf\) at every step, got nan"):
         Multiplicative(torch.optim.SGD(parameters_of(), lr=math.nan))
+
+
+def test_a_rate_below_zero_by_which_signs_would_change_is_refused():
+    (theta,) = parameters = parameters_of()
+    optimizer = Multiplicative(torch.optim.SGD(parameters, lr=0.1))
+    optimizer.param_groups[0]["lr"] = -50.0
+    before, theta.grad = theta.detach().clone(), torch.ones_like(theta)
+    with pytest.raises(sampler.ConfigError, match=r"at every step, got -50\.0"):
+        optimizer.step()
+    assert torch.equal(theta, before)
 
 
 def test_a_schedule_that_ends_a_rounding_error_below_zero_goes_on():

@@ -144,6 +144,11 @@ def test_a_collapse_is_noticed_after_as_many_batches_in_a_row():
         ),
         (lambda: PairSketches(torch.ones(2, 3), torch.ones(2, 3), dim=1.5), "dim must be a whole number, got 1.5"),  # pyright: ignore[reportArgumentType]
         (lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(5,)), "ks must lie in 1 … 2"),
+        (lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=1), r"ks must hold one k .* \(1,\), got 1"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: MaxOfHinges()(torch.ones(2, 3).long(), torch.ones(2, 3)),
+            "floating point, got torch.int64 and torch.f",
+        ),
         (lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(0,)), "each of ks must be at least 1, got 0"),
         (
             lambda: recall_at_k(torch.ones(2, 3), torch.ones(2, 3), ks=(1.5,)),  # pyright: ignore[reportArgumentType]

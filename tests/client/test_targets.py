@@ -137,3 +137,8 @@ def test_a_schedule_that_can_not_be_is_refused(service_address: str, options, wo
 def test_a_phase_ends_at_a_share_of_the_run(until, words):
     with pytest.raises(sampler.ConfigError, match=f"^until, .* must .*{words}"):
         sampler.Phase(until, "shuffle")
+
+
+def test_the_policy_of_a_phase_is_a_name():
+    with pytest.raises(sampler.ConfigError, match="policy of a phase must be a name, got 3"):
+        sampler.Phase(0.5, 3)  # pyright: ignore[reportArgumentType]

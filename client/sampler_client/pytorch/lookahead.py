@@ -39,7 +39,7 @@ def lookahead_drops(
 
     Args:
         model: in evaluation mode meanwhile, so that no batch statistics move.
-        optimizer: of the model; its state makes the steps, momentum and all.
+        optimizer: of the model, or of some of its parameters; its state makes the steps, momentum and all.
         loss: of a batch.
         candidates: batches, r of them.
         target: batch whose loss is watched; None: the candidate itself.
@@ -49,10 +49,12 @@ def lookahead_drops(
         (r,) float64, on the CPU.
 
     Raises:
-        ConfigError: no candidates, or a loss that is no finite number.
+        ConfigError: no candidates, an optimiser of other parameters than the model's, or a loss that is no finite
+            number.
     """
     if not len(candidates):
         raise ConfigError(f"candidates must hold one batch or more to look ahead with, got {candidates!r}")
+    _check_optimizer(model, optimizer)
     drops = []
     with _tried(model, optimizer) as take_back:
         for candidate in candidates:
@@ -87,6 +89,17 @@ def _tried(model: nn.Module, optimizer: Optimizer) -> Iterator[Callable[[], None
             module.training = mode
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
+
+
+def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    own = set(model.parameters())
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    strange = sum(parameter not in own for parameter in held)
+    if strange:
+        raise ConfigError(
+            f"optimizer must be of the model's parameters, but {strange} of its {len(held)} are of something else; its "
+            "steps there would stay"
+        )
 
 
 @torch.no_grad()

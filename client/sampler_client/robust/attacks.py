@@ -38,12 +38,13 @@ def score_gap(outputs: Tensor, y: Tensor) -> Tensor:
         y: (b,) of -1 and +1, or of classes 0 … c - 1.
 
     Raises:
-        ConfigError: shapes or labels that do not fit, or outputs that give NaN, which would pass for right answers.
+        ConfigError: shapes or labels that do not fit, no rows, or outputs that give NaN, which would pass for right
+            answers.
     """
-    if outputs.ndim not in (1, 2) or y.shape != outputs.shape[:1]:
+    if outputs.ndim not in (1, 2) or y.shape != outputs.shape[:1] or not len(y):
         raise ConfigError(
-            f"outputs must be (b,) or (b, c) and y (b,), got {tuple(outputs.shape)} and {tuple(y.shape)}; other models "
-            "need a loss of their own"
+            f"outputs must be (b,) or (b, c) and y (b,), of one row or more, got {tuple(outputs.shape)} and "
+            f"{tuple(y.shape)}; other models need a loss of their own"
         )
     if outputs.ndim == 1:
         if not (y.abs() == 1).all():

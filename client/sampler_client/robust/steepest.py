@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sampler_client.config import check_within
+from sampler_client.config import check_scheduled_lr, check_within
 from sampler_client.errors import ConfigError
 from sampler_client.robust.norms import Norm, check_examples, check_finite, norm_of
 
@@ -78,7 +78,8 @@ class SignGradientDescent(Optimizer):
         lr: > 0.
 
     Raises:
-        ConfigError: an lr outside its range or, from `step`, a gradient that is not finite.
+        ConfigError: an lr outside its range or, from `step`, such an lr or a gradient that is not finite; nothing of
+            the group has moved then.
     """
 
     def __init__(self, params: Iterable[Any], lr: float) -> None:
@@ -112,7 +113,8 @@ class CoordinateDescent(Optimizer):
         lr: > 0.
 
     Raises:
-        ConfigError: an lr outside its range, several parameters or, from `step`, a gradient that is not finite.
+        ConfigError: an lr outside its range, several parameters or, from `step`, such an lr or a gradient that is not
+            finite; nothing has moved then.
     """
 
     def __init__(self, params: Iterable[Any], lr: float) -> None:
@@ -153,6 +155,8 @@ def _evaluated(closure: Callable[[], Any] | None) -> Any:
 
 
 def _with_gradients(group: dict[str, Any]) -> list[Tensor]:
+    """What a step moves, once all that it is made of is sound."""
+    check_scheduled_lr(group["lr"])
     moved = [parameter for parameter in group["params"] if parameter.grad is not None]
     for parameter in moved:
         check_finite("the gradient", _gradient(parameter))

@@ -95,6 +95,9 @@ def test_bad_input_is_refused_and_changes_nothing():
 
     with pytest.raises(ConfigError, match=r"candidates must hold one batch or more .* got \[\]"):
         lookahead_drops(model, optimizer, loss, [])
+    others = torch.optim.SGD([*model.parameters(), torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises(ConfigError, match=r"of the model's parameters, but 1 of its \d are of something else"):
+        lookahead_drops(model, others, loss, [batch(1)])
     with pytest.raises(ConfigError, match="one finite number"):
         lookahead_drops(model, optimizer, loss, [batch(1)], (torch.full((2, 5), torch.nan), torch.zeros(2).long()))
     with pytest.raises(ConfigError, match=r"one finite number for a batch, got tensor\(\["):

@@ -126,6 +126,7 @@ ONES, YES = torch.ones(1, 2), torch.ones(1)
         (lambda: attack(lambda x: x.sum(1), ONES, YES, "l4", 1.0), "norm must be one of"),  # pyright: ignore[reportArgumentType]
         (lambda: attack(lambda x: x, ONES, YES, "l2", 1.0, loss=lambda o, _: o.sum()), "one number for each of 1"),
         (lambda: score_gap(torch.ones(2, 3), torch.tensor([0, 3])), r"classes 0 … 2, got \[0, 3\]"),
+        (lambda: score_gap(torch.ones(0, 3), torch.ones(0).long()), r"one row or more, got \(0, 3\) and \(0,\)"),
         (lambda: score_gap(torch.ones(2), torch.tensor([0.0, 1.0])), r"-1 or \+1 for scores"),
         (lambda: score_gap(torch.ones(2, 3, 4), torch.ones(2)), r"outputs must be \(b,\) or \(b, c\)"),
     ],

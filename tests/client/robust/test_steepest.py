@@ -121,3 +121,17 @@ def deep() -> list[torch.nn.Parameter]:
 def test_bad_input_is_refused_in_words(call, words):
     with pytest.raises(sampler.ConfigError, match=words):
         call()
+
+
+@pytest.mark.parametrize("make", [CoordinateDescent, SignGradientDescent])
+def test_a_rate_that_a_schedule_has_spoilt_moves_nothing(make):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = make([weight], lr=1.0)
+    weight.grad = torch.ones(2)
+    for lr in (torch.nan, torch.inf, -1.0):
+        optimizer.param_groups[0]["lr"] = lr
+        with pytest.raises(sampler.ConfigError, match=rf"lr must lie in \[0, inf\) at every step, got {lr}"):
+            optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.0  # where one ends
+    optimizer.step()
+    assert weight.tolist() == [1, 1]
