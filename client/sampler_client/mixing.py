@@ -7,7 +7,8 @@ training.
 
 Source: Simionescu, "Deep Learning Training Procedure Augmentations", arXiv 2211.14395, and its authors' code. Their
 in-stage transfer moves 1 / (K - 1)^2 of the last group's weight and then jumps; here it moves all of it, by our
-choice. `tuple_order`, by which the sampler's clusters decide who is mixed with whom, is ours.
+choice. What they do besides, halving the learning rate at each stage or going on from the best model so far, is left
+to the training loop. `tuple_order`, by which the sampler's clusters decide who is mixed with whom, is ours.
 
 A mixed loss is no example's: it can't be reported as one. Reports, and with them the clusters, come of passes over the
 examples themselves, such as those of scorers or of a second stage.

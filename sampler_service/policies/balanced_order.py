@@ -7,7 +7,8 @@ short, by which SGD over such orders converges faster than over random ones.
 Source: Lu, Guo, De Sa, "GraB: Finding Provably Better Data Permutations than Random Reshuffling", NeurIPS 2022,
 arXiv 2205.10733, algorithm 4. Sketches keep inner products, so the walk goes over them. Each shard balances its own
 examples, against a sum of its own, and their orders are interleaved, which is ours: the workers of Cooper et al.,
-"CD-GraB", arXiv 2302.00845, share one sum. With one shard the walk is the source's.
+"CD-GraB", arXiv 2302.00845, share one sum. The source centres by the mean of the epoch before; here it is that of the
+sketches as they are when the walk begins, which is before the epoch ends, so that the last ones are an epoch older.
 
 Shapes: n examples.
 """
