@@ -36,8 +36,13 @@ NAMES = {
     "cifar_resnet": "CIFAR-10, ResNet-8",
     "mined": "mined batches, max of hinges",
     "as_poa": "as `poa` has them",
+    "imbalance": "20:1000",
+    "gc": "GC",
+    "svrg": "SVRG",
+    "hartigan_alpha0": "Hartigan, alpha 0",
+    "hartigan_alpha50": "Hartigan, alpha 0.5",
 }
-"""what the document calls otherwise than the results do"""
+"""what the document calls otherwise than the results do, in rows and headings"""
 
 OF_WORDS = ("to resist perturbations bounded in", "line")
 """first headings of tables that hold nothing measured"""
@@ -88,11 +93,12 @@ def with_policy_as_code(name: str) -> str:
     return re.sub(r"\b(poa|balanced_order|validation_alignment)\b", r"`\1`", name)
 
 
-def retrieval(_: Cells) -> Iterator[Cells]:
+def retrieval(head: Cells) -> Iterator[Cells]:
+    assert head[1:] == ["R@1 / 5 / 10, left to right", "right to left", "R@1", "seconds"]
     for method, own in by(results("retrieval"), "method").items():
         ways = [
-            " / ".join(f"{100 * fmean(row['recalls'][way][at] for row in own):.1f}" for at in at_most)
-            for way, at_most in own[0]["recalls"].items()
+            " / ".join(f"{100 * fmean(row['recalls'][way][at] for row in own):.1f}" for at in ("1", "5", "10"))
+            for way in ("left_to_right", "right_to_left")
         ]
         seconds = f"{fmean(row['seconds'] for row in own):.0f}"
         yield [name_of(method), *ways, f"{mean_of(own, 'recall_at_1', '.1f', 100)} %", seconds]
@@ -109,7 +115,8 @@ def robust(name: str, family: str, head: Cells) -> Iterator[Cells]:
         yield cells
 
 
-def sampling(_: Cells) -> Iterator[Cells]:
+def sampling(head: Cells) -> Iterator[Cells]:
+    assert head[1:] == ["steps", "l2 margin", "cosine to the best"]
     for row in by(results("robust"), "family")["sampling"]:
         margin, deviation = spread(row["margins"])
         yield [row["method"], f"{row['steps']:,}", f"{margin:.3f} ± {deviation:.3f}", f"{fmean(row['cosines']):.4f}"]
@@ -120,13 +127,14 @@ def ranks(head: Cells) -> Iterator[Cells]:
     for kind in ("fresh", "begun", "as_poa"):
         cells = []
         for point in head[1:]:
-            found = [row[kind] for row in by(agreed, "epochs")[float(point)]]
-            cells.append("" if None in found else f"{fmean(found):.2f}")
+            own = by(agreed, "epochs")[float(point)]
+            cells.append("" if None in [row[kind] for row in own] else mean_of(own, kind, ".2f"))
         yield [name_of(kind), *cells]
 
 
 def ordering(head: Cells) -> Iterator[Cells]:
     """`head`: after how many epochs, some learning rates, and the accuracy at the rate of the lowest held-out loss."""
+    assert head[-1] == "test accuracy (rate)"
     epochs = int(re.sub(r"\D", "", head[0]))
     trained = by(by(results("ordering"), "part")["training"], "epochs")[epochs]
     for method, of_method in by(trained, "method").items():
@@ -149,28 +157,35 @@ def cascading_sum(name: str, head: Cells, *, more: str = "") -> Iterator[Cells]:
         yield [name_of(method), f"{mean_of(own, 'error', '.1f', 100)} %", f"{attacked:.1f} %"]
 
 
-def multiplicative(_: Cells) -> Iterator[Cells]:
+def multiplicative(head: Cells) -> Iterator[Cells]:
+    """`head` names the rules."""
     headline = results("multiplicative", "headline")  # losses in the rows are rounded already
     for optimizer, of_rules in by(results("multiplicative"), "optimizer").items():
-        lowest = [headline[f"best loss, {optimizer}, {row['rule']}"] for row in of_rules]
-        reached = [100 * fmean(row["reached"]) for row in of_rules]
-        yield [optimizer, *(f"{share:.0f} %, {loss:.4f}" for share, loss in zip(reached, lowest, strict=True))]
+        reached = {row["rule"]: 100 * fmean(row["reached"]) for row in of_rules}
+        assert sorted(head[1:]) == sorted(reached)
+        lowest = {rule: headline[f"best loss, {optimizer}, {rule}"] for rule in reached}
+        yield [optimizer, *(f"{reached[rule]:.0f} %, {lowest[rule]:.4f}" for rule in head[1:])]
 
 
 def data_weights(head: Cells) -> Iterator[Cells]:
-    """`head` says what differences are from."""
-    others = dict.fromkeys(heading.removeprefix("minus ") for heading in head if heading.startswith("minus "))
-    rows = results("data_weights")
-    accuracies = {(row["task"], row["method"]): row["accuracies"] for row in rows}
-    for method, of_tasks in by(rows, "method").items():
+    """`head` names tasks, and behind each the methods that differences in it are from."""
+    assert head[-1] == "seconds"
+    by_task = {name_of(task): by(own, "method") for task, own in by(results("data_weights"), "task").items()}
+    tasks = [heading for heading in head if heading in by_task]
+    for method in by_task[tasks[0]]:
         cells = [with_policy_as_code(method)]
-        for row in of_tasks:
-            cells.append("{:.1f} ± {:.1f}".format(*spread([100 * share for share in row["accuracies"]])))
-            for other in others:
-                pairs = zip(row["accuracies"], accuracies[row["task"], other], strict=True)
-                gap = "{:+.1f} ± {:.1f}".format(*spread([100 * (mine - theirs) for mine, theirs in pairs]))
-                cells.append("" if method == other else gap)
-        yield [*cells, ", ".join(f"{row['seconds']:.0f}" for row in of_tasks)]
+        methods: dict[str, list[Row]] = {}
+        for heading in head[1:-1]:
+            methods = by_task.get(heading, methods)
+            mine = methods[method][0]["accuracies"]
+            if heading in tasks:
+                cells.append("{:.1f} ± {:.1f}".format(*spread([100 * share for share in mine])))
+                continue
+            assert heading.startswith("minus ")
+            theirs = methods[heading.removeprefix("minus ")][0]["accuracies"]
+            gaps = [100 * (one - other) for one, other in zip(mine, theirs, strict=True)]
+            cells.append("" if theirs is mine else "{:+.1f} ± {:.1f}".format(*spread(gaps)))
+        yield [*cells, ", ".join(f"{by_task[task][method][0]['seconds']:.0f}" for task in tasks)]
 
 
 def critical_period(head: Cells) -> Iterator[Cells]:
@@ -189,7 +204,7 @@ def critical_period(head: Cells) -> Iterator[Cells]:
 
 
 def time_budget(name: str, head: Cells) -> Iterator[Cells]:
-    assert head[2:] == ["rate", "steps", "pruned", "training loss", "test accuracy", "over shuffle"]
+    assert head[1:] == ["method", "rate", "steps", "pruned", "training loss", "test accuracy", "over shuffle"]
     for budget, of_budget in by(results(name), "budget").items():
         methods = by(of_budget, "method")
         for method, own in methods.items():
@@ -207,14 +222,15 @@ def time_budget(name: str, head: Cells) -> Iterator[Cells]:
             ]
 
 
-def gradient_variance(_: Cells) -> Iterator[Cells]:
-    """A cell has the ratio without duplicates, and that with them."""
+def gradient_variance(head: Cells) -> Iterator[Cells]:
+    """`head` names the estimators. A cell has the ratio without duplicates, and that with them."""
     problems: dict[str, dict[str, list[str]]] = {}
     for figure, ratio in variance_ratios(results("gradient_variance")).items():
         problem, estimator = re.split(r"_r\d+_", figure)
-        problems.setdefault(problem, {}).setdefault(estimator, []).append(f"{ratio:.2f}")
+        problems.setdefault(problem, {}).setdefault(name_of(estimator), []).append(f"{ratio:.2f}")
     for problem, of_estimators in problems.items():
-        yield [name_of(problem), *map(", ".join, of_estimators.values())]
+        assert sorted(head[1:]) == sorted(of_estimators)
+        yield [name_of(problem), *(", ".join(of_estimators[estimator]) for estimator in head[1:])]
 
 
 TABLES: list[tuple[str, int, Callable[[Cells], Iterator[Cells]]]] = [
