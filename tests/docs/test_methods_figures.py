@@ -167,10 +167,10 @@ def multiplicative(head: Cells) -> Iterator[Cells]:
         yield [optimizer, *(f"{reached[rule]:.0f} %, {lowest[rule]:.4f}" for rule in head[1:])]
 
 
-def data_weights(head: Cells) -> Iterator[Cells]:
+def data_weights(name: str, head: Cells) -> Iterator[Cells]:
     """`head` names tasks, and behind each the methods that differences in it are from."""
     assert head[-1] == "seconds"
-    by_task = {name_of(task): by(own, "method") for task, own in by(results("data_weights"), "task").items()}
+    by_task = {name_of(task): by(own, "method") for task, own in by(results(name), "task").items()}
     tasks = [heading for heading in head if heading in by_task]
     for method in by_task[tasks[0]]:
         cells = [with_policy_as_code(method)]
@@ -245,7 +245,8 @@ TABLES: list[tuple[str, int, Callable[[Cells], Iterator[Cells]]]] = [
     ("| method | error |", 0, partial(cascading_sum, "cascading_sum")),
     ("| method | error |", 1, partial(cascading_sum, "cascading_sum_cifar10", more="cascading_sum_cifar10_clusters")),
     ("| optimiser |", 0, multiplicative),
-    ("| method | 20:1000 |", 0, data_weights),
+    ("| method | 20:1000 |", 0, partial(data_weights, "data_weights")),
+    ("| method | 20:1000 |", 1, partial(data_weights, "data_weights_mnist")),
     ("| hard examples |", 0, critical_period),
     ("| budget |", 0, partial(time_budget, "time_budget")),
     ("| budget |", 1, partial(time_budget, "time_budget_mnist")),
