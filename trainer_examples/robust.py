@@ -181,13 +181,21 @@ def mean(rows: list[Row], figure: str, method: str) -> float:
 
 
 def headline(rows: list[Row], slow: list[Row], sampled: list[Row]) -> dict[str, float]:
-    """At d / n = 10, margins of each optimiser against its own attack; what undivided steps and sampling come to."""
-    tenth = [row for row in rows if row["family"] == "synthetic, d/n = 10"]
-    figures: dict[str, float] = {}
-    short = {"gradient descent": "gd", "coordinate descent": "cd", "sign gradient descent": "signgd"}
-    for method, name in short.items():
-        figures[f"margin_{name}"] = mean(tenth, f"margin_{THEORY[method]}", method)
-    figures["margin_convolutional"] = mean(tenth, "margin_fourier_linf", "convolutional net")
+    """Margins of methods against their own attacks, of the synthetic family at d / n = 10 and of the pairs of images;
+    what undivided steps and sampling come to."""
+    short = {
+        "gradient descent": "gd", "coordinate descent": "cd", "sign gradient descent": "signgd",
+        "convolutional net": "convolutional",
+    }  # fmt: skip
+    families = {
+        "margin": [row for row in rows if row["family"] == "synthetic, d/n = 10"],
+        "margin_of_pairs": [row for row in rows if row["family"].startswith("pairs of ")],
+    }
+    figures = {
+        f"{figure}_{name}": mean(family, f"margin_{THEORY[method]}", method)
+        for figure, family in families.items()
+        for method, name in short.items()
+    }
     figures |= {f"undivided_{short[row['method']]}": float(np.mean(row["margins"])) for row in slow}
     longest = max(row["steps"] for row in sampled)
     for row in sampled:

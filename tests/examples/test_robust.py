@@ -40,7 +40,10 @@ def test_a_few_steps_of_everything(tmp_path, capsys):
     tenth = {row["method"]: row for row in trained if row["family"] == "synthetic, d/n = 10"}
     of_optimisers = {"gd": "gradient descent", "cd": "coordinate descent", "signgd": "sign gradient descent"}
     for short, method in of_optimisers.items():
-        assert written["headline"][f"margin_{short}"] == tenth[method][f"margin_{separators.THEORY[method]}"] > 0.4
+        figure = f"margin_{separators.THEORY[method]}"
+        assert written["headline"][f"margin_{short}"] == tenth[method][figure] > 0.4
+        of_pairs = [row[figure] for row in trained if row["family"] == "pairs of digits" and row["method"] == method]
+        assert written["headline"][f"margin_of_pairs_{short}"] == pytest.approx(sum(of_pairs) / len(of_pairs), rel=1e-3)
     assert "convolutional net" in capsys.readouterr().out
 
 
