@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,8 +105,9 @@ def _as_it_is(batch: Any) -> Any:
 
 def counted(loader: DataLoader[Any], column: str, epoch: int) -> Iterator[int]:
     """Numbers of examples of the batches of an epoch."""
-    with suppress(AttributeError):
-        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+    set_epoch = getattr(loader.dataset, "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(epoch)
     for batch in loader:
         yield len(batch[column])
 
