@@ -13,7 +13,7 @@ from dataclasses import asdict
 import grpc
 
 from sampler_client._pb import sampler_pb2 as pb
-from sampler_service.errors import Busy, ConfigError, SamplerError
+from sampler_service.errors import Busy, ConfigError, SamplerError, Unavailable
 from sampler_service.leases import run_of
 from sampler_service.replies import Taken
 from sampler_service.rpc.ahead import read_ahead
@@ -250,7 +250,8 @@ def _hello(inbox: Inbox) -> pb.BatchRequest:
     try:
         hello = inbox.get(timeout=HELLO_S)
     except queue.Empty:
-        raise ConfigError(f"a batch stream must begin with hello; none came within {HELLO_S:g} s") from None
+        # A trainer that was held up, which may try again, and no mistake of its own.
+        raise Unavailable(f"a batch stream must begin with hello; none came within {HELLO_S:g} s") from None
     if hello is None or hello.WhichOneof("request") != "hello":
         raise ConfigError("the first request of a batch stream must be hello")
     return hello

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 
 import sampler_client as sampler
 from sampler_client.session import Session
+from sampler_service.rpc import batches
 from sampler_service.service import InProcessService
 from tests.client.conftest import BATCH, QUICK, STEPS, N
 
@@ -229,3 +231,19 @@ def test_what_is_done_arrives_although_the_stream_broke_after_the_last_batch(pro
     made.start_epoch(2, 0)
     assert len(list(iter(made.next, None))) == STEPS
     made.close()
+
+
+def test_a_trainer_whose_hello_comes_too_late_opens_its_stream_again(served, attach, monkeypatch):
+    hello, late = batches._hello, []
+
+    def first_is_late(inbox):
+        if not late:
+            late.append(inbox.get(timeout=5))
+            return hello(queue.Queue())  # nothing comes
+        return hello(inbox)
+
+    monkeypatch.setattr(batches, "HELLO_S", 1.0)
+    monkeypatch.setattr(batches, "_hello", first_is_late)
+    loader = attach(served.address)
+    assert sorted(ids_with(loader, 0, None)) == EVERYTHING
+    assert len(late) == 1

@@ -328,7 +328,7 @@ def test_streams_without_hello_leave_threads_for_control_calls_and_end(monkeypat
                 codes[caught.value.code()] += 1
                 stream.half_close()
             assert codes == {
-                grpc.StatusCode.INVALID_ARGUMENT: 1 + SPARE_STREAMS,  # no hello came in time
+                grpc.StatusCode.UNAVAILABLE: 1 + SPARE_STREAMS,  # no hello came in time
                 grpc.StatusCode.RESOURCE_EXHAUSTED: CONTROL_THREADS - SPARE_STREAMS,
             }
             stream = RawStream(channel, hello(raw_join(channel)), START)  # their places are free again
